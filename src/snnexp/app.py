@@ -1,0 +1,223 @@
+"""Hydra under a sub-command: where configs are searched, the schema, a saved run as a primary config, and errors in words."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from snnexp import config as configuration
+from snnexp.config import nearest
+from snnexp.errors import UserError
+from snnexp.rundir import RunDir, find_run
+
+HYDRA_VERSION_BASE = "1.3"
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
+
+
+@dataclass
+class CommandLine:
+    """Settings and flags of a command line, apart: Hydra's parser wants all settings together."""
+
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    config_dirs: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        """True if the command line asks for a sweep."""
+        return any(flag in ("-m", "--multirun") for flag in self.flags)
+
+
+def read_command_line(argv: list[str]) -> CommandLine:
+    """Sort a command line into settings, flags and config directories."""
+    line, words = CommandLine(), iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            line.config_dirs.append(value or next(words, ""))
+        elif word in FLAGS_WITH_VALUE:
+            line.flags.append(word)
+            if (value := next(words, None)) is not None:
+                optional = word in ("--info", "-i") and ("=" in value or value.startswith("-"))
+                (line.overrides if optional and "=" in value else line.flags).append(value)
+        elif word.startswith("-"):
+            line.flags.append(word)
+        else:
+            # A listed group needs no plus; with one, Hydra refuses it.
+            line.overrides.append(word[1:] if word.startswith("+") and name[1:] in configuration.GROUPS else word)
+    return line
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    """True if the command line asks for help."""
+    return any(word in ("--help", "-h") for word in argv)
+
+
+def run_argument(argv: list[str]) -> str | None:
+    """The word that names a run: what exists as a path, even with `=` in its name, or the first word that is no setting and no flag."""
+    line = read_command_line(argv)
+    existing = [word for word in line.overrides if Path(word).expanduser().exists()]
+    return next(iter(existing + [word for word in line.overrides if "=" not in word and not word.startswith("~")]), None)
+
+
+def take_run(command: str, argv: list[str]) -> tuple[RunDir, Path | None, list[str]]:
+    """The run that a command line names, its checkpoint if it names one, and the rest of the line.
+
+    Raises: UserError if it names none.
+    """
+    word = run_argument(argv)
+    if word is None:
+        raise UserError(f"{command} which run? snnexp {command} RUN [KEY=VALUE ...]; `snnexp runs` lists them.")
+    run, checkpoint = find_run(word)
+    rest = list(argv)
+    rest.remove(word)
+    return run, checkpoint, rest
+
+
+class SearchPath(SearchPathPlugin):
+    """Puts the user's config directories in front of ours: --config-dir first, then packages with a `snnexp.conf` entry point."""
+
+    in_front: list[str] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra when it makes its search path."""
+        packages = [f"pkg://{entry.value.replace(':', '.')}" for entry in entry_points(group="snnexp.conf")]
+        for path in reversed(self.in_front + packages):
+            search_path.prepend("snnexp", path, anchor=SearchPathQuery(provider="main"))
+
+
+def conf_dir() -> Path:
+    """Our config directory: inside the package when installed from a wheel, beside src/ in a checkout."""
+    package = Path(find_spec("snnexp").origin).parent
+    inside = package / "conf"
+    return inside if (inside / "train.yaml").exists() else package.parents[1] / "conf"
+
+
+def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: RunDir | None = None, schema: type | None = None) -> None:
+    """Compose the config of `command` and call `job` with it, once or once per point of a sweep.
+
+    Raises: UserError for a command line or config that does not compose.
+    """
+    line = read_command_line(argv)
+    for directory in line.config_dirs:
+        if not Path(directory).is_dir():
+            raise UserError(f"--config-dir {directory}: no such directory.")
+    SearchPath.in_front = [f"file://{Path(directory).resolve()}" for directory in line.config_dirs]
+    Plugins.instance().register(SearchPath)
+    store = ConfigStore.instance()
+    store.store("schema", schema or configuration.TrainConfig)
+    if saved is not None:
+        store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig))
+
+    sys.argv = [f"snnexp {command}", *line.overrides, *line.flags]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=command, version_base=HYDRA_VERSION_BASE)(job)()
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(in_words(error, command, line)) from error
+    except SystemExit as leaving:
+        if leaving.code:
+            raise
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def saved_config(run: RunDir, schema: type) -> DictConfig:
+    """The unresolved configuration in force in a run, typed; keys that its user added stay."""
+    path = unresolved_config(run)
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    config = OmegaConf.structured(schema)
+    with open_dict(config):
+        try:
+            return OmegaConf.merge(config, saved)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path} is not a configuration of this version: {str(error).splitlines()[0]}") from error
+
+
+def unresolved_config(run: RunDir) -> Path:
+    """The newest of .hydra/config.yaml and resumes/<N>/config.yaml."""
+    resumes = [path for path in run.resumes.glob("*/config.yaml") if path.parent.name.isdigit()]
+    return max(resumes, key=lambda path: int(path.parent.name)) if resumes else run.hydra / "config.yaml"
+
+
+def refuse_groups(argv: list[str], groups: tuple[str, ...], reason: str) -> None:
+    """Refuse to choose another option of a group that a saved run has fixed.
+
+    Raises: UserError.
+    """
+    for word in argv:
+        name = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if name in groups and "=" in word:
+            raise UserError(f"{word}: {reason}")
+
+
+def in_words(error: Exception, command: str, line: CommandLine) -> str:
+    """What was wrong with a command line or config, and the nearest right word."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes))
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        return f"there is no key {key!r}.{nearest_key(key, command, line)} (+{key}=... adds a key of your own.)"
+    if match := re.search(r"Could not find '([^']+)'(?:\s+Available options in '([^']+)':\s+((?:\t?\S+\n?\s*?)+?))?(?:Config search path|\Z)", text):
+        group, _, option = match[1].rpartition("/")
+        options = [word for word in (match[3] or "").split() if word]
+        if options:
+            return f"{group}={option}: there is no such option; there are {', '.join(options)}.{nearest(option, options)}"
+    if match := re.search(r"Error merging override (\S+)", text):
+        reason = next((part.splitlines()[0] for part in text.split("\n") if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
+        return f"{match[1]}: {reason or text.splitlines()[-1]}."
+    if "mismatched input" in text or "missing EQUAL" in text or "no viable alternative" in text or "token recognition" in text:
+        wrong = [word for word in line.overrides if "=" not in word and not word.startswith("~")]
+        return f"{wrong[0]!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]
+    if "add --multirun" in text:
+        word = next((w for w in line.overrides if "," in w), "")
+        return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"
+    return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
+
+
+def nearest_key(key: str, command: str, line: CommandLine) -> str:
+    """' Did you mean X?' over the keys of the config that the rest of the command line composes."""
+    good = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            keys = list(_keys(hydra.compose(command, overrides=good)))
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    if key in keys:
+        return ""
+    parent, _, last = key.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    if hint := nearest(last, siblings):
+        return hint.replace("'" + hint.split("'")[1] + "'", "'" + ".".join(filter(None, [parent, hint.split("'")[1]])) + "'")
+    ends = [k for k in keys if k.rpartition(".")[2] == last]
+    return f" Did you mean {ends[0]!r}?" if ends else nearest(key, keys)
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Any:
+    for name in config:
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from _keys(node, f"{prefix}{name}.")

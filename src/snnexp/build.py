@@ -1,0 +1,234 @@
+"""From a configuration to objects: the only place that does so."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from snnexp import config as configuration
+from snnexp.config import TrainConfig
+from snnexp.data.sampler import TrainBatches, loader, pool
+from snnexp.engine import checkpoint
+from snnexp.engine.distributed import Ranks, choose_device
+from snnexp.engine.ema import MovingAverage
+from snnexp.engine.precision import Precision, resolve
+from snnexp.engine.state import State, seed_everything
+from snnexp.engine.terminal import Terminal
+from snnexp.errors import UserError
+from snnexp.loggers.jsonl import MetricsLog
+from snnexp.models.neurons import lif_implementation
+from snnexp.rundir import RunDir, find_run
+
+
+@dataclass
+class Experiment:
+    """All the objects of a run, on one rank."""
+
+    run: RunDir
+    settings: dict[str, Any]  # config.json
+    config: TrainConfig  # its top level, typed
+    ranks: Ranks
+    terminal: Terminal
+    data: Any
+    task: Any
+    model: nn.Module  # the weights
+    net: nn.Module  # what the training step calls: the model, compiled or under DDP if asked for
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    ema: MovingAverage | None
+    train_batches: TrainBatches
+    train_loader: DataLoader
+    metrics: MetricsLog | None  # on the main rank
+    loggers: list[Any] = field(default_factory=list)
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric by which the best epoch is chosen."""
+        return (self.config.monitor or self.task.monitor).removeprefix("Val/")
+
+    @property
+    def mode(self) -> str:
+        """Whether a larger (max) or a smaller (min) value of it is better."""
+        return self.task.modes[self.monitor]
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def neuron_implementation(self) -> str:
+        """Which implementation of the LIF runs on this device."""
+        return lif_implementation(self.ranks.device, self.config.compile)
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
+        """Gradients cross between ranks only with the last batch of an optimizer step."""
+        return nullcontext() if last or not isinstance(self.net, DistributedDataParallel) else self.net.no_sync()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model carries its moving average inside the context, if the run keeps one."""
+        with self.ema.applied(self.model) if self.ema else nullcontext():
+            yield
+
+    def start_loggers(self, state: State) -> None:
+        """Cut the logs at the state and open them to go on from there."""
+        if not self.ranks.main:
+            return
+        self.metrics.truncate(state.metrics_offset)
+        if self.settings["logger"].get("_target_"):
+            logger = instantiate(self.settings["logger"], self.config.trust, run_dir=self.run.root, first_epoch=state.epoch + 1)
+            logger.hparams(self.settings)
+            self.loggers = [logger]
+
+    def close(self) -> None:
+        """Close logs and loggers."""
+        for logger in self.loggers:
+            logger.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+
+def instantiate(node: dict[str, Any], trust: list[str] | None = None, **context: Any) -> Any:
+    """The object a config node describes; `context` fills the constructor's parameters that the node leaves null or out.
+
+    Raises: UserError if the target is not there or not trusted.
+    """
+    target = configuration.locate(node["_target_"], trust)
+    given = {name: value for name, value in node.items() if name != "_target_"}
+    accepted = configuration.parameters(target)
+    for name, value in context.items():
+        if name in accepted and given.get(name) is None:
+            given[name] = value
+    return target(**given)
+
+
+def data(settings: dict[str, Any], **context: Any) -> Any:
+    """The data set of a run."""
+    return instantiate(settings["dataset"], settings["trust"], **context)
+
+
+def model(settings: dict[str, Any], data: Any) -> nn.Module:
+    """The model of a run, with the shape that its data ask for."""
+    built = instantiate(
+        settings["model"], settings["trust"], in_channels=data.shape[-3], num_classes=len(data.classes), size=data.shape[-1]
+    )
+    return built.to(memory_format=torch.channels_last) if settings["channels_last"] else built
+
+
+def task(settings: dict[str, Any]) -> Any:
+    """The task of a run.
+
+    Raises: UserError if `monitor` is not one of its metrics.
+    """
+    built = instantiate(settings["task"], settings["trust"])
+    monitor = settings["monitor"]
+    if monitor is not None and monitor.removeprefix("Val/") not in built.modes:
+        raise UserError(f"monitor={monitor}: not a metric of this task; allowed: {', '.join(f'Val/{name}' for name in built.modes)}.")
+    return built
+
+
+def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
+    """Prepare the data and try the model's shapes and the precision, so that input at fault is refused before a run exists.
+
+    `trust=None` is for a configuration that the user has just composed. Raises: UserError.
+    """
+    settings = settings | {"trust": trust}
+    its_data = data(settings)
+    task(settings)
+    with torch.device("meta"):
+        model(settings, its_data)
+    device = choose_device(settings["device"])
+    resolve(settings["precision"], device)
+    if settings["sync_bn"] and device.type != "cuda":
+        raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
+    for group in ("optimizer", "scheduler", "logger"):
+        if settings[group].get("_target_"):
+            configuration.locate(settings[group]["_target_"], trust)
+
+
+def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Terminal) -> Experiment:
+    """Everything a run needs to train, newly made; the loop restores what a checkpoint holds."""
+    config = configuration.top_level(settings)
+    set_determinism(config.deterministic)
+    its_data, its_task = data(settings), task(settings)
+    seed_everything(config.seed, rank=0)  # every rank builds the same weights
+    its_model = model(settings, its_data).to(ranks.device)
+    if config.init_from is not None and not run.checkpoint("latest").exists():
+        transfer(its_model, config.init_from, terminal)
+    if config.sync_bn:
+        its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
+        functional.invalidate_reset_cache(its_model)
+
+    optimizer = instantiate(settings["optimizer"], config.trust, params=its_model.parameters())
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    precision = resolve(config.precision, ranks.device)
+    indices = pool(its_data.splits["train"], config.limit_train)
+    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world)
+    if not len(batches):
+        raise UserError(f"{len(indices)} training samples are fewer than the {ranks.world} processes; use fewer devices.")
+    return Experiment(
+        run=run,
+        settings=settings,
+        config=config,
+        ranks=ranks,
+        terminal=terminal,
+        data=its_data,
+        task=its_task,
+        model=its_model,
+        net=training_form(its_model, config, ranks),
+        optimizer=optimizer,
+        schedule=instantiate(settings["scheduler"], config.trust),
+        precision=precision,
+        scaler=precision.scaler(),
+        ema=MovingAverage(its_model, config.ema) if config.ema is not None else None,
+        train_batches=batches,
+        train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda"),
+        metrics=MetricsLog(run.metrics_log) if ranks.main else None,
+    )
+
+
+def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    """The model as the training step calls it: compiled if asked for, under DDP if there are other ranks."""
+    net = torch.compile(model) if config.compile else model
+    if ranks.world > 1:
+        net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
+    return net
+
+
+def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
+    """Load the weights of another run or file where name and shape agree, and say what was left out.
+
+    Raises: UserError if nothing fits.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        run, _ = find_run(source)
+        path = run.checkpoint("best") if run.checkpoint("best").exists() else run.checkpoint("latest")
+    weights = checkpoint.load_weights(path)
+    own = model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
+    model.load_state_dict(fitting, strict=False)
+    left = [name for name in own if name not in fitting]
+    terminal.say(f"Weights from {path}: {len(fitting)} of {len(own)} entries" + (f"; left as initialised: {', '.join(left[:6])}." if left else "."))
+
+
+def set_determinism(wanted: bool) -> None:
+    """Choose deterministic kernels only; the workspace setting must be there before CUDA starts."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted

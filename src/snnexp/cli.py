@@ -1,0 +1,85 @@
+"""argv -> command. Only the standard library is imported here, so that `snnexp --help` answers in a blink."""
+
+import os
+import sys
+
+COMMANDS = {
+    "train": "compose, train, test; a new run directory        snnexp train model=vggsnn T=10",
+    "resume": "exact continuation of a run in its directory      snnexp resume RUN epochs=200",
+    "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
+    "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
+    "data": "fetch, verify and prepare a data set              snnexp data dataset=cifar10_dvs",
+}
+TAKES_RUN = ("resume", "evaluate")
+
+COMMAND_LIST = "\n  ".join(f"snnexp {name:<9} {text}" for name, text in COMMANDS.items())
+
+HELP = f"""snnexp: train, resume and judge spiking neural networks.
+
+  {COMMAND_LIST}
+
+RUN is a run directory, or a checkpoint file in one. Settings are KEY=VALUE and come in any order.
+  snnexp COMMAND --help          every key and option of a command
+  snnexp train --cfg job         show the configuration without running
+  snnexp train -m lr=1e-3,1e-2   sweep
+  eval "$(snnexp -sc install=bash)"   completion of commands, keys and options (also zsh, fish)
+Exit codes: 0 done; 1 the run failed; 2 a wrong command line, configuration or input; 128+N stopped by signal N after saving."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Do what a command line says; the exit code."""
+    try:
+        return dispatch(argv)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: snnexp train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def dispatch(argv: list[str]) -> int:
+    """Choose the command; its mistakes become one message and an exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if argv[0] == "--version":
+        from snnexp import __version__
+
+        print(f"snnexp {__version__}")
+        return 0
+    from snnexp.errors import RunFailed, UserError
+
+    try:
+        if argv[0] in ("-sc", "--shell-completion"):
+            from snnexp.completion import complete
+
+            return complete(argv[1:])
+        command, rest = argv[0], argv[1:]
+        if command not in COMMANDS:
+            import difflib
+
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{command!r} is not a command: {', '.join(COMMANDS)}.{hint}")
+        if command == "runs":
+            from snnexp.commands import runs
+
+            return runs.run(rest)
+        from importlib import import_module
+
+        return import_module(f"snnexp.commands.{command}").run(rest)
+    except UserError as error:
+        print(f"snnexp: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"snnexp: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

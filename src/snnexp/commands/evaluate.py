@@ -1,0 +1,107 @@
+"""snnexp evaluate RUN: a checkpoint on a split, written to RUN/evaluations/<stamp>/."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from snnexp import app, config
+from snnexp.errors import UserError
+from snnexp.rundir import RunDir, now, read_json, write_json
+
+FIXED = ("model", "dataset", "task", "optimizer", "scheduler", "experiment", "debug")
+
+
+def run(argv: list[str]) -> int:
+    """Judge the run that the command line names."""
+    if app.asks_for_help(argv) and app.run_argument(argv) is None:
+        print(
+            "snnexp evaluate RUN [checkpoint=best|latest|final|epoch<N>|PATH] [split=train|val|test|all] [data_dir=ELSEWHERE]:\n"
+            "judge a checkpoint; ELSEWHERE holds other data of the same kind, prepared with the run's own statistics."
+        )
+        return 0
+    source, checkpoint, argv = app.take_run("evaluate", argv)
+    app.refuse_groups(argv, FIXED, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
+    app.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
+    return 0
+
+
+def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
+    """Load, judge, write."""
+    from snnexp import build
+    from snnexp.engine import allocator, checkpoint
+    from snnexp.engine.distributed import Ranks, choose_device
+    from snnexp.engine.evaluation import evaluate
+    from snnexp.engine.precision import resolve
+    from snnexp.engine.results import write_predictions
+    from snnexp.engine.restart import load_weights
+    from snnexp.engine.terminal import Terminal
+
+    before = read_json(run.config)
+    settings = config.finish(cfg, before["choices"])
+    path = given or checkpoint_path(run, settings["checkpoint"])
+    saved = checkpoint.load(path)
+    allocator.keep_memory()
+    build.set_determinism(settings["deterministic"])
+    ranks = Ranks(0, 1, choose_device(settings["device"]))
+    data, task = build.data(settings), build.task(settings)
+    data.load_state_dict(saved["data"])
+    model = build.model(settings, data).to(ranks.device)
+    load_weights(model, checkpoint.weights(saved), path)
+
+    splits = list(data.splits) if settings["split"] == "all" else [settings["split"]]
+    if unknown := [split for split in splits if not data.splits.get(split)]:
+        raise UserError(f"split={unknown[0]}: these data have {', '.join(f'{name} ({n})' for name, n in data.splits.items() if n)}.")
+    terminal, precision = Terminal(None, main=True), resolve(settings["precision"], ranks.device)
+    folder = claim_stamp(run)
+    for split in splits:
+        with terminal.bar(split, data.splits[split]) as bar:
+            judged = evaluate(
+                model,
+                task,
+                data,
+                split,
+                batch_size=settings["batch_size"],
+                ranks=ranks,
+                precision=precision,
+                workers=settings["workers"],
+                limit=settings["limit_val"],
+                on_batch=bar.advance,
+            )
+        write_predictions(folder, split, judged)
+        report: dict[str, Any] = {
+            "run": str(run.root),
+            "checkpoint": path.name,
+            "epoch": saved["epoch"],
+            "split": split,
+            "samples": len(judged.true),
+            "metrics": judged.metrics,
+            "protocol": data.protocol,
+            "data": settings["dataset"].get("root"),
+            "seed": settings["seed"],
+            "precision": precision.name,
+            "when": now(),
+        }
+        write_json(folder / f"{split}.json", report)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
+        terminal.say(f"{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}")
+    terminal.say(f"{data.protocol}\n{folder}")
+
+
+def checkpoint_path(run: RunDir, name: str) -> Path:
+    """The checkpoint of a run that `name` means: best, latest, final, epoch<N>, or a path."""
+    elsewhere = Path(name).expanduser()
+    return elsewhere if elsewhere.is_file() else run.checkpoint(name)
+
+
+def claim_stamp(run: RunDir) -> Path:
+    """A new directory for an evaluation, named by the time."""
+    for attempt in range(1, 1000):
+        stamp = time.strftime("%Y%m%d_%H%M%S") + (f"_{attempt}" if attempt > 1 else "")
+        try:
+            (run.evaluations / stamp).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run.evaluations / stamp
+    raise UserError(f"{run.evaluations}: too many evaluations in one second.")

@@ -1,0 +1,252 @@
+"""The samples of a data set on disk, prepared once: compact integers in one memory-mapped file beside what made them.
+
+<root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W]
+images
+                   labels.npy    int64 [M]
+                   sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of its values
+                   meta.json     settings and sources (name, bytes) that made it, shape, type, notes
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from snnexp.data.lock import lock
+from snnexp.data.progress import progress
+from snnexp.errors import UserError
+
+FORMAT = 1
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+Notes = dict[str, Any]
+# Yields (samples [k, ...] of any integer type, labels [k]); may write into the notes, which are kept with the entry.
+Produce = Callable[[Notes], Iterable[tuple[np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prepared data set: `samples` is memory-mapped, read-only and shared by all processes of a machine."""
+
+    directory: Path
+    samples: np.ndarray
+    labels: np.ndarray
+    sums: np.ndarray
+    notes: Notes
+
+
+def prepared(
+    root: Path,
+    settings: dict[str, Any],
+    sources: list[tuple[str, int]],
+    count: int | None,
+    shape: tuple[int, ...],
+    produce: Produce,
+    title: str,
+) -> Entry:
+    """The entry that `settings` and `sources` (name, bytes) make, found in `root`/cache or made there by `produce`.
+
+    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`. An entry is
+    made in a directory of its own and renamed when it is whole and on the disk; an entry that is not whole, or says it
+    was made from something else, is made again. Processes that want the same entry wait for the first one.
+
+    Raises: UserError if the disk is full or the directory cannot be written.
+    """
+    made_from = {"format": FORMAT, "settings": settings, "sources": [list(source) for source in sources]}
+    text = json.dumps(made_from, sort_keys=True, separators=(",", ":"))
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    cache = root / "cache"
+    directory = cache / key
+    made_from = json.loads(text)
+    entry = opened(directory, made_from, count, shape)
+    if entry is not None:
+        return entry
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with lock(cache / f"{key}.lock", title):
+            entry = opened(directory, made_from, count, shape)
+            if entry is None:
+                build(directory, made_from, count, shape, produce, title)
+                entry = opened(directory, made_from, count, shape)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise UserError(
+                f"No space left while preparing {title} in "
+                f"{cache}{f' (needed: {mebibytes(count, shape)} MiB)' if count else ''}. "
+                "Nothing unfinished was left there. Make room, or put the data on another disk (data_dir=DIR)."
+            ) from error
+        if error.errno in NOT_WRITABLE:
+            raise UserError(
+                f"{title} must be prepared once in {cache}, which cannot be written ({error.strerror}). Make {root} "
+                "writable, or "
+                "make a directory of your own that links to the files in it, and name that one (data_dir=DIR, or "
+                "dataset.root=DIR)."
+            ) from error
+        raise
+    if entry is None:
+        raise UserError(f"{directory} was prepared but cannot be read back; is another program writing there?")
+    return entry
+
+
+def opened(directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
+    """The entry in a directory, or None if it is missing, not whole or not made from these settings and sources."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        if {name: meta[name] for name in made_from} != made_from:
+            return None
+        # NumPy maps a file only if it is as long as its header says, so that a cut one is found here.
+        samples = np.load(directory / "samples.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(directory / "labels.npy", allow_pickle=False)
+        sums = np.load(directory / "sums.npy", allow_pickle=False)
+        notes = meta["notes"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    number = len(labels) if count is None else count
+    whole = (
+        samples.shape == (number, *shape)
+        and str(samples.dtype) == meta.get("dtype")
+        and samples.dtype in (np.uint8, np.uint16)
+    )
+    whole = whole and labels.shape == (number,) and labels.dtype == np.int64 and sums.shape == (number, 2, shape[-3])
+    return Entry(directory, samples, labels, sums, notes) if whole else None
+
+
+def build(
+    directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...], produce: Produce, title: str
+) -> None:
+    """Makes an entry beside its final place and moves it there; what other attempts left is swept away (the lock is
+    held)."""
+    cache = directory.parent
+    for left_over in cache.glob(f".building-{directory.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    if count and shutil.disk_usage(cache).free < count * int(np.prod(shape)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
+    building = Path(tempfile.mkdtemp(prefix=f".building-{directory.name}-", dir=cache))
+    try:
+        notes: Notes = {}
+        with progress(f"Preparing {title}", count, "samples") as advance:
+            dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), advance)
+        for name, array in (("labels.npy", labels), ("sums.npy", sums)):
+            with open(building / name, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+                to_disk(file)
+        meta = {**made_from, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
+        with open(building / "meta.json", "wb") as file:
+            file.write(json.dumps(meta, indent=1).encode())
+            to_disk(file)
+        building.chmod(0o755)  # mkdtemp's 0700 would shut other users of a shared disk out
+        move(building, directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_samples(
+    path: Path,
+    count: int | None,
+    shape: tuple[int, ...],
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    advance: Callable[[int], None],
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """Writes the samples as they come, as uint8 until one does not fit; returns the type's name, labels [M] and sums
+    [M, 2, C].
+
+    Written as a file, not through a memory map: on a full disk a map dies of SIGBUS, a file says so.
+    """
+    dtype = np.dtype(np.uint8)
+    file = start(path, dtype, (0, *shape))
+    labels: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    sums: list[np.ndarray] = [np.empty((0, 2, shape[-3]))]
+    done = 0
+    try:
+        for samples, block_labels in blocks:
+            if samples.shape != (len(block_labels), *shape):
+                raise ValueError(f"got samples {samples.shape} for {len(block_labels)} labels; expected {shape} each")
+            highest, lowest = (int(samples.max()), int(samples.min())) if len(samples) else (0, 0)
+            if lowest < 0 or highest > 65535:
+                raise UserError(
+                    f"A frame of sample {done} or after holds the value {lowest if lowest < 0 else highest}; stored "
+                    "are 0 to 65535. "
+                    "More frames (T) or a finer dataset.size lower the counts."
+                )
+            if highest > 255 and dtype == np.uint8:
+                dtype = np.dtype(np.uint16)
+                file = widened(file, path, dtype, (0, *shape))
+            file.write(np.ascontiguousarray(samples, dtype=dtype).data)
+            values = samples.reshape(len(samples), -1, *shape[-3:]).astype(np.float64)
+            sums.append(np.stack([values.sum(axis=(1, 3, 4)), np.square(values).sum(axis=(1, 3, 4))], axis=1))
+            labels.append(np.asarray(block_labels, dtype=np.int64))
+            done += len(samples)
+            advance(len(samples))
+        if count is not None and done != count:
+            raise ValueError(f"got {done} samples; expected {count}")
+        # Only now is the number known; NumPy pads the header so that any number fits its place.
+        file.seek(0)
+        write_header(file, dtype, (done, *shape))
+        to_disk(file)
+    finally:
+        file.close()
+    return str(dtype), np.concatenate(labels), np.concatenate(sums)
+
+
+def start(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+    file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+    write_header(file, dtype, shape)
+    return file
+
+
+def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def widened(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+    """Starts the file again with a wider type and copies what it held."""
+    file.close()
+    narrow = path.with_suffix(".narrow")
+    path.rename(narrow)
+    wide = start(path, dtype, shape)
+    with open(narrow, "rb") as source:
+        np.lib.format.read_magic(source)
+        np.lib.format.read_array_header_1_0(source)
+        while chunk := source.read(1 << 24):
+            wide.write(np.frombuffer(chunk, dtype=np.uint8).astype(dtype).data)
+    narrow.unlink()
+    return wide
+
+
+def to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def move(building: Path, directory: Path) -> None:
+    """Renames a finished entry to its place; whatever unusable thing lies there goes, a directory that is not empty
+    refuses a rename."""
+    if directory.is_symlink() or directory.is_file():
+        directory.unlink()
+    elif directory.exists():
+        stale = Path(tempfile.mkdtemp(prefix=f".building-{directory.name}-stale-", dir=directory.parent))
+        os.rename(directory, stale / "entry")
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        os.rename(building, directory)
+    except OSError as error:
+        # Without locks (some network disks) another process may have finished the same entry first: its samples are
+        # ours.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def mebibytes(count: int, shape: tuple[int, ...]) -> int:
+    return int(np.ceil(count * np.prod(shape) / 2**20))

@@ -1,0 +1,126 @@
+"""cifar10_dvs: CIFAR10-DVS, 10,000 recordings of a DVS128 before a screen that moves CIFAR-10 images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snnexp.data.augment import Augmentation
+from snnexp.data.cache import Notes, prepared
+from snnexp.data.download import fetch
+from snnexp.data.events import DVS128, check_framing, parse_aedat2
+from snnexp.data.files import File, in_folder, in_zip
+from snnexp.data.labelled import LabelledSamples
+from snnexp.data.recordings import framed
+from snnexp.data.splits import carve, published, sizes
+from snnexp.errors import MissingData
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class CIFAR10DVS(LabelledSamples):
+    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309), AEDAT 2.0, as T frames of `size` x `size`
+    cells.
+
+    Files, each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
+    `root`/download/<class>.zip, `root`/<class>.zip; zips are read in place. `download` fetches the missing zips.
+    Split: there is no official one. Of each class the first ceil(0.9 n) recordings by number are for training, the
+    rest is the test; `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
+    Shape of a sample [T, 2, size, size], counts. An event at pixel (x, y) of 128x128 falls into the cell
+    (floor(x * size / 128), floor(y * size / 128)).
+
+    Raises: MissingData if classes are missing, UserError for a damaged file or a framing that cannot be made.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        T: int,
+        size: int = 48,
+        seed: int = 0,
+        download: bool = False,
+        framing: str = "count",
+        flip: bool = True,
+        roll: int = 5,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        check_framing(T, (size, size), DVS128, framing)
+        root = Path(root)
+        if download:
+            fetch_missing(root)
+        files = [file for label in range(len(CLASSES)) for file in recordings(root, label)]
+        missing = [name for label, name in enumerate(CLASSES) if not any(file.label == label for file in files)]
+        if missing:
+            raise MissingData(
+                f"cifar10_dvs: {root} holds no recordings of {', '.join(missing)}. Fetch them with: snnexp data "
+                "dataset=cifar10_dvs. "
+                "Or get <class>.zip from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 by hand and "
+                "put it into "
+                f"{root / 'download'} (or unpacked: {root}/<class>/*.aedat), classes {', '.join(CLASSES)}."
+            )
+
+        def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            return framed(files, parse_aedat2, T, size, DVS128, framing)
+
+        entry = prepared(
+            root,
+            {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing},
+            [(file.name, file.bytes) for file in files],
+            len(files),
+            (T, 2, size, size),
+            produce,
+            "cifar10_dvs",
+        )
+        rows = {"train": [], "test": []}
+        for label in range(len(CLASSES)):
+            members = np.flatnonzero(entry.labels == label)
+            first = -(-9 * len(members) // 10)  # ceil(0.9 n), in whole numbers because 0.9 is none in binary
+            rows["train"].append(members[:first])
+            rows["test"].append(members[first:])
+        rows = {name: np.concatenate(of_class) for name, of_class in rows.items()}
+        rows["train"], rows["val"] = carve(
+            entry.labels, rows["train"], val_fraction, split_seed, "dataset.val_fraction"
+        )
+        super().__init__(
+            name="cifar10_dvs",
+            classes=CLASSES,
+            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
+            f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed "
+            f"{split_seed}; T={T} frames "
+            f"of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),
+            directory=root,
+            entry=entry,
+            rows=rows,
+            seed=seed,
+            augmentation=Augmentation(flip=flip, roll=roll),
+            centred=False,
+        )
+
+
+def recordings(root: Path, label: int) -> list[File]:
+    """The recordings of a class in the order of their numbers, from the first place that has any."""
+    name = CLASSES[label]
+    for folder in (root / name, root / "extract" / name):
+        if folder.is_dir() and (files := in_folder(folder, [".aedat"], label, name)):
+            return files
+    for archive in (root / "download" / f"{name}.zip", root / f"{name}.zip"):
+        if archive.is_file() and (files := in_zip(archive, [".aedat"], lambda _: label)):
+            return files
+    return []
+
+
+def fetch_missing(root: Path) -> None:
+    """Downloads the zip of every class that is nowhere yet; addresses and md5 are SpikingJelly's list of the published
+    files."""
+    missing = [name for label, name in enumerate(CLASSES) if not recordings(root, label)]
+    if not missing:
+        return
+    from spikingjelly.datasets.cifar10_dvs import CIFAR10DVS as published_files
+
+    for name, url, md5 in published_files.resource_url_md5():
+        if name.removesuffix(".zip") in missing:
+            fetch([url], root / "download" / name, md5)

@@ -1,0 +1,130 @@
+"""Fetching one file: resumed where it broke off, verified, and only then given its name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from snnexp.data.lock import lock
+from snnexp.data.progress import progress
+from snnexp.errors import MissingData, UserError
+
+ROUNDS = 3
+PAUSE_SECONDS = 2.0
+TIMEOUT_SECONDS = 30.0
+CHUNK = 1 << 18
+
+
+def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+    """Downloads `path` from the first of `urls` that answers, unless it is there; what came of it before is continued.
+
+    Until its md5 is right the file is called `<path>.part`. Processes that want the same file wait for the first one.
+
+    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5
+    or a full disk.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with lock(path.with_name(path.name + ".lock"), f"download of {path.name}"):
+            if path.exists():
+                return path
+            continued = part.exists()
+            receive_from_any(urls, part, path)
+            found = md5_of(part)
+            if found != md5 and continued:
+                # The beginning may have come from another version of the file: once again from byte 0.
+                part.unlink()
+                receive_from_any(urls, part, path)
+                found = md5_of(part)
+            if found != md5:
+                part.unlink()
+                raise UserError(
+                    f"{path.name} from {urls[0]} has md5 {found}, published is {md5}. It was not kept. Try again; "
+                    f"if that does not help, get the file by hand and put it at {path}."
+                )
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Make room or choose another directory "
+            "(data_dir=DIR); "
+            "what was fetched so far is kept and continued."
+        ) from error
+    return path
+
+
+def receive_from_any(urls: Sequence[str], part: Path, path: Path) -> None:
+    """Tries the addresses in turn, several rounds; every attempt continues what the one before it left."""
+    said = ""
+    for attempt in range(ROUNDS * len(urls)):
+        if attempt >= len(urls):
+            time.sleep(PAUSE_SECONDS)
+        url = urls[attempt % len(urls)]
+        try:
+            receive(url, part)
+            return
+        except urllib.error.HTTPError as error:
+            said = f"{url}: HTTP {error.code} {error.reason}"
+            if 400 <= error.code < 500 and error.code not in (408, 416, 429) and len(urls) == 1:
+                break
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            said = f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
+    have = part.stat().st_size if part.exists() else 0
+    raise MissingData(
+        f"{path.name} could not be fetched ({said}). {have} bytes are kept; the same command goes on from there. "
+        f"Or get the file by hand and put it at {path}."
+    )
+
+
+def receive(url: str, part: Path) -> None:
+    """Appends to `part` what is missing of `url`, or writes all of it where the server cannot give a part.
+
+    Raises: HTTPError, URLError, ConnectionError if the answer ends early.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "snnexp"} | ({"Range": f"bytes={have}-"} if have else {})
+    )
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if whole and int(whole[1]) == have:
+            return  # nothing is missing
+        part.unlink()
+        raise
+    with answer:
+        said_range = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        if have and not (answer.status == 206 and said_range and int(said_range[1]) == have):
+            if answer.status == 206:
+                part.unlink()
+                raise ConnectionError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
+            have = 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with open(part, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
+            advance(have)
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    got = part.stat().st_size
+    if total is not None and got < total:
+        raise ConnectionError(f"the connection ended at byte {got} of {total}")
+
+
+def md5_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,171 @@
+"""What every classification data set of this room is once prepared: samples on disk, labels, a split and a
+normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from snnexp.data.augment import Augmentation, place_augmented
+from snnexp.data.cache import Entry
+from snnexp.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class View(Dataset):
+    """One split of a data set; hands out whole batches, event frames as [T, N, C, H, W] and still images as [N, C, H,
+    W]."""
+
+    def __init__(self, entry: Entry, rows: np.ndarray, augmentation: Augmentation | None, seed: int) -> None:
+        self.samples = entry.samples
+        self.rows = rows
+        self.labels = entry.labels[rows]
+        self.augmentation = augmentation
+        self.seed = seed
+        self._file = entry.directory / "samples.npy"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch of `keys` = (epoch, index) pairs: x uint8 or uint16, y int64 [N]; the epoch moves the augmentation
+        only."""
+        epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
+        rows = self.rows[indices]
+        shape = self.samples.shape[1:]
+        shape = (shape[0], len(rows), *shape[1:]) if len(shape) == 4 else (len(rows), *shape)
+        x = np.empty(shape, dtype=self.samples.dtype)
+        if self.augmentation is not None:
+            place_augmented(x, self.samples, rows, self.augmentation, self.seed, epochs, indices)
+        else:
+            for n, row in enumerate(rows):
+                (x[:, n] if x.ndim == 5 else x[n])[...] = self.samples[row]
+        return torch.from_numpy(x), torch.from_numpy(self.labels[indices])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map pickles as all its bytes; a spawned worker maps the file again instead.
+        return {**self.__dict__, "samples": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.samples = np.load(self._file, mmap_mode="r", allow_pickle=False)
+
+
+class LabelledSamples:
+    """Samples with a class each, a split and a normalisation that comes from the training part only.
+
+    `centred`: normalisation subtracts the mean of each channel (still images) or leaves 0 at 0, where no event
+    happened, and only divides (event frames, by the root of the mean square). `mean` and `std` in units of the stored
+    integers replace the statistics of the data.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    protocol: str
+    directory: Path
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        classes: Sequence[str],
+        protocol: str,
+        directory: Path,
+        entry: Entry,
+        rows: dict[str, np.ndarray],
+        seed: int,
+        augmentation: Augmentation,
+        centred: bool,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.name = name
+        self.classes = tuple(classes)
+        self.shape = tuple(entry.samples.shape[1:])
+        self.protocol = protocol
+        self.directory = directory
+        self.entry = entry
+        self.rows = {split: np.asarray(rows[split], dtype=np.int64) for split in SPLITS}
+        self.seed = seed
+        self.augmentation = augmentation
+        self.centred = centred
+        channels = self.shape[-3]
+        for option, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != channels:
+                raise UserError(f"dataset.{option} has {len(values)} values; the data has {channels} channels.")
+        if std is not None and min(std) <= 0:
+            raise UserError(f"dataset.std is {list(std)}; all must be above 0.")
+        measured_mean, measured_std = self.statistics(self.rows["train"])
+        self.mean = torch.tensor(mean if mean is not None else measured_mean, dtype=torch.float32)
+        self.std = torch.tensor(std if std is not None else measured_std, dtype=torch.float32)
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of samples of train, val and test."""
+        return {split: len(self.rows[split]) for split in SPLITS}
+
+    def view(self, split: str, augment: bool = False) -> View:
+        """The samples of "train", "val", "test", or "all" three in this order.
+
+        Raises: UserError for another name.
+        """
+        if split not in (*SPLITS, "all"):
+            raise UserError(f"split is {split!r}; allowed are {', '.join(SPLITS)} and all.")
+        rows = np.concatenate([self.rows[part] for part in SPLITS]) if split == "all" else self.rows[split]
+        return View(self.entry, rows, self.augmentation if augment else None, self.seed)
+
+    def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch with x as normalised float32, (x - mean) / std per channel, on the device where it lies; y is
+        passed on."""
+        x, y = batch
+        if x.device not in self._on_device:
+            # (x - mean) / std as x * scale + offset, one pass over the batch.
+            scale, offset = (1 / self.std).view(-1, 1, 1), (-self.mean / self.std).view(-1, 1, 1)
+            self._on_device[x.device] = (scale.to(x.device), offset.to(x.device))
+        scale, offset = self._on_device[x.device]
+        x = x.to(torch.float32).mul_(scale)
+        return (x.add_(offset) if self.centred else x), y
+
+    def statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel over samples, frames and pixels, for `prepare`; 0 and 1 without
+        samples."""
+        channels = self.shape[-3]
+        total = len(rows) * int(np.prod(self.shape)) / channels
+        if total == 0:
+            return [0.0] * channels, [1.0] * channels
+        mean, square = self.entry.sums[rows].sum(axis=0) / total
+        if not self.centred:
+            mean = np.zeros_like(mean)
+        std = np.sqrt(np.maximum(square - mean**2, 0.0))
+        return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a constant channel stays as it is
+
+    def state_dict(self) -> dict[str, Any]:
+        """Classes and normalisation: what a checkpoint must keep to judge other data of the same kind."""
+        return {"classes": list(self.classes), "mean": self.mean.clone(), "std": self.std.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the normalisation of a run.
+
+        Raises: UserError if the run knows other classes or channels.
+        """
+        if list(state["classes"]) != list(self.classes):
+            raise UserError(
+                f"The run was trained on the classes {', '.join(state['classes'])}, but {self.name} in "
+                f"{self.directory} has "
+                f"{', '.join(self.classes)}. Give data with the same classes in the same order."
+            )
+        if state["mean"].shape != self.mean.shape:
+            raise UserError(
+                f"The run was trained on {len(state['mean'])} channels, but {self.name} in {self.directory} has "
+                f"{len(self.mean)}."
+            )
+        self.mean, self.std = state["mean"].float().cpu().clone(), state["std"].float().cpu().clone()
+        self._on_device.clear()

@@ -1,0 +1,113 @@
+"""nmnist: N-MNIST, MNIST before an ATIS sensor that makes three saccades."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snnexp.data.augment import Augmentation
+from snnexp.data.cache import Notes, prepared
+from snnexp.data.events import check_framing, parse_atis
+from snnexp.data.files import File, in_folder, in_zip
+from snnexp.data.labelled import LabelledSamples
+from snnexp.data.recordings import framed
+from snnexp.data.splits import divide, published, sizes
+from snnexp.errors import MissingData
+
+CLASSES = tuple("0123456789")
+SENSOR = (34, 34)
+MD5 = {"Train": "20959b8e626244a1b502305a9e6e2031", "Test": "69ca8762b2fe404d9b9bad1103e97832"}
+
+
+class NMNIST(LabelledSamples):
+    """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437), ATIS .bin files, as T frames of `size`
+    x `size` cells.
+
+    Files, for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
+    `root`/download/Train.zip, `root`/Train.zip. The archives cannot be fetched by a program.
+    Split: Test is the test; `val_fraction` of Train is the validation part. If there is no Test, `test_fraction` of
+    Train becomes the test first, and the protocol says so. If there is only Test, the data can be judged but not
+    trained on. Shape of a sample [T, 2, size, size], counts.
+
+    Raises: MissingData with instructions, UserError for a damaged file or a framing that cannot be made.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        T: int,
+        size: int = 34,
+        seed: int = 0,
+        download: bool = False,
+        framing: str = "count",
+        flip: bool = False,
+        roll: int = 2,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        check_framing(T, (size, size), SENSOR, framing)
+        root = Path(root)
+        of_part = {part: files for part in ("Train", "Test") if (files := recordings(root, part))}
+        if not of_part:
+            raise MissingData(
+                f"nmnist: {root} holds no recordings. They must be fetched by hand: from "
+                f"https://www.garrickorchard.com/datasets/n-mnist get Train.zip (md5 {MD5['Train']}) and Test.zip "
+                f"(md5 {MD5['Test']}), put both into {root / 'download'} as they are, or unpacked as "
+                f"{root}/Train/<0-9>/*.bin and "
+                f"{root}/Test/<0-9>/*.bin; then: snnexp data dataset=nmnist."
+            )
+        files = [file for part in of_part.values() for file in part]
+
+        def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            return framed(files, parse_atis, T, size, SENSOR, framing)
+
+        entry = prepared(
+            root,
+            {"data": "nmnist", "T": T, "size": size, "framing": framing},
+            [(file.name, file.bytes) for file in files],
+            len(files),
+            (T, 2, size, size),
+            produce,
+            "nmnist",
+        )
+        bounds = np.cumsum([0, *map(len, of_part.values())])
+        parts = {part.lower(): np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(of_part)}
+        rows, words = divide(entry.labels, parts, val_fraction, test_fraction, split_seed)
+        super().__init__(
+            name="nmnist",
+            classes=CLASSES,
+            protocol=f"nmnist: {sizes(rows)}; {words}; T={T} frames of equal {framing}, {size}x{size}"
+            + published({part: len(files) for part, files in of_part.items()}, {"Train": 60_000, "Test": 10_000}),
+            directory=root,
+            entry=entry,
+            rows=rows,
+            seed=seed,
+            augmentation=Augmentation(flip=flip, roll=roll),
+            centred=False,
+        )
+
+
+def recordings(root: Path, part: str) -> list[File]:
+    """The recordings of Train or Test by class and number, from the first place that has any."""
+    for folder in (root / part, root / "extract" / part):
+        files = [
+            file
+            for label, name in enumerate(CLASSES)
+            if (folder / name).is_dir()
+            for file in in_folder(folder / name, [".bin"], label, f"{part}/{name}")
+        ]
+        if files:
+            return files
+
+    def label_of(name: str) -> int | None:
+        folder = name.rsplit("/", 2)[-2:-1]
+        return CLASSES.index(folder[0]) if folder and folder[0] in CLASSES else None
+
+    for archive in (root / "download" / f"{part}.zip", root / f"{part}.zip"):
+        if archive.is_file() and (files := in_zip(archive, [".bin"], label_of)):
+            return files
+    return []

@@ -1,0 +1,53 @@
+"""How far a long preparation has come: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+SILENT_SECONDS = 2.0  # what is over sooner says nothing in a log
+LINE_SECONDS = 15.0
+
+
+class Advance(Protocol):
+    def __call__(self, by: int) -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Shows `title` with the share of `total` (None: not known) done on standard error; the function it gives is
+    called with every step forward."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda by: bar.advance(task, by)
+        return
+
+    of = f"/{total}" if total else ""
+    start = time.monotonic()
+    done, said = 0, start - LINE_SECONDS + SILENT_SECONDS
+
+    def line(by: int) -> None:
+        nonlocal done, said
+        done += by
+        now = time.monotonic()
+        if now - said >= LINE_SECONDS:
+            said = now
+            print(f"{title}: {done}{of} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
+
+    yield line
+    if time.monotonic() - start >= SILENT_SECONDS:
+        print(f"{title}: {done}{of} {unit}, done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

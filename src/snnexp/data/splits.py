@@ -1,0 +1,73 @@
+"""Splits by class that depend on a fixed seed only: never on the seed of a training, the order of a directory or the
+machine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snnexp.errors import UserError
+
+
+def carve(
+    labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, option: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides `rows` into (kept, carved): of every class round(`fraction` * n) rows are carved, drawn by (`seed`,
+    class).
+
+    Shapes: labels int64 [M], rows int64 [k] pointing into labels; both results ascend. A class of two rows or more
+    keeps one and gives one, unless the fraction is 0.
+
+    Raises: UserError if the fraction is not in [0, 1), naming the `option` that gave it.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"{option} is {fraction}; allowed is 0 to below 1.")
+    carved = []
+    for label in np.unique(labels[rows]):
+        members = rows[labels[rows] == label]
+        number = round(fraction * len(members))
+        if fraction > 0 and len(members) > 1:
+            number = min(max(number, 1), len(members) - 1)
+        carved.append(np.random.default_rng([seed, int(label)]).permutation(members)[:number])
+    taken = np.sort(np.concatenate(carved)) if carved else rows[:0]
+    return np.setdiff1d(rows, taken), taken
+
+
+def divide(
+    labels: np.ndarray, parts: dict[str, np.ndarray], val_fraction: float, test_fraction: float, seed: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Rows of train, val and test from the parts that a data set brings along, and words that say how they came about.
+
+    `parts` are rows called train, val and test (any of them), or "all" for an undivided set. A missing test part is
+    `test_fraction` of the training rows, a missing val part is `val_fraction` of what then remains; both stratified by
+    class. Without training rows nothing is carved: such data can only be judged.
+    """
+    rows = {name: np.sort(parts.get(name, np.empty(0, dtype=np.int64))) for name in ("train", "val", "test")}
+    given = [name for name in rows if name in parts]
+    words = [f"{' and '.join(given)} as given"] if given else []
+    if "all" in parts:
+        rows["train"] = np.sort(parts["all"])
+    if len(rows["train"]):
+        pool = "all" if "all" in parts else "train"
+        if "test" not in parts:
+            rows["train"], rows["test"] = carve(labels, rows["train"], test_fraction, seed, "dataset.test_fraction")
+            words.append(f"test is {test_fraction:.0%} of {pool}")
+        if "val" not in parts:
+            # Another seed than the test's, so that a class of equal number does not draw the same positions again.
+            rows["train"], rows["val"] = carve(labels, rows["train"], val_fraction, seed + 1, "dataset.val_fraction")
+            words.append(f"val is {val_fraction:.0%} of {'train' if pool == 'train' else 'the rest'}")
+        if len(words) > len(given[:1]):
+            words.append(f"stratified by class, split_seed {seed}")
+    return rows, ", ".join(words)
+
+
+def sizes(rows: dict[str, np.ndarray]) -> str:
+    """ "70 train / 15 val / 15 test"."""
+    return " / ".join(f"{len(rows[name])} {name}" for name in ("train", "val", "test"))
+
+
+def published(found: dict[str, int], original: dict[str, int]) -> str:
+    """Words for the protocol if the data at hand is not as large as the published one."""
+    if found == original:
+        return ""
+    there = ", ".join(f"{found.get(name, 0):,} of {number:,} {name}" for name, number in original.items())
+    return f"; NOT the published data ({there}): results cannot be compared with published ones"

@@ -1,0 +1,108 @@
+"""Checkpoint files: written whole or not at all, read without running any pickle."""
+
+import contextlib
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snnexp.errors import RunFailed, UserError
+
+REQUIRED = ("epoch", "step", "model", "state_dict", "args")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary file, flush it to disk, rename: a power cut leaves the old file or the new one.
+
+    Raises: RunFailed if the disk refuses; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+        raise RunFailed(
+            f"cannot write {path}: {error}\n{free:.0f} MiB are free there. Earlier checkpoints are unharmed: make room, then "
+            f"`snnexp resume {path.parent.parent}`."
+        ) from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, replacing what had it; a copy where the file system knows no links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunFailed(f"cannot write {target}: {error.strerror}. Earlier checkpoints are unharmed.") from error
+    os.replace(temporary, target)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises: UserError if the file is missing, damaged, holds anything but tensors and plain values, or is not one of ours.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or any(name not in content for name in REQUIRED):
+        found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is not a checkpoint of snnexp: it lacks some of {', '.join(REQUIRED)}; found: {found}.")
+    return content
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint of ours, or in a file that holds a bare state dict.
+
+    Raises: UserError if there are none.
+    """
+    content = _read(path)
+    found = weights(content) if isinstance(content, dict) and "state_dict" in content else content
+    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise UserError(f"{path} holds no weights: neither a checkpoint of snnexp nor a plain state dict.")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights by which a checkpoint is judged: the moving average if the run kept one."""
+    return content["ema"] if content.get("ema") else content["state_dict"]
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}. There is: {_listing(path.parent)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded, because a checkpoint never runs code.\n"
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}). There is: {_listing(path.parent)}") from error
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system lets a directory be opened; the rename itself is atomic
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _listing(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"

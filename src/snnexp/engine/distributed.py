@@ -1,0 +1,104 @@
+"""The processes of one run: who they are, and the few things they must agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from snnexp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run: its rank, their number, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """True on the one process that writes."""
+        return self.rank == 0
+
+    def agree(self, *flags: int) -> tuple[int, ...]:
+        """The largest value of each flag over the ranks, so that all take the same decision at the same step."""
+        if self.world == 1:
+            return flags
+        values = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return tuple(values.tolist())
+
+    def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Sums over the ranks, as numbers; one transfer from the device."""
+        if not sums:
+            return {}
+        values = torch.stack([value.double() for value in sums.values()]).cpu()
+        if self.world > 1:
+            dist.all_reduce(values)
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers (running statistics) of rank 0."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def barrier(self) -> None:
+        """Wait for the other ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def choose_device(requested: str, local_rank: int = 0) -> torch.device:
+    """The device of a process: `auto` takes CUDA where there is one.
+
+    Raises: UserError if the device is not there.
+    """
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(requested[5:] or 0) if requested.startswith("cuda:") else local_rank
+        if index >= count:
+            raise UserError(f"device={requested}: CUDA device {index} is not there ({count} found). Use device=cpu or fewer devices.")
+        return torch.device("cuda", index)
+    return torch.device(requested)
+
+
+@contextmanager
+def joined(requested_device: str) -> Iterator[Ranks]:
+    """This process's place in the run, from torchrun's environment; the process group lives as long as the context.
+
+    Control messages travel by gloo on the CPU and gradients by the device's own backend.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = choose_device(requested_device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Ranks(0, 1, device)
+        return
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) // local_world))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(rank, world, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,225 @@
+"""The training loop: read it from `train` downwards.
+
+One call trains what a run directory describes, from wherever its newest checkpoint stands to the test of its best epoch.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor
+
+from snnexp.build import Experiment
+from snnexp.engine import results
+from snnexp.engine.evaluation import Evaluation, evaluate, to_device
+from snnexp.engine.progress import Stopwatch
+from snnexp.engine.restart import restore, save, save_error
+from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.state import State
+from snnexp.errors import RunFailed
+
+
+def train(x: Experiment, stop: StopFlag) -> None:
+    """Train, validate, keep the best epoch, and test it once at the end.
+
+    Raises: Stopped after saving if a signal came; RunFailed if the loss is not finite or the disk is full.
+    """
+    state = restore(x)
+    results.announce(x, state)
+    try:
+        while not is_trained(x, state):
+            train_epoch(x, state, stop)
+            close_epoch(x, state, validate(x, state, stop))
+        test(x, state, stop)
+    except Stopped:
+        save(x, state, "latest", "interrupted")
+        raise
+    except Exception:
+        save_error(x, state)
+        raise
+
+
+def is_trained(x: Experiment, state: State) -> bool:
+    """True when all epochs are done, or the monitored value has not improved for `early_stop` validations."""
+    patience = x.config.early_stop
+    return state.epoch >= x.config.epochs or (patience is not None and state.stale >= patience)
+
+
+def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
+    """Train to the end of the state's epoch, one optimizer step after another.
+
+    Raises: Stopped after the step at which any rank was told to stop; RunFailed if the loss is not finite.
+    """
+    x.net.train()
+    x.train_batches.seek(state.epoch, state.batch)
+    fetched = iter(x.train_loader)
+    watch = Stopwatch(x, state)
+    with x.terminal.bar(f"epoch {state.epoch + 1}/{x.config.epochs}", len(x.train_batches), state.batch) as bar:
+        for group in groups(state.batch, len(x.train_batches), x.config.accumulate):
+            set_rate(x, state)
+            loss, counts = forward_backward(x, state, group, fetched)
+            due = x.config.save_minutes is not None and watch.since_save() > 60 * x.config.save_minutes
+            number, failed, due = x.ranks.agree(stop.number, not math.isfinite(loss), due)
+            if failed:
+                raise RunFailed(results.not_finite(x, state, loss))
+            update(x)
+
+            state.step += 1
+            state.batch = group[-1] + 1
+            state.samples += sum(x.train_batches.size(index) for index in group)
+            state.last_loss = loss
+            add(state.counts, counts)
+            watch.step()
+            bar.advance(len(group), f"loss {loss:.3f}  {watch.rate():.0f} samples/s")
+            if number:
+                raise Stopped(number)
+            if due:
+                save(x, state, "latest")
+                watch.saved()
+    watch.close()
+
+
+def groups(start: int, stop: int, size: int) -> Iterator[range]:
+    """The batches of each optimizer step from batch `start` to the epoch's end; the last group may be smaller."""
+    for first in range(start, stop, size):
+        yield range(first, min(first + size, stop))
+
+
+def set_rate(x: Experiment, state: State) -> None:
+    """Set the learning rate of the coming step."""
+    done = state.epoch + state.batch / len(x.train_batches)
+    factor = x.schedule.factor(done, x.config.epochs)
+    for group in x.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def forward_backward(x: Experiment, state: State, group: range, fetched: Iterator[Any]) -> tuple[float, dict[str, Tensor]]:
+    """Add the gradients of one optimizer step's batches; this rank's mean loss and counts.
+
+    The gradient is that of the mean over every sample of the group on every rank, smaller batches included.
+    """
+    samples = sum(x.train_batches.size(index) for index in group)
+    mine = sum(x.train_batches.share(index) for index in group)
+    mean, counts = 0.0, {}
+    for index in group:
+        batch = x.data.prepare(to_device(next(fetched), x.ranks.device))
+        count = x.train_batches.share(index)
+        with x.gradient_sync(index == group[-1]):
+            with x.precision.autocast():
+                loss, output = x.task.loss(x.net, batch, state.step)
+            on_host = HostCopy(loss)
+            # DDP divides the sum over ranks by their number, so each rank's share is multiplied by it.
+            x.scaler.scale(loss * (count * x.ranks.world / samples)).backward()
+        functional.reset_net(x.model)
+        add(counts, x.task.counts(loss.detach(), output.detach(), batch))
+        mean += on_host.value() * count / mine
+    return mean, counts
+
+
+def update(x: Experiment) -> None:
+    """One optimizer step on the gradients that have been added up."""
+    if x.config.clip_grad is not None:
+        x.scaler.unscale_(x.optimizer)
+        torch.nn.utils.clip_grad_norm_(x.model.parameters(), x.config.clip_grad)
+    x.scaler.step(x.optimizer)
+    x.scaler.update()
+    x.optimizer.zero_grad(set_to_none=True)
+    if x.ema is not None:
+        x.ema.update(x.model)
+
+
+def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | None:
+    """Metrics on the validation split, or None in an epoch that is not to be validated."""
+    done = state.epoch + 1
+    if done % x.config.val_every and done < x.config.epochs:
+        return None
+    return judge(x, "val", stop, f"validation {done}/{x.config.epochs}").metrics
+
+
+def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
+    """The model, or its moving average, on a split."""
+    x.ranks.share_buffers(x.model)
+    with x.averaged(), x.terminal.bar(title, x.data.splits[split]) as bar:
+        return evaluate(
+            x.model,
+            x.task,
+            x.data,
+            split,
+            batch_size=x.config.batch_size,
+            ranks=x.ranks,
+            precision=x.precision,
+            workers=x.config.workers,
+            limit=x.config.limit_val,
+            stop=stop,
+            on_batch=bar.advance,
+        )
+
+
+def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None) -> None:
+    """Count the epoch as done, log its metrics, choose the best epoch, write the checkpoints that are due."""
+    training = x.task.metrics(x.ranks.total(state.counts))
+    state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
+    is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
+    results.log_epoch(x, state, training, validation)
+
+    names = ["latest"]
+    if is_best:
+        names.append("best")
+    if state.epoch % x.config.save_freq == 0 or state.epoch in [epoch for _, epoch in state.ranking[1:]] or (
+        x.config.keep_best > 1 and is_best
+    ):
+        names.append(f"epoch{state.epoch}")
+    save(x, state, *names)
+
+
+def rank_epoch(x: Experiment, state: State, value: float) -> bool:
+    """Enter a validation into the ranking of epochs; True if it is the best so far (of equals, the first)."""
+    if math.isnan(value):
+        state.stale += 1
+        return False
+    sign = 1 if x.mode == "max" else -1
+    x.schedule.observe(value, x.mode)
+    is_best = state.best is None or sign * value > sign * state.best["value"]
+    if is_best:
+        state.best, state.stale = {"epoch": state.epoch, "metric": f"Val/{x.monitor}", "value": value}, 0
+    else:
+        state.stale += 1
+    ranking = sorted([*state.ranking, [value, state.epoch]], key=lambda entry: (-sign * entry[0], entry[1]))
+    state.ranking = ranking[: x.config.keep_best]
+    return is_best
+
+
+def test(x: Experiment, state: State, stop: StopFlag) -> None:
+    """Judge the best epoch on the test split, once, and write what the run came to.
+
+    Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
+    """
+    save(x, state, "final")
+    with results.best_weights(x):
+        evaluation = judge(x, "test", stop, "test")
+    results.write(x, state, evaluation)
+
+
+def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    """Add sums to sums, by name."""
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+class HostCopy:
+    """A scalar on its way to the host: on CUDA the copy runs behind the forward pass, while the backward pass is being queued."""
+
+    def __init__(self, scalar: Tensor) -> None:
+        self.scalar, self.ready = scalar.detach(), None
+        if scalar.is_cuda:
+            self.scalar = torch.empty((), dtype=scalar.dtype, pin_memory=True).copy_(self.scalar, non_blocking=True)
+            self.ready = torch.cuda.Event()
+            self.ready.record()
+
+    def value(self) -> float:
+        """The number, once it has arrived."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.scalar.item()

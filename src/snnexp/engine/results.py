@@ -1,0 +1,130 @@
+"""What a run tells of itself: its first lines, its epochs, its result."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from snnexp.engine import checkpoint
+from snnexp.engine.evaluation import Evaluation
+from snnexp.engine.restart import load_weights
+from snnexp.engine.state import State
+from snnexp.rundir import write_json
+
+if TYPE_CHECKING:
+    from snnexp.build import Experiment
+
+
+def announce(x: "Experiment", state: State) -> None:
+    """Say what is about to be trained, on what, and from where."""
+    config, ranks = x.config, x.ranks
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    x.terminal.say(f"{x.data.protocol}")
+    x.terminal.say(
+        f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {tuple(x.data.shape)}; "
+        f"{x.precision.name}{' (auto)' if config.precision == 'auto' else ''} on {ranks.world} x {device}"
+    )
+    if state.step:
+        x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
+
+
+def log_epoch(x: "Experiment", state: State, training: dict[str, float], validation: dict[str, float] | None) -> None:
+    """Write an epoch's metrics to metrics.jsonl and the loggers, and say them."""
+    if not x.ranks.main:
+        return
+    values = {f"Train/{name}": value for name, value in training.items()}
+    values |= {f"Val/{name}": value for name, value in (validation or {}).items()}
+    values["LR"] = x.optimizer.param_groups[0]["lr"]
+    x.metrics.append({"epoch": state.epoch, "step": state.step, **values})
+    x.metrics.sync()
+    state.metrics_offset = x.metrics.offset()
+    for logger in x.loggers:
+        logger.scalars(values, state.epoch)
+    star = " *" if state.best and state.best["epoch"] == state.epoch else ""
+    x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
+
+
+def not_finite(x: "Experiment", state: State, loss: float) -> str:
+    """The message of a run whose loss is NaN or infinite."""
+    last = "there was no finite loss before" if state.last_loss is None else f"the last finite loss was {state.last_loss:.6g}"
+    rate = x.optimizer.param_groups[0]["lr"]
+    return (
+        f"the loss is {loss} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
+        f"Lower the rate, clip gradients or compute in fp32, from the last good checkpoint:\n"
+        f"  snnexp resume {x.run.root} lr={x.config.lr / 10:g} clip_grad=1.0 precision=fp32"
+    )
+
+
+@contextmanager
+def best_weights(x: "Experiment") -> Iterator[None]:
+    """The model carries the weights of the best epoch inside the context; without a validated epoch, its own."""
+    path = x.run.checkpoint("best")
+    if not path.exists():
+        yield
+        return
+    own = {name: value.detach().clone() for name, value in x.model.state_dict().items()}
+    average, x.ema = x.ema, None  # the file holds the average already
+    try:
+        load_weights(x.model, checkpoint.weights(checkpoint.load(path)), path)
+        yield
+    finally:
+        x.ema = average
+        x.model.load_state_dict(own)
+
+
+def write(x: "Experiment", state: State, evaluation: Evaluation) -> None:
+    """Write result.json and the test predictions, close the loggers, and show the final table."""
+    if not x.ranks.main:
+        return
+    state.pass_time()
+    result = {
+        "best": state.best,
+        "test": evaluation.metrics,
+        "protocol": x.data.protocol + ("" if x.config.limit_val is None else f" Judged on at most {x.config.limit_val} samples of a split."),
+        "split": "test",
+        "seed": x.config.seed,
+        "epochs": state.epoch,
+        "parameters": x.parameters,
+        "wall_time_s": round(state.wall_seconds, 1),
+        "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2),
+        "precision": x.precision.name,
+        "neuron": x.neuron_implementation,
+        "processes": x.ranks.world,
+    }
+    write_predictions(x.run.root, "test", evaluation)
+    write_json(x.run.result, result)
+    for logger in x.loggers:
+        logger.finish(result)
+    show(x, result)
+
+
+def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
+    """Write `<split>_y_pred.npy`, `<split>_y_true.npy` and `<split>_metrics.npy`, which has one field per metric."""
+    np.save(folder / f"{split}_y_pred.npy", evaluation.predicted)
+    np.save(folder / f"{split}_y_true.npy", evaluation.true)
+    names = list(evaluation.metrics)
+    np.save(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
+
+
+def show(x: "Experiment", result: dict[str, Any]) -> None:
+    """The final table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = []
+    if result["best"]:
+        rows.append(("best epoch", f"{result['best']['epoch']} of {result['epochs']} ({result['best']['metric']} {result['best']['value']:.4g})"))
+    rows += [(f"test {name}", f"{value:.4g}") for name, value in result["test"].items()]
+    rows += [
+        ("parameters", f"{result['parameters']:,}"),
+        ("precision", result["precision"]),
+        ("training", f"{result['samples_per_s']:.1f} samples/s"),
+        ("wall time", f"{result['wall_time_s']:.0f} s"),
+        ("run", os.path.relpath(x.run.root)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    x.terminal.console.print(table)
+    x.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))

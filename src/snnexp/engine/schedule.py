@@ -1,0 +1,79 @@
+"""Learning-rate schedules: functions of the optimizer step and of the run's length, so that a longer run is a longer curve.
+
+A schedule answers `factor(done, epochs)`, which multiplies the rate of every parameter group: `done` is how many epochs the step lies
+from the start of the run (steps done / steps of an epoch). It hears each validation through `observe(value, mode)`.
+"""
+
+import math
+from typing import Any
+
+
+class Constant:
+    """The rate as given, after `warmup_epochs` of linear rise from `warmup_start` times the rate."""
+
+    def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0) -> None:
+        self.warmup_epochs, self.warmup_start = warmup_epochs, warmup_start
+
+    def factor(self, done: float, epochs: int) -> float:
+        """Multiplier of the learning rate, `done` of `epochs` epochs into the run."""
+        if done >= self.warmup_epochs:
+            return 1.0
+        return self.warmup_start + (1 - self.warmup_start) * done / self.warmup_epochs
+
+    def observe(self, value: float, mode: str) -> None:
+        """Nothing: this schedule does not listen to the validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step is all there is to know."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""
+
+
+class Cosine(Constant):
+    """Half a cosine from the rate to `min_factor` times the rate at the end of the last epoch (Loshchilov & Hutter 2017), after a warm-up."""
+
+    def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0, min_factor: float = 0.0) -> None:
+        super().__init__(warmup_epochs, warmup_start)
+        self.min_factor = min_factor
+
+    def factor(self, done: float, epochs: int) -> float:
+        """Multiplier of the learning rate, `done` of `epochs` epochs into the run."""
+        if done < self.warmup_epochs:
+            return super().factor(done, epochs)
+        progress = min(1.0, (done - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12))
+        return self.min_factor + (1 - self.min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Plateau(Constant):
+    """Multiplies the rate by `decay` when the monitored value has not improved for more than `patience` validations."""
+
+    def __init__(
+        self, decay: float = 0.5, patience: int = 10, min_factor: float = 0.0, warmup_epochs: float = 0.0, warmup_start: float = 0.0
+    ) -> None:
+        super().__init__(warmup_epochs, warmup_start)
+        self.decay, self.patience, self.min_factor = decay, patience, min_factor
+        self.reduced, self.best, self.waited = 1.0, None, 0
+
+    def factor(self, done: float, epochs: int) -> float:
+        """Multiplier of the learning rate, `done` of `epochs` epochs into the run."""
+        return super().factor(done, epochs) * self.reduced
+
+    def observe(self, value: float, mode: str) -> None:
+        """Hear the monitored value of one validation; `mode` says whether max or min is better."""
+        if self.best is None or (value > self.best if mode == "max" else value < self.best):
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.reduced, self.waited = max(self.min_factor, self.reduced * self.decay), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Reduction so far, best value and validations waited."""
+        return {"reduced": self.reduced, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; one of another schedule, which lacks these names, is left aside."""
+        if "reduced" in state:
+            self.reduced, self.best, self.waited = state["reduced"], state["best"], state["waited"]

@@ -1,0 +1,90 @@
+"""What a run says: a bar on a terminal, plain lines elsewhere, and every line in logs/train.log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 30.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+class Terminal:
+    """Speaks for the main rank; on the others every call is silent."""
+
+    def __init__(self, log: Path | None, main: bool) -> None:
+        self.main = main
+        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._log: TextIO | None = open(log, "a", buffering=1) if log is not None and main else None
+
+    def say(self, text: str) -> None:
+        """One message, stamped with the time in the log."""
+        if not self.main:
+            return
+        self.console.print(text, markup=False)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """One message for the log alone."""
+        if self._log is not None:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator["Bar"]:
+        """Progress over `total` steps."""
+        bar = Bar(self, title, total, done)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+class Bar:
+    """Progress of one pass over a split; cheap enough to be told of every step."""
+
+    def __init__(self, terminal: Terminal, title: str, total: int, done: int) -> None:
+        self.terminal, self.title, self.total, self.done = terminal, title, total, done
+        self.spoken = time.monotonic()
+        self.progress = None
+        if terminal.main and terminal.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=terminal.console,
+                transient=True,
+                auto_refresh=False,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(title, total=total, completed=done, note="")
+            self.refreshed = 0.0
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """`steps` more are done."""
+        self.done += steps
+        moment = time.monotonic()
+        if self.progress is not None:
+            if moment - self.refreshed > 0.2 or self.done >= self.total:
+                self.progress.update(self.task, completed=self.done, note=note, refresh=True)
+                self.refreshed = moment
+        elif moment - self.spoken > LINE_EVERY_S:
+            self.spoken = moment
+            self.terminal.say(f"{self.title}: {self.done}/{self.total}  {note}".rstrip())
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.progress is not None:
+            self.progress.stop()

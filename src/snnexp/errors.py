@@ -1,0 +1,13 @@
+"""What goes wrong in words: each of these is shown as one message without a traceback."""
+
+
+class UserError(Exception):
+    """A wrong command line, configuration or input: says what, where, what is allowed and what to do (exit code 2)."""
+
+
+class MissingData(UserError):
+    """A data set is not where it was looked for; the message says how to get it (exit code 2)."""
+
+
+class RunFailed(Exception):
+    """A run that could not go on, for a reason that has a name: a loss that is not finite, a full disk (exit code 1)."""

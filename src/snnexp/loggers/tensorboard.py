@@ -1,0 +1,125 @@
+"""Curves and hparams for TensorBoard: one event directory a run, one curve a tag, however often the run was resumed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from snnexp.errors import UserError
+
+
+class TensorBoard:
+    """Writes `<run_dir>/logs/events.out.tfevents.*`; the step axis is the epoch, counted from 0.
+
+    `first_epoch` is the number of epochs done when this process (re)started: points an interrupted run drew at or
+    past it are hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait
+    before it is on disk.
+
+    Raises: UserError if the event file cannot be written.
+    """
+
+    def __init__(self, *, run_dir: Path, first_epoch: int = 0, flush_secs: int = 30) -> None:
+        # Imported here: it takes a second that a run without this logger need not pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        log_dir = Path(run_dir) / "logs"
+        _let_the_clock_pass(log_dir)
+        again = bool(_event_files(log_dir))
+        try:
+            self._writer = SummaryWriter(
+                log_dir=str(log_dir), purge_step=first_epoch if again else None, flush_secs=flush_secs
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without."
+            ) from error
+        self._done = first_epoch
+
+    def scalars(self, values: dict[str, float], epoch: int) -> None:
+        """One point a tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, epoch)
+        self._done = max(self._done, epoch + 1)
+        self._writer.flush()
+
+    def hparams(self, config: dict[str, Any]) -> None:
+        """Enter the config in the hparams tab, under dotted names.
+
+        Only the session summary is written, none that defines an experiment: TensorBoard obeys the first definition
+        it meets in a folder of runs and hides every other key; without one it shows the union over all runs.
+        """
+        from tensorboard.plugins.hparams import plugin_data_pb2
+
+        session = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for key, value in flatten(config).items():
+            if isinstance(value, bool):
+                session.hparams[key].bool_value = value
+            elif isinstance(value, int | float):
+                session.hparams[key].number_value = value
+            else:
+                session.hparams[key].string_value = value
+        data = plugin_data_pb2.HParamsPluginData(session_start_info=session)
+        self._write_session("_hparams_/session_start_info", data)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, and close the hparams session.
+
+        They stand at the step after the last epoch, so that a later resume replaces them.
+        """
+        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+        for tag, value in final_metrics(result).items():
+            self._writer.add_scalar(tag, value, self._done)
+        session = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+        data = plugin_data_pb2.HParamsPluginData(session_end_info=session)
+        self._write_session("_hparams_/session_end_info", data)
+
+    def flush(self) -> None:
+        """Hand every point to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+    def _write_session(self, tag: str, data: Any) -> None:
+        # Into the run's own event file: SummaryWriter.add_hparams would open a directory of its own, a second "run".
+        from tensorboard.compat.proto import summary_pb2
+        from tensorboard.plugins.hparams import metadata
+
+        summary = summary_pb2.Summary()
+        summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
+        self._writer.file_writer.add_summary(summary)
+        self._writer.flush()
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Nested config -> dotted keys with values the hparams tab accepts; lists become text, null is left out."""
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
+    return flat
+
+
+def final_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a result.json that judge the run: `Best/Val/Acc1`, `Test/Acc1`, ..."""
+    best, test = result.get("best") or {}, result.get("test") or {}
+    metrics = {f"Best/{best['metric']}": best["value"]} if best else {}
+    metrics |= {f"Test/{name}": value for name, value in test.items()}
+    return {tag: float(value) for tag, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _event_files(log_dir: Path) -> list[Path]:
+    return sorted(log_dir.glob("events.out.tfevents.*"))
+
+
+def _let_the_clock_pass(log_dir: Path) -> None:
+    # TensorBoard reads the files of a run in the order of their names, which begin with the second they were made in:
+    # a resume within the second of the last start could be read before it, and its purge would come to nothing.
+    for _ in range(20):
+        made = [name.split(".")[3] for name in (path.name for path in _event_files(log_dir)) if name.count(".") > 3]
+        if int(time.time()) not in {int(second) for second in made if second.isdigit()}:
+            return
+        time.sleep(0.1)

@@ -1,0 +1,85 @@
+"""Curves and results for Weights & Biases (`pip install "snnexp[wandb]"`); a resume continues the same run there."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from snnexp.errors import UserError
+from snnexp.loggers.tensorboard import final_metrics
+
+MODES = ("online", "offline", "disabled")
+
+
+class Wandb:
+    """Sends a run to Weights & Biases; its id is kept in `<run_dir>/wandb_run_id`.
+
+    `mode`: online, offline (written below the run directory, `wandb sync` sends it later) or disabled, null = what
+    $WANDB_MODE says; `name`: null = the name of the run directory. An epoch that was sent before an interruption is not
+    sent again: the service's step axis only moves forward.
+
+    Raises: UserError if the package is missing, the mode is unknown, or the service refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        first_epoch: int = 0,
+        project: str = "snnexp",
+        entity: str | None = None,
+        mode: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        if mode is not None and mode not in MODES:
+            raise UserError(f"logger.mode={mode}: choose one of {', '.join(MODES)}, or null for $WANDB_MODE.")
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                f'logger=wandb needs the package wandb ({error}). Install it: pip install "snnexp[wandb]",\n'
+                "or take logger=tensorboard."
+            ) from error
+
+        run_dir = Path(run_dir).resolve()
+        id_file = run_dir / "wandb_run_id"
+        run_id = id_file.read_text().strip() if id_file.is_file() else ""
+        if not run_id:
+            run_id = secrets.token_hex(4)
+            # Before the run exists there: a kill between the two costs nothing ("allow" makes what is missing).
+            id_file.write_text(run_id + "\n")
+        try:
+            self._run = wandb.init(
+                dir=str(run_dir),
+                project=project,
+                entity=entity,
+                mode=mode,
+                name=name or run_dir.name,
+                id=run_id,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"Weights & Biases refused the run: {error}\nLog in with `wandb login`, or set logger.mode=offline."
+            ) from error
+        self._next = max(first_epoch, getattr(self._run, "step", 0) or 0)
+
+    def scalars(self, values: dict[str, float], epoch: int) -> None:
+        """One point a name at `epoch`, counted from 0."""
+        if epoch >= self._next:
+            self._run.log(dict(values), step=epoch, commit=True)
+            self._next = epoch + 1
+
+    def hparams(self, config: dict[str, Any]) -> None:
+        """Enter the config of the run; what a resume changed replaces what was there."""
+        self._run.config.update(config, allow_val_change=True)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, in the summary of the run."""
+        self._run.summary.update(final_metrics(result))
+
+    def flush(self) -> None:
+        """Nothing waits here: the package's own process sends what `scalars` handed over."""
+
+    def close(self) -> None:
+        """Wait until everything is sent and end the run."""
+        self._run.finish()

@@ -1,0 +1,192 @@
+"""The multi-step LIF on CPU with a backward of its own: one pass over memory each way, by C or by plain torch.
+
+Equals SpikingJelly's LIFNode (`neuron.LIFNode`, step mode "m", fires at v >= threshold); written because autograd through
+its loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
+"""
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snnexp.models import lif_kernel
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The constants of one LIF layer; `v_reset` None is the soft reset, `surrogate` a class name of SpikingJelly."""
+
+    tau: float
+    decay_input: bool
+    v_threshold: float
+    v_reset: float | None
+    detach_reset: bool
+    surrogate: str
+    alpha: float
+
+
+def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
+    """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return spikes [T, ...] like x and the last membrane [...].
+
+    `v` [...] fp32 is the membrane before the first step, None the resting value. The spikes have the memory layout of x.
+    """
+    return _MultiStepLIF.apply(x, v, dynamics, lif_kernel.load())
+
+
+class _MultiStepLIF(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, v, dynamics, library):
+        if not _frames_are_dense(x):
+            x = x.contiguous()
+        if v is not None:
+            v = _laid_out_like(x[0], v)
+        run = _forward_torch if library is None else _forward_c
+        spikes, v_last = run(x, v, dynamics, library)
+        ctx.save_for_backward(x, v)
+        ctx.dynamics, ctx.library = dynamics, library
+        ctx.set_materialize_grads(False)
+        return spikes, v_last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_spikes, g_v_last):
+        if g_spikes is None and g_v_last is None:
+            return None, None, None, None
+        x, v = ctx.saved_tensors
+        if g_spikes is not None:
+            g_spikes = _laid_out_like(x, g_spikes)
+        if g_v_last is not None:
+            g_v_last = _laid_out_like(x[0], g_v_last)
+        run = _backward_torch if ctx.library is None else _backward_c
+        g_x, g_v = run(x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics, ctx.library)
+        return g_x, g_v, None, None
+
+
+def _frames_are_dense(x: Tensor) -> bool:
+    """Whether the frames of x [T, ...] follow one another and each fills its memory, in whatever order of axes."""
+    if x.shape[0] > 1 and x.stride(0) != x[0].numel():
+        return False
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(x.stride()[1:], x.shape[1:], strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+    """Return `other` in the strides of x (those of axes of length 1 say nothing), copied only where they differ."""
+    if all(a == b for a, b, n in zip(x.stride(), other.stride(), x.shape, strict=True) if n > 1):
+        return other
+    return torch.empty_like(x, dtype=other.dtype).copy_(other)
+
+
+def _c_arguments(x: Tensor, dynamics: Dynamics) -> tuple:
+    parameters = lif_kernel.Parameters(
+        tau=dynamics.tau,
+        threshold=dynamics.v_threshold,
+        reset=dynamics.v_reset or 0.0,
+        alpha=dynamics.alpha,
+        decay_input=dynamics.decay_input,
+        soft_reset=dynamics.v_reset is None,
+        detach_reset=dynamics.detach_reset,
+        surrogate=lif_kernel.SURROGATES.index(dynamics.surrogate),
+    )
+    return ctypes.byref(parameters), x.shape[0], x[0].numel(), x.dtype == torch.bfloat16, lif_kernel.threads()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _forward_c(x, v, dynamics, library):
+    spikes, v_last = torch.empty_like(x), torch.empty_like(x[0], dtype=torch.float32)
+    library.lif_forward(*_c_arguments(x, dynamics), *map(_address, (x, v, spikes, v_last)))
+    return spikes, v_last
+
+
+def _backward_c(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
+    g_x = torch.empty_like(x)
+    g_v = torch.empty_like(x[0], dtype=torch.float32) if want_g_v else None
+    tensors = (x, v, g_spikes, g_v_last, g_x, g_v)
+    if library.lif_backward(*_c_arguments(x, dynamics), *map(_address, tensors)):
+        raise MemoryError("the LIF backward could not allocate its work space")
+    return g_x, g_v
+
+
+def _charge(x, v, dynamics):
+    """Return h = v + (x - (v - r)) / tau, or v - (v - r) / tau + x without `decay_input`, as a new fp32 tensor."""
+    resting = dynamics.v_reset or 0.0
+    if dynamics.decay_input:
+        return (x.float() - (v - resting)).div_(dynamics.tau).add_(v)
+    return (v - resting).div_(-dynamics.tau).add_(v).add_(x)
+
+
+def _reset(h, spike, dynamics):
+    if dynamics.v_reset is None:
+        return h.sub(spike, alpha=dynamics.v_threshold)
+    return (1 - spike).mul_(h).add_(spike, alpha=dynamics.v_reset)
+
+
+def _start(x, v, dynamics):
+    return torch.full_like(x[0], dynamics.v_reset or 0.0, dtype=torch.float32) if v is None else v
+
+
+def _forward_torch(x, v, dynamics, library):
+    spikes, v = torch.empty_like(x), _start(x, v, dynamics)
+    for t in range(x.shape[0]):
+        h = _charge(x[t], v, dynamics)
+        spike = h.ge(dynamics.v_threshold).float()
+        v = _reset(h, spike, dynamics)
+        spikes[t] = spike
+    return spikes, v
+
+
+def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
+    charged, v = [], _start(x, v, dynamics)
+    for t in range(x.shape[0]):
+        h = _charge(x[t], v, dynamics)
+        v = _reset(h, h.ge(dynamics.v_threshold).float(), dynamics)
+        charged.append(h)
+    g_x = torch.empty_like(x)
+    g_v = torch.zeros_like(charged[-1]) if g_v_last is None else g_v_last.clone()
+    for t in range(x.shape[0] - 1, -1, -1):
+        h = charged.pop()
+        if dynamics.v_reset is None:
+            through_spike, kept = g_v * -dynamics.v_threshold, g_v
+        else:
+            through_spike, kept = g_v * (dynamics.v_reset - h), g_v.masked_fill_(h >= dynamics.v_threshold, 0.0)
+        if dynamics.detach_reset:
+            through_spike.zero_()
+        if g_spikes is not None:
+            through_spike.add_(g_spikes[t])
+        g_h = _derivative(h.sub_(dynamics.v_threshold), dynamics).mul_(through_spike).add_(kept)
+        decayed = g_h / dynamics.tau
+        g_x[t] = decayed if dynamics.decay_input else g_h
+        g_v = g_h.sub_(decayed)
+    return g_x, g_v if want_g_v else None
+
+
+def _derivative(z: Tensor, dynamics: Dynamics) -> Tensor:
+    """Return the surrogate's derivative at z = h - threshold, in SpikingJelly's parametrisation of alpha."""
+    a = dynamics.alpha
+    match dynamics.surrogate:
+        case "Sigmoid":
+            s = torch.sigmoid(a * z)
+            return (1 - s).mul_(s).mul_(a)
+        case "ATan":
+            return (z * (math.pi / 2 * a)).square_().add_(1).reciprocal_().mul_(a / 2)
+        case "PiecewiseQuadratic":
+            return z.abs().mul_(-a * a).add_(a).clamp_min_(0)
+        case "PiecewiseExp":
+            return z.abs().mul_(-a).exp_().mul_(a / 2)
+        case "SoftSign":
+            return z.abs().add_(1 / a).square_().mul_(2 * a).reciprocal_()
+        case "SuperSpike":
+            return z.abs().add_(1).square_().reciprocal_().mul_(a)
+        case "Erf":
+            return (z * a).square_().neg_().exp_().mul_(a / math.sqrt(math.pi))
+    raise ValueError(f"no derivative for the surrogate {dynamics.surrogate}")

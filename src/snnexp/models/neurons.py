@@ -1,0 +1,179 @@
+"""Where every spiking neuron is made: a LIF layer from a preset name and overrides."""
+
+import difflib
+import math
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import neuron, surrogate
+from torch import Tensor
+
+from snnexp.errors import UserError
+from snnexp.models import lif_kernel
+from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
+
+# tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al., ICLR
+# 2022; their code). It fires at u > 1, SpikingJelly (and so this) at u >= 1: another spike only on an exact tie.
+# spikingjelly: the defaults of `neuron.LIFNode`, u <- u + (x - u) / 2.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tet": {
+        "tau": 2.0,
+        "decay_input": False,
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "detach_reset": False,
+        "surrogate": "triangle",
+        "alpha": 1.0,
+    },
+    "spikingjelly": {
+        "tau": 2.0,
+        "decay_input": True,
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "detach_reset": False,
+        "surrogate": "sigmoid",
+        "alpha": 4.0,
+    },
+}
+
+# Those for which SpikingJelly has a fused CUDA form. Triangle: alpha = 1 / gamma of the TET paper.
+SURROGATES = {
+    "triangle": surrogate.PiecewiseQuadratic,
+    "sigmoid": surrogate.Sigmoid,
+    "atan": surrogate.ATan,
+    "piecewise_exp": surrogate.PiecewiseExp,
+    "soft_sign": surrogate.SoftSign,
+    "super_spike": surrogate.SuperSpike,
+    "erf": surrogate.Erf,
+}
+
+
+class LIFNode(neuron.LIFNode):
+    """SpikingJelly's multi-step LIF with the membrane in fp32 whatever the input's precision, and a faster form on CPU.
+
+    Input and output [T, N, ...], spikes in the input's dtype and memory layout. On CPU in fp32 or bf16 it runs
+    `multi_step_lif`; elsewhere, under torch.compile and while tracing it is SpikingJelly's own path.
+    """
+
+    def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
+        # SpikingJelly makes v in x.dtype: in bf16 a slow leak then stops short of its limit, and CUDA loses the fused kernel.
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        v = states[0]
+        if not isinstance(v, Tensor) or v.shape != x.shape:
+            v = torch.full_like(x, self._resting(), dtype=dtype, requires_grad=False)
+        return (v.to(dtype=dtype, device=x.device), *states[1:])
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        if not self._has_fast_form(x_seq):
+            return super().multi_step_forward(x_seq, *args, **kwargs).to(x_seq.dtype)
+        v = self._memories["v"]
+        if not isinstance(v, Tensor) or v.shape != x_seq.shape[1:]:
+            v = None if v == self._resting() or isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=torch.float32)
+        else:
+            v = v.to(dtype=torch.float32, device=x_seq.device)
+        spikes, self._memories["v"] = multi_step_lif(x_seq, v, self._dynamics())
+        return spikes
+
+    def _resting(self) -> float:
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def _has_fast_form(self, x_seq: Tensor) -> bool:
+        return (
+            x_seq.device.type == "cpu"
+            and x_seq.dtype in (torch.float32, torch.bfloat16)
+            and x_seq.ndim >= 2
+            and x_seq.numel() > 0
+            and not self.store_v_seq
+            and self._neuron_precision is None
+            and type(self.surrogate_function) in SURROGATES.values()
+            and self.surrogate_function.spiking
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+    def _dynamics(self) -> Dynamics:
+        return Dynamics(
+            tau=self.tau,
+            decay_input=self.decay_input,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+            surrogate=type(self.surrogate_function).__name__,
+            alpha=float(self.surrogate_function.alpha),
+        )
+
+
+def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
+    """Make a multi-step LIF layer from a preset and overrides; the override "preset" stands for the preset's own value.
+
+    Keys: tau (steps, > 1), decay_input, v_threshold, v_reset (None: soft reset), detach_reset, surrogate (a name of
+    `SURROGATES`), alpha (sharpness of the surrogate; "preset" with another surrogate: SpikingJelly's default for it).
+    Raises UserError.
+    """
+    settings = PRESETS[_one_of("model.neuron", preset, PRESETS)]
+    given = {
+        _one_of("model.lif", key, settings): value
+        for key, value in overrides.items()
+        if not (isinstance(value, str) and value == "preset")
+    }
+    name = _one_of("model.lif.surrogate", given.get("surrogate", settings["surrogate"]), SURROGATES)
+    values = settings | given
+    tau = _number("model.lif.tau", values["tau"])
+    if tau <= 1.0:
+        raise UserError(f"model.lif.tau: {tau:g} is not allowed; the time constant is in steps and must be above 1.")
+    v_threshold = _number("model.lif.v_threshold", values["v_threshold"])
+    v_reset = None if values["v_reset"] is None else _number("model.lif.v_reset", values["v_reset"])
+    if (v_reset or 0.0) >= v_threshold:
+        raise UserError(
+            f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above the resting value {v_reset or 0.0:g}."
+        )
+    function = SURROGATES[name]()
+    if "alpha" in given or name == settings["surrogate"]:
+        alpha = _number("model.lif.alpha", values["alpha"])
+        if alpha <= 0.0:
+            raise UserError(f"model.lif.alpha: {alpha:g} is not allowed; the surrogate's sharpness must be above 0.")
+        function = SURROGATES[name](alpha=alpha)
+    return LIFNode(
+        tau=tau,
+        decay_input=_flag("model.lif.decay_input", values["decay_input"]),
+        v_threshold=v_threshold,
+        v_reset=v_reset,
+        surrogate_function=function,
+        detach_reset=_flag("model.lif.detach_reset", values["detach_reset"]),
+        step_mode="m",
+    )
+
+
+def lif_implementation(device: torch.device | str = "cpu", compiled: bool = False) -> str:
+    """Return in words which code runs the LIF layers of fp32 and bf16 models on `device`, for the record of a run."""
+    if torch.device(device).type != "cpu":
+        return f"spikingjelly on {torch.device(device).type}"
+    if compiled:
+        return "spikingjelly, compiled by torch"
+    return f"{'plain torch' if lif_kernel.load() is None else 'C kernel'} ({lif_kernel.reason()})"
+
+
+def _one_of(key: str, value: Any, allowed: dict) -> str:
+    if isinstance(value, str) and value in allowed:
+        return value
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"{key}: {value!r} is not known; allowed: {', '.join(allowed)}.{hint}")
+
+
+def _number(key: str, value: Any) -> float:
+    """Return value as a float: SpikingJelly answers the int of a YAML file with an assertion that has no message."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{key}: {value!r} is not allowed; it must be a finite number (or 'preset').")
+    return number
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: {value!r} is not allowed; it must be true or false (or 'preset').")
+    return value

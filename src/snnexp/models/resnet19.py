@@ -1,0 +1,95 @@
+"""ResNet-19 of the TET paper (Deng et al., ICLR 2022), after tdBN (Zheng et al., AAAI 2021) with plain batch norm."""
+
+from functools import partial
+from typing import Any
+
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+
+from snnexp.errors import UserError
+from snnexp.models.neurons import make_lif
+
+STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of the first block
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> layer.SeqToANNContainer:
+    """Return convolution without bias and batch norm over T and N: [T, N, C, H, W] -> [T, N, C', H', W']."""
+    return layer.SeqToANNContainer(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a LIF between them and one after the shortcut is added."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, lif: partial) -> None:
+        super().__init__()
+        self.conv1 = conv_norm(in_channels, out_channels, 3, stride)
+        self.lif1 = lif()
+        self.conv2 = conv_norm(out_channels, out_channels, 3, 1)
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if same else conv_norm(in_channels, out_channels, 1, stride)
+        self.lif2 = lif()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif2(self.conv2(self.lif1(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet19(nn.Module):
+    """A 3x3 stem, eight residual blocks of 128, 256 and 512 channels, and two linear layers with a LIF between them.
+
+    Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].
+    12,630,858 parameters at 3 channels and 10 classes, 12,653,988 at 100; the image may have any size of 4 or more.
+    Raises UserError for a smaller size or an input of another number of channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        size: int,
+        T: int,
+        neuron: str = "tet",
+        lif: dict[str, Any] | None = None,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if size < 4:
+            raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take 4 or more.")
+        if not width > 0:
+            raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
+        self.T, self.in_channels = T, in_channels
+        make = partial(make_lif, neuron, **(lif or {}))
+
+        def scaled(channels: int) -> int:
+            return max(1, round(channels * width))
+
+        channels = scaled(64)
+        self.stem = conv_norm(in_channels, channels, 3, 1)
+        self.stem_lif = make()
+        blocks = []
+        for out_channels, count, stride in STAGES:
+            for index in range(count):
+                blocks.append(Block(channels, scaled(out_channels), stride if index == 0 else 1, make))
+                channels = scaled(out_channels)
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = layer.SeqToANNContainer(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc1 = layer.SeqToANNContainer(nn.Linear(channels, scaled(256)))
+        self.fc1_lif = make()
+        self.fc2 = layer.SeqToANNContainer(nn.Linear(scaled(256), num_classes))
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            x = x.unsqueeze(0).expand(self.T, -1, -1, -1, -1)
+        if x.ndim != 5 or x.shape[2] != self.in_channels:
+            raise UserError(
+                f"ResNet-19 was made for [T, N, {self.in_channels}, H, W] and got {list(x.shape)}; "
+                "set model.in_channels to the data's."
+            )
+        x = self.blocks(self.stem_lif(self.stem(x)))
+        return self.fc2(self.fc1_lif(self.fc1(self.pool(x))))

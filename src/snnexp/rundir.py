@@ -1,0 +1,150 @@
+"""The run directory: its paths, how it is claimed, and its small JSON files (DESIGN: the only thing that joins the halves)."""
+
+import json
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from snnexp.errors import RunFailed, UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run; nothing is created by asking for a path."""
+
+    root: Path
+
+    config = property(lambda self: self.root / "config.json")
+    hydra = property(lambda self: self.root / ".hydra")
+    status = property(lambda self: self.root / "status.json")
+    result = property(lambda self: self.root / "result.json")
+    checkpoints = property(lambda self: self.root / "checkpoints")
+    logs = property(lambda self: self.root / "logs")
+    metrics_log = property(lambda self: self.root / "logs" / "metrics.jsonl")
+    progress_log = property(lambda self: self.root / "logs" / "progress.jsonl")
+    train_log = property(lambda self: self.root / "logs" / "train.log")
+    resumes = property(lambda self: self.root / "resumes")
+    evaluations = property(lambda self: self.root / "evaluations")
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of checkpoint `name`: latest, best, final, interrupted, error or epoch<N>."""
+        return self.checkpoints / f"checkpoint_{name}.pth"
+
+    def update_status(self, **changes: Any) -> None:
+        """Merge `changes` into status.json, with the time of the change."""
+        status = read_json(self.status) if self.status.exists() else {}
+        write_json(self.status, status | changes | {"updated": now()})
+
+
+def now() -> str:
+    """The present moment as ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
+    """Create the directory of a new run; a taken name gets `_2`, `_3` ... unless `exclusive`, which refuses it.
+
+    Raises: UserError if the name is taken (exclusive) or the directory cannot be made.
+    """
+    for attempt in range(1, 1000):
+        path = parent / (name if attempt == 1 else f"{name}_{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if exclusive:
+                raise UserError(
+                    f"exp_name={name}: {path} exists already, and a run is never overwritten.\n"
+                    f"Choose another exp_name, or go on with that run: snnexp resume {path}"
+                ) from None
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the run directory {path}: {error.strerror}. Set output_dir=... elsewhere.") from error
+        for folder in ("checkpoints", "logs", ".hydra"):
+            (path / folder).mkdir()
+        return RunDir(path.resolve())
+    raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...")
+
+
+def find_run(argument: str) -> tuple[RunDir, Path | None]:
+    """The run that `argument` names, and the checkpoint if it is the path of one.
+
+    Raises: UserError if there is no run.
+    """
+    path = Path(argument).expanduser()
+    checkpoint = None
+    if path.is_file():
+        if path.suffix != ".pth":
+            raise UserError(f"{path} is neither a run directory nor a checkpoint (.pth) in one.")
+        checkpoint, path = path.resolve(), path.resolve().parent.parent
+    if not path.exists():
+        raise UserError(f"{argument}: no such run directory. `snnexp runs` lists the runs below outputs/.")
+    if not (path / "config.json").is_file():
+        sweep = sorted(p.parent.name for p in path.glob("*/config.json"))
+        hint = (
+            f"It holds the runs {', '.join(sweep[:4])}{' ...' if len(sweep) > 4 else ''}: name one of them."
+            if sweep
+            else "`snnexp runs` lists the runs below outputs/."
+        )
+        raise UserError(f"{path} is not a run directory: it has no config.json. {hint}")
+    return RunDir(path.resolve()), checkpoint
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises: UserError if it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file as a whole: a power cut leaves the old one or the new one.
+
+    Raises: RunFailed if the disk refuses.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(content, file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def this_process() -> dict[str, Any]:
+    """Who is writing: process number and host, as status.json records them."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def is_alive(status: dict[str, Any]) -> bool:
+    """True if the process that a status names runs on this host now."""
+    if status.get("state") != "running" or status.get("host") != socket.gethostname() or not status.get("pid"):
+        return False
+    try:
+        os.kill(status["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,72 @@
+"""Classification of events and images: TET loss or cross entropy, top-1 and top-5 accuracy."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+
+
+class Classification:
+    """Classify from the outputs of all T steps; the prediction is the largest time mean.
+
+    loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022, eq. 10 to 12).
+    loss "ce": CE(mean_t o_t, y). All in fp32 whatever the model's precision.
+    Raises UserError for an unknown loss and for numbers out of range.
+    """
+
+    monitor = "Acc1"
+    modes = {"Acc1": "max", "Acc5": "max", "Loss": "min"}
+
+    def __init__(
+        self, loss: str = "tet", means: float = 1.0, lamb: float = 1e-4, label_smoothing: float = 0.0
+    ) -> None:
+        if loss not in ("tet", "ce"):
+            raise UserError(f"task.loss: {loss!r} is not known; allowed: tet, ce.")
+        if not 0.0 <= lamb <= 1.0:
+            raise UserError(f"task.lamb: {lamb} is not allowed; the weight of the regularisation lies between 0 and 1.")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise UserError(f"task.label_smoothing: {label_smoothing} is not allowed; it lies in [0, 1).")
+        self.kind, self.means, self.lamb, self.label_smoothing = loss, float(means), float(lamb), float(label_smoothing)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Tensor]:
+        """Return the loss, a fp32 scalar (mean over the batch), and the outputs [T, N, K]."""
+        x, y = batch
+        output = model(x)
+        return self._per_sample(output, y).mean(), output
+
+    def _per_sample(self, output: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, [N] fp32."""
+        with torch.autocast(output.device.type, enabled=False):
+            o = output.float()
+            if self.kind == "ce":
+                return F.cross_entropy(o.mean(0), y, reduction="none", label_smoothing=self.label_smoothing)
+            T, N = o.shape[:2]
+            each = F.cross_entropy(
+                o.flatten(0, 1), y.repeat(T), reduction="none", label_smoothing=self.label_smoothing
+            ).view(T, N)
+            return (1 - self.lamb) * each.mean(0) + self.lamb * (o - self.means).square().mean((0, 2))
+
+    @torch.no_grad()
+    def counts(self, loss: Tensor, output: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return float64 sums over the batch, on its device: samples "n", "Loss", and how many are right at rank 1 and 5."""
+        y = batch[1]
+        top = output.float().mean(0).topk(min(5, output.shape[-1]), dim=-1).indices
+        right = top == y[:, None]
+        n = torch.full((), len(y), dtype=torch.float64, device=y.device)
+        return {
+            "n": n,
+            "Loss": loss.detach().double() * n,
+            "Acc1": right[:, 0].sum(dtype=torch.float64),
+            "Acc5": right.sum(dtype=torch.float64),
+        }
+
+    def metrics(self, counts: dict[str, float]) -> dict[str, float]:
+        """Return mean loss and accuracies in percent from summed `counts`."""
+        n = counts["n"]
+        return {"Loss": counts["Loss"] / n, "Acc1": 100 * counts["Acc1"] / n, "Acc5": 100 * counts["Acc5"] / n}
+
+    @torch.no_grad()
+    def predict(self, output: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return predicted and true classes, int64 [N] each."""
+        return output.float().mean(0).argmax(-1), batch[1]

@@ -1,0 +1,110 @@
+"""The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from snnexp import build
+from snnexp.engine import allocator, loop
+from snnexp.engine.distributed import joined
+from snnexp.engine.shapes import show_shapes
+from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.terminal import Terminal
+from snnexp.errors import RunFailed, UserError
+from snnexp.rundir import RunDir, find_run, now, read_json, this_process
+
+
+def work(run: RunDir) -> None:
+    """Train the run, from wherever it stands, in this process.
+
+    Raises: Stopped, UserError, RunFailed; status.json says the same.
+    """
+    settings = read_json(run.config)
+    allocator.keep_memory()
+    main = int(os.environ.get("RANK", 0)) == 0
+    terminal = Terminal(run.train_log, main)
+    try:
+        with StopFlag() as stop, joined(settings["device"]) as ranks:
+            if main:
+                started = now()
+                run.update_status(
+                    state="running", epochs=settings["epochs"], started=started, error=None, exit_code=None, **this_process()
+                )
+            x = build.experiment(run, settings, ranks, terminal)
+            try:
+                if settings["shapes"] and main:
+                    show_shapes(x)
+                loop.train(x, stop)
+            finally:
+                x.close()
+        if main:
+            run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
+    except Stopped as stopped:
+        terminal.say(f"Stopped by {signal.Signals(stopped.number).name} after saving. Go on with: snnexp resume {os.path.relpath(run.root)}")
+        if main:
+            run.update_status(state="interrupted", exit_code=128 + stopped.number)
+        raise
+    except KeyboardInterrupt:
+        if main:
+            run.update_status(state="interrupted", exit_code=130)
+        raise
+    except (UserError, RunFailed) as error:
+        terminal.note(str(error))
+        fail(run, str(error), 2 if isinstance(error, UserError) else 1)
+        raise
+    except Exception as error:
+        terminal.note(traceback.format_exc())
+        message = describe(error, run)
+        fail(run, message, 1)
+        raise RunFailed(message) from error
+    finally:
+        terminal.close()
+
+
+def fail(run: RunDir, message: str, code: int) -> None:
+    """Record a failure; the first rank that fails tells the reason, those that lose their peer after it do not."""
+    status = read_json(run.status) if run.status.exists() else {}
+    if status.get("state") != "failed":
+        run.update_status(state="failed", error=message, exit_code=code)
+
+
+def describe(error: Exception, run: RunDir) -> str:
+    """An unexpected error in one message: what, where in the code, and where the whole trace is."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).strip().split("\n\n")[0]
+    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+        text += "\nLower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
+    trace = os.path.relpath(run.train_log)
+    return f"{type(error).__name__}: {text}\n(at {Path(place.filename).name}:{place.lineno}; the whole trace is in {trace})"
+
+
+def follow_parent() -> None:
+    """Ask the kernel for SIGTERM when the agent dies, so that no worker outlives it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@record
+def main() -> None:
+    """Entry point of a process under an elastic agent or torchrun."""
+    if len(sys.argv) != 2:
+        print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
+        sys.exit(2)
+    follow_parent()
+    try:
+        work(find_run(sys.argv[1])[0])
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
+    except (UserError, RunFailed) as error:
+        if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
+            print(f"snnexp: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+if __name__ == "__main__":
+    main()
