@@ -254,6 +254,11 @@ def test_the_rest_of_the_record(repository, monkeypatch):
     assert record["reasons"] == {}
 
 
+@pytest.mark.parametrize("first", [["/opt/my env/bin/snnexp", "train"], ["snnexp train"], ["train"]])
+def test_the_command_line_is_the_same_however_it_is_handed_over(repository, first):
+    assert provenance.collect([*first, "T=4"], 0)["command"] == "snnexp train T=4"
+
+
 def test_it_is_quick_and_does_not_import_torch(repository, run_dir):
     (repository / "pkg" / "code.py").write_text("x = 2\n")
     program = (

@@ -154,8 +154,8 @@ def _record(
 
 def _words(argv: list[str]) -> list[str]:
     """The words after `snnexp`, the same whoever ran it: neither the program's own path nor a home directory."""
-    program = Path(argv[0]).name if argv else ""
-    words = argv[1:] if program.startswith("snnexp") or program == "__main__.py" else argv
+    program, *verb = Path(argv[0]).name.split(" ") if argv else [""]
+    words = [*verb, *argv[1:]] if program in ("snnexp", "snnexp.exe", "__main__.py") else argv
     return [_without_home(word) for word in words]
 
 

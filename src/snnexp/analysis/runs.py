@@ -9,7 +9,7 @@ import socket
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ STALE_AFTER_S = 3600.0
 """Silence in seconds after which a run that another machine began may be dead."""
 MAIN = ("model", "dataset", "T", "lr", "batch_size", "seed")
 """Settings that say most about a run."""
-NOT_SETTINGS = ("command", "choices", "exp_name", "output_dir", "run_dir", "source", "hydra")
-"""Top-level keys of config.json that name a run and do not shape it."""
+NOT_SETTINGS = (
+    "command", "choices", "exp_name", "output_dir", "run_dir", "source", "hydra", "start", "shapes", "trust"
+)  # fmt: skip
+"""Top-level keys of config.json that name or begin a run and do not shape it."""
 FACTS = ("name", "state", "epoch", "best", "test", "time", "speed", "started")
 """What runs can be filtered and sorted by besides their settings."""
 SMALLER_IS_BETTER = ("Loss", "MAE", "MSE", "RMSE", "NLL", "Perplexity")
@@ -183,7 +185,7 @@ def _seconds_ago(stamp: Any) -> float | None:
         moment = datetime.fromisoformat(stamp)
     except (TypeError, ValueError):
         return None
-    return (datetime.now(timezone.utc) - moment.replace(tzinfo=moment.tzinfo or timezone.utc)).total_seconds()
+    return (datetime.now(UTC) - moment.replace(tzinfo=moment.tzinfo or UTC)).total_seconds()
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
                 flat[f"{prefix}{key}"] = value
 
     descend({key: value for key, value in config.items() if key not in NOT_SETTINGS}, "")
-    return flat | (config.get("choices") or {})
+    return flat | {group: choice for group, choice in (config.get("choices") or {}).items() if "hydra" not in group}
 
 
 def _best(best: Any) -> dict[str, Any] | None:
@@ -355,6 +357,8 @@ def differing(runs: list[Run]) -> list[str]:
         for key, value in run.settings.items():
             values.setdefault(key, {})[_exact(value)] = None
     several = [key for key, found in values.items() if len(found) > 1]
+    # The class follows from the group's choice.
+    several = [key for key in several if not (key.endswith("._target_") and key.removesuffix("._target_") in several)]
     several.sort(key=lambda key: (MAIN.index(key) if key in MAIN else len(MAIN), key.count("."), key))
     kept: dict[str, list[str]] = {}
     for key in several:

@@ -88,7 +88,8 @@ class CIFAR10DVS(LabelledSamples):
         super().__init__(
             name="cifar10_dvs",
             classes=CLASSES,
-            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
+            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, "
+            "test the rest "
             f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed "
             f"{split_seed}; T={T} frames "
             f"of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),

@@ -11,7 +11,7 @@ from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, prepared
 from snnexp.data.events import Events, check_framing, frame
 from snnexp.data.labelled import LabelledSamples
-from snnexp.data.splits import carve
+from snnexp.data.splits import carve, sizes
 from snnexp.errors import UserError
 
 COUNT = 1797
@@ -106,16 +106,17 @@ class DigitsDVS(LabelledSamples):
         train, val = carve(
             entry.labels, rest, val_fraction / (1 - test_fraction), split_seed + 1, "dataset.val_fraction"
         )
+        rows = {"train": train, "val": val, "test": test}
         super().__init__(
             name="digits_dvs",
             classes=[str(digit) for digit in range(10)],
-            protocol=f"digits_dvs: {len(train)} train / {len(val)} val / {len(test)} test of scikit-learn's 1,797 digits, "
+            protocol=f"digits_dvs: {sizes(rows)} of scikit-learn's 1,797 digits, "
             f"stratified by class (split_seed {split_seed}), simulated camera {size}x{size} (sensor_seed "
             f"{sensor_seed}), "
             f"T={T} frames of equal {framing}",
             directory=root,
             entry=entry,
-            rows={"train": train, "val": val, "test": test},
+            rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll),
             centred=False,

@@ -120,7 +120,8 @@ class DVS128Gesture(LabelledSamples):
         super().__init__(
             name="dvs128_gesture",
             classes=CLASSES,
-            protocol=f"dvs128_gesture: {sizes(rows)}; test users as published; {words}; T={T} frames of equal {framing}, "
+            protocol=f"dvs128_gesture: {sizes(rows)}; test users as published; {words}; T={T} frames of equal "
+            f"{framing}, "
             f"{size}x{size}" + published({"train": number, "test": count - number}, {"train": 1176, "test": 288}),
             directory=root,
             entry=entry,

@@ -81,7 +81,8 @@ class EventFolder(LabelledSamples):
         super().__init__(
             name="event_folder",
             classes=classes,
-            protocol=f"event_folder {root.name}: {sizes(rows)}; {words}; T={T} frames of equal {framing}, {size}x{size} cells of a "
+            protocol=f"event_folder {root.name}: {sizes(rows)}; {words}; T={T} frames of equal {framing}, "
+            f"{size}x{size} cells of a "
             f"sensor of {width}x{height} pixels{'' if given else ' (the smallest that holds all events)'}",
             directory=root,
             entry=entry,

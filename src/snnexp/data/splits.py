@@ -42,7 +42,7 @@ def divide(
     class. Without training rows nothing is carved: such data can only be judged.
     """
     rows = {name: np.sort(parts.get(name, np.empty(0, dtype=np.int64))) for name in ("train", "val", "test")}
-    given = [name for name in rows if name in parts]
+    given = [name for name in ("val", "test") if name in parts]
     words = [f"{' and '.join(given)} as given"] if given else []
     if "all" in parts:
         rows["train"] = np.sort(parts["all"])
@@ -50,18 +50,18 @@ def divide(
         pool = "all" if "all" in parts else "train"
         if "test" not in parts:
             rows["train"], rows["test"] = carve(labels, rows["train"], test_fraction, seed, "dataset.test_fraction")
-            words.append(f"test is {test_fraction:.0%} of {pool}")
+            words.append(f"test is {test_fraction:.0%} of {pool} (no test part was there)")
         if "val" not in parts:
             # Another seed than the test's, so that a class of equal number does not draw the same positions again.
             rows["train"], rows["val"] = carve(labels, rows["train"], val_fraction, seed + 1, "dataset.val_fraction")
-            words.append(f"val is {val_fraction:.0%} of {'train' if pool == 'train' else 'the rest'}")
-        if len(words) > len(given[:1]):
+            words.append(f"val is {val_fraction:.0%} of {'train' if 'test' in parts else 'the rest'}")
+        if len(given) < 2:
             words.append(f"stratified by class, split_seed {seed}")
     return rows, ", ".join(words)
 
 
 def sizes(rows: dict[str, np.ndarray]) -> str:
-    """ "70 train / 15 val / 15 test"."""
+    """The sizes in words: 70 train / 15 val / 15 test."""
     return " / ".join(f"{len(rows[name])} {name}" for name in ("train", "val", "test"))
 
 

@@ -28,6 +28,8 @@ class AdamW8bit(_AdamW8bit):
         weight_decay: float = 0.01,
     ) -> None:
         params = list(params)
+        for p in params:
+            p.data = p.data.contiguous()  # bitsandbytes does so in its first step; a resumed run must start with the same layout
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         self._try(params[0].device)
 

@@ -135,8 +135,9 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
 
 
 def fresh_rates(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Saved moments with the settings in force now, so that `resume RUN lr=...` means what it says."""
-    return {"state": saved["state"], "param_groups": own["param_groups"]}
+    """Saved moments with the settings in force now, so that `resume RUN lr=...` means what it says; the schedule sets `lr` at each step."""
+    groups = [now | {"lr": before["lr"]} for before, now in zip(saved["param_groups"], own["param_groups"], strict=True)]
+    return {"state": saved["state"], "param_groups": groups}
 
 
 def mend_best(x: "Experiment", state: State, latest: Path) -> bool:

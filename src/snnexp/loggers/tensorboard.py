@@ -8,11 +8,11 @@ from snnexp.errors import UserError
 
 
 class TensorBoard:
-    """Writes `<run_dir>/logs/events.out.tfevents.*`; the step axis is the epoch, counted from 0.
+    """Writes `<run_dir>/logs/events.out.tfevents.*`; the step axis is the epoch.
 
-    `first_epoch` is the number of epochs done when this process (re)started: points an interrupted run drew at or
-    past it are hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait
-    before it is on disk.
+    `first_epoch` is the first epoch that this process will draw: points that an interrupted run drew at or past it are
+    hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait before it is
+    on disk.
 
     Raises: UserError if the event file cannot be written.
     """
@@ -32,13 +32,13 @@ class TensorBoard:
             raise UserError(
                 f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without."
             ) from error
-        self._done = first_epoch
+        self._next = first_epoch
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
         """One point a tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, epoch)
-        self._done = max(self._done, epoch + 1)
+        self._next = max(self._next, epoch + 1)
         self._writer.flush()
 
     def hparams(self, config: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class TensorBoard:
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
         for tag, value in final_metrics(result).items():
-            self._writer.add_scalar(tag, value, self._done)
+            self._writer.add_scalar(tag, value, self._next)
         session = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
         data = plugin_data_pb2.HParamsPluginData(session_end_info=session)
         self._write_session("_hparams_/session_end_info", data)

@@ -64,7 +64,7 @@ class Wandb:
         self._next = max(first_epoch, getattr(self._run, "step", 0) or 0)
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a name at `epoch`, counted from 0."""
+        """One point a name at `epoch`; `first_epoch` of the constructor is the first that will come."""
         if epoch >= self._next:
             self._run.log(dict(values), step=epoch, commit=True)
             self._next = epoch + 1

@@ -14,7 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 1024
+#define BLOCK 1024 /* neurons worked on at a time: their membranes over T stay in the level 2 cache */
+#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     float tau, threshold, reset, alpha;
@@ -55,32 +56,36 @@ static int power_of_two(float tau) {
     return frexpf(tau, &exponent) == 0.5f;
 }
 
-static void charge(const Lif *p, float *restrict h, const float *restrict x, const float *restrict v, int n) {
-    const float r = p->soft_reset ? 0.0f : p->reset, tau = p->tau, inverse = 1.0f / p->tau;
-    if (power_of_two(tau)) {
-        if (p->decay_input)
-            for (int i = 0; i < n; i++) h[i] = v[i] + (x[i] - (v[i] - r)) * inverse;
-        else
-            for (int i = 0; i < n; i++) h[i] = v[i] - (v[i] - r) * inverse + x[i];
-    } else {
-        if (p->decay_input)
-            for (int i = 0; i < n; i++) h[i] = v[i] + (x[i] - (v[i] - r)) / tau;
-        else
-            for (int i = 0; i < n; i++) h[i] = v[i] - (v[i] - r) / tau + x[i];
+/* One time step: charge, fire, reset. Every flag is a constant at each call, so that each loop vectorises. */
+INLINE void step(const Lif *p, float *restrict h, float *restrict s, float *restrict v, const float *restrict x, int n,
+                 const int exact, const int decay_input, const int soft_reset) {
+    const float r = soft_reset ? 0.0f : p->reset, tau = p->tau, inverse = 1.0f / p->tau, threshold = p->threshold;
+    for (int i = 0; i < n; i++) {
+        const float drive = decay_input ? x[i] - (v[i] - r) : v[i] - r;
+        const float part = exact ? drive * inverse : drive / tau;
+        const float charged = decay_input ? v[i] + part : v[i] - part + x[i];
+        const float spike = charged >= threshold ? 1.0f : 0.0f;
+        h[i] = charged;
+        s[i] = spike;
+        v[i] = soft_reset ? charged - spike * threshold : spike * r + (1.0f - spike) * charged;
     }
 }
 
-static void fire_and_reset(const Lif *p, float *restrict s, float *restrict v, const float *restrict h, int n) {
-    const float threshold = p->threshold, r = p->reset;
-    for (int i = 0; i < n; i++) s[i] = h[i] >= threshold ? 1.0f : 0.0f;
-    if (p->soft_reset)
-        for (int i = 0; i < n; i++) v[i] = h[i] - s[i] * threshold;
-    else
-        for (int i = 0; i < n; i++) v[i] = s[i] * r + (1.0f - s[i]) * h[i];
+static void advance(const Lif *p, float *restrict h, float *restrict s, float *restrict v, const float *restrict x, int n) {
+    switch (power_of_two(p->tau) * 4 + (p->decay_input != 0) * 2 + (p->soft_reset != 0)) {
+    case 0: step(p, h, s, v, x, n, 0, 0, 0); break;
+    case 1: step(p, h, s, v, x, n, 0, 0, 1); break;
+    case 2: step(p, h, s, v, x, n, 0, 1, 0); break;
+    case 3: step(p, h, s, v, x, n, 0, 1, 1); break;
+    case 4: step(p, h, s, v, x, n, 1, 0, 0); break;
+    case 5: step(p, h, s, v, x, n, 1, 0, 1); break;
+    case 6: step(p, h, s, v, x, n, 1, 1, 0); break;
+    case 7: step(p, h, s, v, x, n, 1, 1, 1); break;
+    }
 }
 
 /* exp for x <= 0, within 2 ulp; a loop over it vectorises where a call of libm's expf would not. */
-static inline float exp_negative(float x) {
+INLINE float exp_negative(float x) {
     x = x < -87.0f ? -87.0f : x;
     float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the rounded quotient sits in the low bits */
     float k = shifted - 12582912.0f;
@@ -92,58 +97,82 @@ static inline float exp_negative(float x) {
     poly = poly * r + 1.6666665459e-1f;
     poly = poly * r + 5.0000001201e-1f;
     poly = poly * r * r + r + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits - 0x4b400000 + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return poly * scale;
+    union {
+        float f;
+        uint32_t u;
+    } scale = {.f = shifted};
+    scale.u = (scale.u - 0x4b400000 + 127) << 23;
+    return poly * scale.f;
 }
 
 /* The surrogate's derivative at h - threshold, in SpikingJelly's parametrisation of alpha. */
-static void derivative(const Lif *p, float *restrict g, const float *restrict h, int n) {
-    const float a = p->alpha, threshold = p->threshold;
+INLINE float derivative(const int surrogate, const float a, const float z) {
     const float pi = 3.14159265358979f;
-    switch (p->surrogate) {
+    float u;
+    switch (surrogate) {
     case SIGMOID:
-        for (int i = 0; i < n; i++) {
-            float e = exp_negative(-fabsf(a * (h[i] - threshold))), one_e = 1.0f + e;
-            g[i] = a * e / (one_e * one_e);
-        }
-        break;
+        u = exp_negative(-fabsf(a * z));
+        return a * u / ((1.0f + u) * (1.0f + u));
     case ATAN:
-        for (int i = 0; i < n; i++) {
-            float z = (h[i] - threshold) * (pi / 2 * a);
-            g[i] = a / 2 / (1.0f + z * z);
-        }
-        break;
+        u = z * (pi / 2 * a);
+        return a / 2 / (1.0f + u * u);
     case TRIANGLE:
-        for (int i = 0; i < n; i++) {
-            float z = a - a * a * fabsf(h[i] - threshold);
-            g[i] = z > 0.0f ? z : 0.0f;
-        }
-        break;
+        u = a - a * a * fabsf(z);
+        return u > 0.0f ? u : 0.0f;
     case PIECEWISE_EXP:
-        for (int i = 0; i < n; i++) g[i] = a / 2 * exp_negative(-a * fabsf(h[i] - threshold));
-        break;
+        return a / 2 * exp_negative(-a * fabsf(z));
     case SOFT_SIGN:
-        for (int i = 0; i < n; i++) {
-            float z = 1.0f / a + fabsf(h[i] - threshold);
-            g[i] = 1.0f / (2.0f * a * z * z);
-        }
-        break;
+        u = 1.0f / a + fabsf(z);
+        return 1.0f / (2.0f * a * u * u);
     case SUPER_SPIKE:
-        for (int i = 0; i < n; i++) {
-            float z = 1.0f + fabsf(h[i] - threshold);
-            g[i] = a / (z * z);
-        }
-        break;
-    case ERF:
-        for (int i = 0; i < n; i++) {
-            float z = a * (h[i] - threshold);
-            g[i] = a / sqrtf(pi) * exp_negative(-z * z);
-        }
-        break;
+        u = 1.0f + fabsf(z);
+        return a / (u * u);
+    default: /* ERF */
+        u = a * z;
+        return a / sqrtf(pi) * exp_negative(-u * u);
+    }
+}
+
+INLINE void slopes_of(const Lif *p, float *restrict slope, const float *restrict h, int n, const int surrogate) {
+    const float alpha = p->alpha, threshold = p->threshold;
+    for (int i = 0; i < n; i++) slope[i] = derivative(surrogate, alpha, h[i] - threshold);
+}
+
+static void slopes(const Lif *p, float *restrict slope, const float *restrict h, int n) {
+    switch (p->surrogate) {
+    case SIGMOID: slopes_of(p, slope, h, n, SIGMOID); break;
+    case ATAN: slopes_of(p, slope, h, n, ATAN); break;
+    case TRIANGLE: slopes_of(p, slope, h, n, TRIANGLE); break;
+    case PIECEWISE_EXP: slopes_of(p, slope, h, n, PIECEWISE_EXP); break;
+    case SOFT_SIGN: slopes_of(p, slope, h, n, SOFT_SIGN); break;
+    case SUPER_SPIKE: slopes_of(p, slope, h, n, SUPER_SPIKE); break;
+    case ERF: slopes_of(p, slope, h, n, ERF); break;
+    }
+}
+
+/* One time step back: dv, the gradient of the membrane after the reset, becomes that of the membrane before the charge;
+ * g, the gradient of the spike, becomes that of the input. */
+INLINE void step_back(const Lif *p, float *restrict g, float *restrict dv, const float *restrict h,
+                      const float *restrict slope, int n, const int soft_reset, const int detach_reset) {
+    const float threshold = p->threshold, reset = p->reset, inverse = 1.0f / p->tau;
+    const float input = p->decay_input ? inverse : 1.0f;
+    for (int i = 0; i < n; i++) {
+        const float charged = h[i], after = dv[i];
+        const float through = detach_reset ? 0.0f : after * (soft_reset ? -threshold : reset - charged);
+        const float kept = soft_reset || charged < threshold ? after : 0.0f;
+        const float dh = (g[i] + through) * slope[i] + kept;
+        g[i] = dh * input;
+        dv[i] = dh - dh * inverse;
+    }
+}
+
+static void retreat(const Lif *p, float *restrict g, float *restrict dv, const float *restrict h,
+                    const float *restrict slope, int n) {
+    switch ((p->soft_reset != 0) * 2 + (p->detach_reset != 0)) {
+    case 0: step_back(p, g, dv, h, slope, n, 0, 0); break;
+    case 1: step_back(p, g, dv, h, slope, n, 0, 1); break;
+    case 2: step_back(p, g, dv, h, slope, n, 1, 0); break;
+    case 3: step_back(p, g, dv, h, slope, n, 1, 1); break;
     }
 }
 
@@ -160,14 +189,13 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
     const int64_t blocks = (M + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
-        float v[BLOCK], h[BLOCK], s[BLOCK];
+        float v[BLOCK], h[BLOCK], s[BLOCK], frame[BLOCK];
         const int64_t at = b * BLOCK;
         const int n = M - at < BLOCK ? (int)(M - at) : BLOCK;
         start(p, v, v0, at, n);
         for (int64_t t = 0; t < T; t++) {
-            load(s, x, t * M + at, n, bf16);
-            charge(p, h, s, v, n);
-            fire_and_reset(p, s, v, h, n);
+            load(frame, x, t * M + at, n, bf16);
+            advance(p, h, s, v, frame, n);
             store(spikes, s, t * M + at, n, bf16);
         }
         memcpy(v_last + at, v, n * sizeof(float));
@@ -179,13 +207,11 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
 int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0,
                  const void *g_spikes, const float *g_v_last, void *g_x, float *g_v0) {
     const int64_t blocks = (M + BLOCK - 1) / BLOCK;
-    const float threshold = p->threshold, reset = p->reset, tau = p->tau, inverse = 1.0f / p->tau;
-    const int exact = power_of_two(tau);
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         float *h = malloc((size_t)T * BLOCK * sizeof(float));
-        float v[BLOCK], s[BLOCK], g[BLOCK], dh[BLOCK], dv[BLOCK];
+        float v[BLOCK], s[BLOCK], frame[BLOCK], dv[BLOCK];
         if (!h) {
 #pragma omp atomic write
             failed = 1;
@@ -197,40 +223,21 @@ int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, cons
             const int n = M - at < BLOCK ? (int)(M - at) : BLOCK;
             start(p, v, v0, at, n);
             for (int64_t t = 0; t < T; t++) {
-                load(s, x, t * M + at, n, bf16);
-                charge(p, h + t * BLOCK, s, v, n);
-                fire_and_reset(p, s, v, h + t * BLOCK, n);
+                load(frame, x, t * M + at, n, bf16);
+                advance(p, h + t * BLOCK, s, v, frame, n);
             }
             if (g_v_last)
                 memcpy(dv, g_v_last + at, n * sizeof(float));
             else
                 memset(dv, 0, sizeof(dv));
             for (int64_t t = T - 1; t >= 0; t--) {
-                const float *restrict ht = h + t * BLOCK;
-                derivative(p, g, ht, n);
                 if (g_spikes)
-                    load(s, g_spikes, t * M + at, n, bf16);
+                    load(frame, g_spikes, t * M + at, n, bf16);
                 else
-                    memset(s, 0, sizeof(s));
-                /* dh: gradient with respect to h, through the spike and through the membrane that was reset */
-                if (p->soft_reset) {
-                    if (p->detach_reset)
-                        for (int i = 0; i < n; i++) dh[i] = s[i] * g[i] + dv[i];
-                    else
-                        for (int i = 0; i < n; i++) dh[i] = (s[i] - dv[i] * threshold) * g[i] + dv[i];
-                } else {
-                    if (p->detach_reset)
-                        for (int i = 0; i < n; i++) dh[i] = s[i] * g[i] + (ht[i] >= threshold ? 0.0f : dv[i]);
-                    else
-                        for (int i = 0; i < n; i++)
-                            dh[i] = (s[i] + dv[i] * (reset - ht[i])) * g[i] + (ht[i] >= threshold ? 0.0f : dv[i]);
-                }
-                if (exact)
-                    for (int i = 0; i < n; i++) s[i] = dh[i] * inverse;
-                else
-                    for (int i = 0; i < n; i++) s[i] = dh[i] / tau;
-                for (int i = 0; i < n; i++) dv[i] = dh[i] - s[i];
-                store(g_x, p->decay_input ? s : dh, t * M + at, n, bf16);
+                    memset(frame, 0, sizeof(frame));
+                slopes(p, s, h + t * BLOCK, n);
+                retreat(p, frame, dv, h + t * BLOCK, s, n);
+                store(g_x, frame, t * M + at, n, bf16);
             }
             if (g_v0) memcpy(g_v0 + at, dv, n * sizeof(float));
         }

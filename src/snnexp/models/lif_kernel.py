@@ -89,11 +89,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    told = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
 def threads() -> int:
-    """Return the number of threads a call may use: torch's, and 1 after a fork, which GNU OpenMP's pool does not survive."""
+    """Return the number of threads a call may use: torch's, or 1 after a fork, which GNU OpenMP's pool does not survive."""
     return 1 if _in_forked_child else torch.get_num_threads()
 
 

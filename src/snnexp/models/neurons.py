@@ -68,10 +68,10 @@ class LIFNode(neuron.LIFNode):
         if not self._has_fast_form(x_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs).to(x_seq.dtype)
         v = self._memories["v"]
-        if not isinstance(v, Tensor) or v.shape != x_seq.shape[1:]:
-            v = None if v == self._resting() or isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=torch.float32)
-        else:
+        if isinstance(v, Tensor) and v.shape == x_seq.shape[1:]:
             v = v.to(dtype=torch.float32, device=x_seq.device)
+        else:  # at rest, after a reset or (as SpikingJelly has it) when the batch has changed its shape
+            v = None
         spikes, self._memories["v"] = multi_step_lif(x_seq, v, self._dynamics())
         return spikes
 
@@ -80,7 +80,9 @@ class LIFNode(neuron.LIFNode):
 
     def _has_fast_form(self, x_seq: Tensor) -> bool:
         return (
-            x_seq.device.type == "cpu"
+            not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and x_seq.device.type == "cpu"
             and x_seq.dtype in (torch.float32, torch.bfloat16)
             and x_seq.ndim >= 2
             and x_seq.numel() > 0
@@ -88,8 +90,6 @@ class LIFNode(neuron.LIFNode):
             and self._neuron_precision is None
             and type(self.surrogate_function) in SURROGATES.values()
             and self.surrogate_function.spiking
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
         )
 
     def _dynamics(self) -> Dynamics:

@@ -1,0 +1,298 @@
+"""Runs found, read, chosen and compared, from directories written here."""
+
+import json
+import math
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from snnexp.analysis import runs as table
+from snnexp.errors import UserError
+
+
+def make(path, *, state="finished", acc=90.0, test=None, status=None, result=None, choices=None, **config):
+    """A run directory as the runner leaves it; `config` goes to the top level of config.json."""
+    path.mkdir(parents=True)
+    T, seed = config.get("T", 4), config.get("seed", 0)
+    full = {
+        "T": T, "seed": seed, "lr": 1e-3, "batch_size": 32, "epochs": 5, "exp_name": path.name,
+        "model": {"_target_": "snnexp.models.vggsnn.VGGSNN", "T": T, "lif": {"tau": "preset"}},
+        "dataset": {"_target_": "snnexp.data.digits_dvs.DigitsDVS", "seed": seed, "size": 24},
+        "monitor": None, "command": "train",
+        "choices": {"model": "vggsnn", "dataset": "digits_dvs"} | (choices or {}),
+    }  # fmt: skip
+    full |= config
+    (path / "config.json").write_text(json.dumps(full))
+    claims = {
+        "state": state, "epoch": 5, "epochs": 5, "step": 200, "pid": os.getpid(), "host": socket.gethostname(),
+        "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:10:00+00:00", "error": None, "exit_code": 0,
+    }  # fmt: skip
+    (path / "status.json").write_text(json.dumps(claims | (status or {})))
+    if state == "finished" or result:
+        end = {
+            "best": {"epoch": 4, "metric": "Val/Acc1", "value": acc},
+            "test": {"Loss": 0.5, "Acc1": acc - 1 if test is None else test, "Acc5": 99.0},
+            "protocol": "60/20/20", "wall_time_s": 155.2, "samples_per_s": 123.4,
+        }  # fmt: skip
+        (path / "result.json").write_text(json.dumps(end | (result or {})))
+    return path
+
+
+def names(runs):
+    return [run.name for run in runs]
+
+
+def test_a_run_is_read(tmp_path):
+    make(tmp_path / "a", acc=91.5)
+    (run,) = table.find(tmp_path)
+    assert (run.name, run.state, run.epoch, run.epochs) == ("a", "finished", 5, 5)
+    assert run.best == {"epoch": 4, "metric": "Val/Acc1", "value": 91.5}
+    assert run.test == {"Loss": 0.5, "Acc1": 90.5, "Acc5": 99.0}
+    assert (run.test_metric, run.fact("test"), run.fact("best")) == ("Acc1", 90.5, 91.5)
+    assert (run.wall_time_s, run.samples_per_s) == (155.2, 123.4)
+    assert run.settings["model"] == "vggsnn"
+    assert run.settings["model.lif.tau"] == "preset"
+    assert "exp_name" not in run.settings
+
+
+def test_runs_of_a_sweep_are_found_and_what_lies_in_a_run_is_not(tmp_path):
+    make(tmp_path / "single", status={"started": "2026-01-03T00:00:00+00:00"})
+    make(tmp_path / "sweep" / "0_lr=0.1,T=4", status={"started": "2026-01-01T00:00:00+00:00"})
+    make(tmp_path / "sweep" / "1_lr=0.2,T=4", status={"started": "2026-01-02T00:00:00+00:00"})
+    make(tmp_path / "single" / "evaluations" / "x")
+    make(tmp_path / ".trash" / "y")
+    (tmp_path / "no_run").mkdir()
+    (tmp_path / "no_run" / "config.json").write_text("{}")
+    os.symlink(tmp_path, tmp_path / "sweep" / "loop")
+    assert names(table.find(tmp_path)) == ["sweep/0_lr=0.1,T=4", "sweep/1_lr=0.2,T=4", "single"]
+    assert names(table.find(tmp_path / "single")) == ["single"]
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        table.find(tmp_path / "nowhere")
+
+
+def stamp(seconds_ago):
+    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds")
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({}, "running"),
+        ({"pid": None}, "killed"),
+        ({"pid": "12"}, "killed"),
+        ({"pid": 2**40}, "killed"),
+        ({"host": "another", "updated": stamp(60)}, "running"),
+        ({"host": "another", "updated": stamp(7200)}, "stale?"),
+        ({"host": "another", "updated": None}, "stale?"),
+        ({"host": "another", "updated": "yesterday"}, "stale?"),
+        ({"state": "interrupted"}, "interrupted"),
+        ({"state": "failed"}, "failed"),
+    ],
+)
+def test_what_a_state_is_worth(tmp_path, status, state):
+    make(tmp_path / "a", state="running", status=status)
+    assert table.find(tmp_path)[0].state == state
+
+
+def test_running_with_a_dead_process_is_killed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    make(tmp_path / "a", state="running", status={"pid": gone.pid})
+    assert table.find(tmp_path)[0].state == "killed"
+
+
+def test_a_remote_run_that_still_logs_progress_is_not_stale(tmp_path):
+    run = make(tmp_path / "a", state="running", status={"host": "another", "updated": stamp(7200)})
+    (run / "logs").mkdir()
+    (run / "logs" / "progress.jsonl").write_text('{"samples_per_s": 50.0}\n{"samples_per_s": 60.5}\n{"samp')
+    found = table.find(tmp_path)[0]
+    assert (found.state, found.samples_per_s) == ("running", 60.5)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "best"),
+    [
+        (None, {"epoch": 2, "metric": "Val/Acc1", "value": 80.0}),
+        ("Loss", {"epoch": 3, "metric": "Val/Loss", "value": 0.5}),
+        ("Val/Acc1", {"epoch": 2, "metric": "Val/Acc1", "value": 80.0}),
+    ],
+)
+def test_best_so_far_of_a_run_without_a_result(tmp_path, monitor, best):
+    run = make(tmp_path / "a", state="interrupted", monitor=monitor)
+    (run / "logs").mkdir()
+    (run / "logs" / "metrics.jsonl").write_text(
+        '{"epoch": 1, "Val/Acc1": 70.0, "Val/Loss": 0.9}\n'
+        '{"epoch": 2, "Val/Acc1": 80.0, "Val/Loss": 0.7}\n'
+        '{"epoch": 3, "Val/Acc1": 75.0, "Val/Loss": 0.5}\n'
+        '{"epoch": 4, "Val/Acc1": null, "nonfinite": {"Val/Acc1": "nan"}}\n'
+        '{"epo'
+    )
+    assert table.find(tmp_path)[0].best == best
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("config.json", b'{"T": ', "config.json: not JSON"),
+        ("config.json", b"[1]", "config.json: holds a list"),
+        ("status.json", b"", "status.json: not JSON"),
+        ("status.json", b"\xff\xfe\x00{", "status.json: not JSON"),
+        ("status.json", b'{"status": "ok"}', "status.json: names no state"),
+        ("result.json", b'{"test": [1, 2]}', "unexpected content"),
+        ("result.json", b'{"best"', "result.json: not JSON"),
+        ("config.json", b'{"choices": "many"}', "unexpected content"),
+        ("config.json", b'{"a":' * 100_000, "json"),
+    ],
+)
+def test_one_unreadable_run_does_not_hide_the_others(tmp_path, file, content, problem):
+    make(tmp_path / "good")
+    (make(tmp_path / "bad") / file).write_bytes(content)
+    runs = {run.name: run for run in table.find(tmp_path)}
+    assert (runs["good"].state, runs["bad"].state) == ("finished", "unreadable")
+    assert problem in runs["bad"].problem or "RecursionError" in runs["bad"].problem
+
+
+def test_files_and_directories_one_may_not_read(tmp_path, monkeypatch):
+    make(tmp_path / "file")
+    make(tmp_path / "locked")
+    # The superuser, who may run this test, is refused nothing by file modes: the system calls refuse instead.
+    scan, read = os.scandir, table.Path.read_bytes
+
+    def no_scan(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    def no_read(path):
+        if path.name == "config.json" and path.parent.name == "file" or path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(table.os, "scandir", no_scan)
+    monkeypatch.setattr(table.Path, "read_bytes", no_read)
+    runs = {run.name: run for run in table.find(tmp_path)}
+    assert runs["file"].problem == "config.json: Permission denied"
+    assert runs["locked"].problem.endswith("Permission denied")
+
+
+@pytest.fixture
+def three(tmp_path):
+    make(tmp_path / "a", lr=1e-3, T=4, acc=90.0)
+    make(tmp_path / "b", lr=1e-2, T=4, acc=95.0, choices={"model": "resnet19"}, ema=0.99, sizes=[1, 2])
+    make(tmp_path / "c", lr=1e-2, T=10, state="failed", compile=True)
+    return table.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["model=resnet19"], "b"),
+        (["model=resnet19,vggsnn"], "abc"),
+        (["lr=0.01"], "bc"),
+        (["lr=1e-2", "T=4"], "b"),
+        (["lr=1e-2,1e-3", "T=4"], "ab"),
+        (["lr=ten"], ""),
+        (["state=finished"], "ab"),
+        (["compile=true"], "c"),
+        (["monitor=null"], "abc"),
+        (["model.lif.tau=pre*"], "abc"),
+        (["sizes=[1,2]"], "b"),
+        (["name=a"], "a"),
+        (["best=95"], "b"),
+        (["ema=0.99,0.5"], "b"),
+    ],
+)
+def test_filters(three, conditions, left):
+    assert "".join(names(table.select(three, conditions))) == left
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("modle=vggsnn", "Did you mean model"),
+        ("tau=2", "Did you mean model.lif.tau?"),
+        ("stat=x", "state"),
+        ("=3", "KEY="),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(three, condition, words):
+    with pytest.raises(UserError, match=words.replace("?", r"\?")):
+        table.select(three, [condition])
+
+
+def test_order(three):
+    assert names(table.order(three, "best")) == ["b", "a", "c"]
+    assert names(table.order(three, "T")) == ["a", "b", "c"]
+    assert names(table.order(three, "model")) == ["b", "a", "c"]
+    three[0].best, three[1].best = [{"metric": "Val/Loss", "value": value, "epoch": 1} for value in (0.5, 0.2)]
+    assert names(table.order(three, "best")) == ["b", "a", "c"]
+    three[1].best["value"] = math.nan
+    assert names(table.order(three, "best"))[0] == "a"
+
+
+def test_differing_settings_and_their_copies(tmp_path):
+    make(tmp_path / "a", T=4, seed=0, optimizer={"weight_decay": 0}, clip=1)
+    make(tmp_path / "b", T=10, seed=1, optimizer={"weight_decay": 1e-4}, clip=1.0)
+    runs = table.find(tmp_path)
+    # model.T follows T, dataset.seed follows seed; 1 and 1.0 are one value; exp_name is a name.
+    assert table.differing(runs) == ["T", "seed", "optimizer.weight_decay"]
+    assert table.differing(runs[:1]) == []
+
+
+def test_an_override_of_a_copy_is_shown(tmp_path):
+    make(tmp_path / "a", T=4)
+    make(tmp_path / "b", T=10, model={"T": 6})
+    assert table.differing(table.find(tmp_path)) == ["T", "model.T"]
+
+
+def test_over_seed(tmp_path):
+    values = {0: 90.0, 1: 92.0, 2: 97.0}
+    for seed, value in values.items():
+        make(tmp_path / f"T4_{seed}", seed=seed, acc=value)
+    make(tmp_path / "T10_0", T=10, seed=0, acc=99.0)
+    make(tmp_path / "late", T=4, seed=3, state="running")
+    groups = {group.runs[0].settings["T"]: group for group in table.over(table.find(tmp_path), "seed")}
+    assert set(groups) == {4, 10}
+    spread = groups[4].best
+    assert (spread.metric, spread.n, spread.mean) == ("Val/Acc1", 3, 93.0)
+    assert spread.std == pytest.approx(statistics.stdev(values.values()))
+    assert groups[4].test["Acc1"].mean == pytest.approx(92.0)
+    assert sorted(groups[4].values) == [0, 1, 2]
+    assert (groups[10].best.n, groups[10].best.std) == (1, None)
+
+
+def test_over_an_unknown_key(three):
+    with pytest.raises(UserError, match="Did you mean"):
+        table.over(three, "sead")
+
+
+def test_a_thousand_runs_are_quick(tmp_path):
+    for number in range(1000):
+        make(tmp_path / f"sweep{number % 10}" / f"run{number}", seed=number, filler={f"k{i}": i for i in range(60)})
+    took = []
+    for _ in range(2):
+        start = time.perf_counter()
+        runs = table.find(tmp_path)
+        assert table.differing(runs) == ["seed"]
+        assert len(table.select(runs, ["model=vggsnn"])) == 1000
+        assert len(table.over(runs, "seed")) == 1
+        took.append(time.perf_counter() - start)
+    assert len(runs) == 1000
+    assert min(took) < 1.5
+
+
+def test_neither_torch_nor_hydra_is_imported():
+    program = (
+        "import sys, snnexp.analysis.runs, snnexp.commands.runs\n"
+        "assert not {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

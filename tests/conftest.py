@@ -1,0 +1,88 @@
+"""What every test may use: the command line in a process of its own, a tiny experiment, and real data where they are."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = [
+    "model.width=0.125", "dataset.size=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "precision=fp32",
+    "logger=none", "device=cpu",
+]  # fmt: skip
+"""A VGGSNN of an eighth of the width on 64 small digits: about a second of training."""
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' prepared data lie, made once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def environment(data_dir: Path) -> dict[str, str]:
+    """The environment of a process under test."""
+    return os.environ | {"SNNEXP_DATA": str(data_dir), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="session")
+def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
+    """Start `snnexp ARGS` in a directory."""
+
+    def start(*args: object, cwd: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snnexp.cli", *map(str, args)]
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def snnexp(start: Callable[..., subprocess.Popen]) -> Callable[..., str]:
+    """Run `snnexp ARGS` in a directory to its end; its output, after checking its exit code."""
+
+    def snnexp(*args: object, cwd: Path, code: int = 0, timeout: float = 240) -> str:
+        process = start(*args, cwd=cwd)
+        output, _ = process.communicate(timeout=timeout)
+        assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{output}"
+        assert "Traceback" not in output, output
+        return output
+
+    return snnexp
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait until `condition` holds while `process` runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the process ended early:\n{process.stdout.read()}")
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError("it did not come to that in time")
+        time.sleep(0.005)
+
+
+def load(path: Path) -> dict:
+    """A checkpoint."""
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal bit for bit, through dicts and lists."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for name in a:
+            assert_same(a[name], b[name], f"{where}.{name}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}.{index}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

@@ -1,0 +1,204 @@
+import errno
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snnexp.data import cache
+from snnexp.data.cache import prepared
+from snnexp.errors import UserError
+
+SHAPE = (2, 1, 3, 3)
+
+
+class Source:
+    """Produces samples filled with their number and counts how often it was asked."""
+
+    def __init__(self, count: int = 5, highest: int = 0) -> None:
+        self.count, self.highest, self.asked = count, highest, 0
+
+    def __call__(self, notes):
+        self.asked += 1
+        notes["asked"] = self.asked
+        for i in range(self.count):
+            block = np.full((1, *SHAPE), i)
+            if self.highest and i == self.count - 2:
+                block[0, 0, 0, 0, 0] = self.highest
+            yield block, np.array([i % 3])
+
+
+def entry_of(root: Path, source: Source, count: int | None = 5, **settings):
+    return prepared(root, {"T": 2, **settings}, [("a", 1)], count, SHAPE, source, "test")
+
+
+def test_made_once_then_found(tmp_path: Path) -> None:
+    source = Source()
+    entry_of(tmp_path, source)
+    entry = entry_of(tmp_path, source)
+    assert source.asked == 1 and entry.notes == {"asked": 1}
+    assert entry.samples.dtype == np.uint8 and entry.samples[:, 1, 0, 2, 2].tolist() == [0, 1, 2, 3, 4]
+    assert isinstance(entry.samples, np.memmap) and not entry.samples.flags.writeable
+    assert entry.labels.tolist() == [0, 1, 2, 0, 1]
+    assert entry.sums[3].tolist() == [[3.0 * 18], [9.0 * 18]]
+    meta = json.loads((entry.directory / "meta.json").read_text())
+    assert meta["settings"] == {"T": 2} and meta["sources"] == [["a", 1]] and meta["shape"] == [5, *SHAPE]
+    assert entry.directory.parent == tmp_path / "cache"
+
+
+def test_other_settings_or_sources_are_another_entry(tmp_path: Path) -> None:
+    source = Source()
+    entries = {
+        entry_of(tmp_path, source).directory,
+        entry_of(tmp_path, source, size=4).directory,
+        prepared(tmp_path, {"T": 2}, [("a", 2)], 5, SHAPE, source, "test").directory,
+    }
+    assert len(entries) == 3 and source.asked == 3
+
+
+def test_number_may_be_unknown(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert entry_of(tmp_path, Source(7), count=None).samples.shape == (7, *SHAPE)
+
+
+def test_uint16_only_where_a_count_needs_it_and_nothing_is_clipped(tmp_path: Path) -> None:
+    assert entry_of(tmp_path, Source(highest=255)).samples.dtype == np.uint8
+    entry = entry_of(tmp_path, Source(highest=40_000), size=1)
+    assert entry.samples.dtype == np.uint16
+    assert entry.samples[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 40_000, 4] and entry.samples[:, 1, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="holds the value 65536"):
+        entry_of(tmp_path, Source(highest=65_536), size=2)
+
+
+def cut(directory: Path) -> None:
+    data = (directory / "samples.npy").read_bytes()
+    (directory / "samples.npy").write_bytes(data[:-1])
+
+
+def foreign(directory: Path) -> None:
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps(meta | {"settings": {"T": 3}}))
+
+
+def other_shape(directory: Path) -> None:
+    np.save(directory / "samples.npy", np.zeros((5, 1, 1, 3, 3), dtype=np.uint8))
+
+
+def only_a_file(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.write_text("?")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        foreign,
+        other_shape,
+        only_a_file,
+        lambda directory: (directory / "meta.json").unlink(),
+        lambda directory: (directory / "meta.json").write_text('{"format"'),
+        lambda directory: (directory / "meta.json").write_text("[]"),
+        lambda directory: (directory / "labels.npy").unlink(),
+        lambda directory: (directory / "sums.npy").write_bytes(b""),
+    ],
+)
+def test_unusable_entry_is_made_again(tmp_path: Path, damage) -> None:
+    source = Source()
+    damage(entry_of(tmp_path, source).directory)
+    entry = entry_of(tmp_path, source)
+    assert source.asked == 2 and entry.samples[4, 0, 0, 0, 0] == 4
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [entry.directory.name, entry.directory.name + ".lock"]
+
+
+def test_failed_preparation_leaves_nothing_and_the_next_succeeds(tmp_path: Path) -> None:
+    def broken(notes):
+        yield np.zeros((1, *SHAPE)), np.zeros(1)
+        raise UserError("a.bin breaks off")
+
+    with pytest.raises(UserError, match="breaks off"):
+        prepared(tmp_path, {"T": 2}, [("a", 1)], 5, SHAPE, broken, "test")
+    assert not list((tmp_path / "cache").glob(".building*"))
+    assert entry_of(tmp_path, Source()).samples.shape[0] == 5
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    key = entry_of(tmp_path, Source()).directory.name
+    shutil.rmtree(tmp_path / "cache" / key)
+    left = tmp_path / "cache" / f".building-{key}-dead"
+    left.mkdir()
+    (left / "samples.npy").write_bytes(b"half")
+    entry_of(tmp_path, Source())
+    assert not left.exists()
+
+
+def test_no_space_before_the_start(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10))
+    with pytest.raises(UserError, match="No space left while preparing test"):
+        entry_of(tmp_path, Source())
+    assert not list((tmp_path / "cache").glob(".building*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_no_space_on_the_way(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "start", lambda path, dtype, shape: open("/dev/full", "wb", buffering=0))
+    with pytest.raises(UserError, match="No space left.*Make room"):
+        entry_of(tmp_path, Source())
+    assert not list((tmp_path / "cache").glob(".building*"))
+
+
+def test_directory_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
+    source = Source()
+    entry_of(tmp_path, source)
+
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(cache.Path, "mkdir", refuse)
+    monkeypatch.setattr(cache, "lock", refuse)
+    assert entry_of(tmp_path, source).samples.shape[0] == 5  # what is there can be used
+    with pytest.raises(UserError, match="cannot be written.*writable"):
+        entry_of(tmp_path, source, size=3)
+
+
+def test_two_processes_make_one_entry(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        import numpy as np
+        from snnexp.data.cache import prepared
+
+        def produce(notes):
+            with open(sys.argv[1] + "/asked", "a") as file:
+                file.write("x")
+            for i in range(20):
+                time.sleep(0.02)
+                yield np.full((1, 1, 1, 2, 2), i), np.array([i])
+
+        entry = prepared(Path(sys.argv[1]), {}, [], 20, (1, 1, 2, 2), produce, "test")
+        print(int(entry.samples.sum()))
+        """
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in running] == [str(4 * sum(range(20)))] * 3
+    assert (tmp_path / "asked").read_text() == "x"
+
+
+def test_entry_that_appears_meanwhile_does_no_harm(tmp_path: Path) -> None:
+    """On a disk without locks another process may finish the same entry while this one is at it."""
+    other = entry_of(tmp_path / "other", Source()).directory
+
+    def slow(notes):
+        yield from Source()(notes)
+        shutil.copytree(other, tmp_path / "cache" / other.name)
+
+    entry = prepared(tmp_path, {"T": 2}, [("a", 1)], 5, SHAPE, slow, "test")
+    assert entry.samples[4, 0, 0, 0, 0] == 4 and entry.directory.name == other.name
+    assert not list((tmp_path / "cache").glob(".building*"))

@@ -1,0 +1,145 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from snnexp.data import download
+from snnexp.data.download import fetch
+from snnexp.errors import MissingData, UserError
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 700_000, dtype=np.uint8).tobytes()
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Gives CONTENT on 127.0.0.1; breaks the first `breaks` answers off after 300,000 bytes."""
+
+    def __init__(self, breaks: int = 0, ranges: bool = True, status: int = 200) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.breaks, self.ranges, self.status = breaks, ranges, status
+        self.asked: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/file.zip"
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.asked.append(wanted)
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+            return
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
+        if start >= len(CONTENT):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        end = len(CONTENT)
+        if self.server.breaks > 0:
+            self.server.breaks -= 1
+            end = start + 300_000
+        self.wfile.write(CONTENT[start:end])
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+
+
+def test_fetched_verified_and_not_fetched_again(tmp_path) -> None:
+    path = tmp_path / "download" / "file.zip"
+    with Server() as server:
+        for _ in range(2):
+            assert fetch([server.url], path, MD5) == path
+    assert server.asked == [None] and path.read_bytes() == CONTENT
+    assert sorted(p.name for p in path.parent.iterdir()) == ["file.zip", "file.zip.lock"]
+
+
+def test_broken_download_goes_on_where_it_stopped(tmp_path) -> None:
+    with Server(breaks=2) as server:
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert server.asked == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def test_next_call_continues_what_the_last_one_left(tmp_path) -> None:
+    path = tmp_path / "file.zip"
+    with Server(breaks=99) as server, pytest.raises(MissingData, match=r"at byte .* of 700000\). \d+ bytes are kept"):
+        CONTENT_BEFORE = download.ROUNDS
+        download.ROUNDS = 1
+        try:
+            fetch([server.url], path, MD5)
+        finally:
+            download.ROUNDS = CONTENT_BEFORE
+    assert not path.exists() and (tmp_path / "file.zip.part").stat().st_size == 300_000
+    with Server() as server:
+        fetch([server.url], path, MD5)
+    assert server.asked == ["bytes=300000-"] and path.read_bytes() == CONTENT
+
+
+def test_server_that_gives_no_parts(tmp_path) -> None:
+    (tmp_path / "file.zip.part").write_bytes(CONTENT[:1000])
+    with Server(ranges=False) as server:
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_part_that_is_whole_already(tmp_path) -> None:
+    (tmp_path / "file.zip.part").write_bytes(CONTENT)
+    with Server() as server:
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert server.asked == ["bytes=700000-"]
+
+
+@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * 900_000])
+def test_part_of_something_else_is_started_again(tmp_path, part: bytes) -> None:
+    (tmp_path / "file.zip.part").write_bytes(part)
+    with Server() as server:
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert server.asked[-1] is None and (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_wrong_checksum_is_not_kept(tmp_path) -> None:
+    with Server() as server, pytest.raises(UserError, match=f"has md5 {MD5}, published is 0123"):
+        fetch([server.url], tmp_path / "file.zip", "0123")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.zip.lock"]
+
+
+def test_second_address_helps_out(tmp_path) -> None:
+    with Server(status=404) as gone, Server() as server:
+        fetch([gone.url, server.url], tmp_path / "file.zip", MD5)
+    assert len(gone.asked) == len(server.asked) == 1
+
+
+def test_nobody_answers(tmp_path) -> None:
+    with Server(status=404) as gone, pytest.raises(MissingData, match="HTTP 404.*put it at"):
+        fetch([gone.url], tmp_path / "file.zip", MD5)
+    assert len(gone.asked) == 1  # a wrong address does not get right by asking again
+    with pytest.raises(MissingData, match="could not be fetched.*refused"):
+        fetch(["http://127.0.0.1:9/file.zip"], tmp_path / "file.zip", MD5)
+
+
+def test_place_that_cannot_be_written(tmp_path) -> None:
+    (tmp_path / "download").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        fetch(["http://127.0.0.1:9/file.zip"], tmp_path / "download" / "file.zip", MD5)

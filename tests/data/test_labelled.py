@@ -1,0 +1,159 @@
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from snnexp.data.augment import Augmentation
+from snnexp.data.cache import prepared
+from snnexp.data.labelled import LabelledSamples
+from snnexp.errors import UserError
+
+
+def data(root: Path, samples: np.ndarray, **changes) -> LabelledSamples:
+    labels = np.arange(len(samples)) % 2
+    entry = prepared(root, {}, [], len(samples), samples.shape[1:], lambda notes: [(samples, labels)], "test")
+    numbers = np.arange(len(samples))
+    arguments = {
+        "name": "test",
+        "classes": ("a", "b"),
+        "protocol": "",
+        "directory": root,
+        "entry": entry,
+        "rows": {"train": numbers[:-2], "val": numbers[-2:-1], "test": numbers[-1:]},
+        "seed": 0,
+        "augmentation": Augmentation(flip=True, roll=1),
+        "centred": False,
+    }
+    return LabelledSamples(**(arguments | changes))
+
+
+@pytest.fixture
+def clips() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 7, (8, 3, 2, 6, 5)).astype(np.uint8)
+
+
+def test_batch_of_clips_is_time_first(tmp_path: Path, clips: np.ndarray) -> None:
+    made = data(tmp_path, clips)
+    x, y = made.view("train", augment=False).__getitems__([(0, 4), (3, 1), (0, 0)])
+    assert x.dtype == torch.uint8 and x.shape == (3, 3, 2, 6, 5)
+    assert np.array_equal(x.numpy(), clips[[4, 1, 0]].swapaxes(0, 1))
+    assert y.dtype == torch.int64 and y.tolist() == [0, 1, 0]
+    assert made.shape == (3, 2, 6, 5) and made.splits == {"train": 6, "val": 1, "test": 1}
+
+
+def test_batch_of_images(tmp_path: Path, clips: np.ndarray) -> None:
+    view = data(tmp_path, clips[:, 0]).view("val", augment=False)
+    x, _ = view.__getitems__([(0, 0)])
+    assert np.array_equal(x.numpy(), clips[6:7, 0]) and len(view) == 1 and view.labels.tolist() == [0]
+
+
+def test_views(tmp_path: Path, clips: np.ndarray) -> None:
+    made = data(tmp_path, clips)
+    assert made.view("all").labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    with pytest.raises(UserError, match="split is 'dev'; allowed are train, val, test and all"):
+        made.view("dev")
+
+
+def test_augmentation_is_the_same_whoever_fetches(tmp_path: Path, clips: np.ndarray) -> None:
+    view = data(tmp_path, clips).view("train", augment=True)
+    keys = [(epoch, index) for epoch in (0, 1) for index in range(6)]
+    whole, _ = view.__getitems__(keys)
+    for n, key in enumerate(keys):
+        assert torch.equal(view.__getitems__([key])[0][:, 0], whole[:, n])
+    assert not torch.equal(whole[:, :6], whole[:, 6:])
+    # Nor does a worker's own generator matter, forked or spawned.
+    for context in ("fork", "spawn"):
+        batches = DataLoader(
+            view, batch_sampler=[keys[:5], keys[5:]], num_workers=2, multiprocessing_context=context, collate_fn=lambda_free
+        )
+        assert torch.equal(torch.cat([x for x, _ in batches], dim=1), whole)
+
+
+def lambda_free(batch):
+    return batch
+
+
+def test_pickled_view_maps_the_file_again(tmp_path: Path, clips: np.ndarray) -> None:
+    view = data(tmp_path, np.repeat(clips, 100, axis=0)).view("train")
+    copy = pickle.loads(pickle.dumps(view))
+    assert len(pickle.dumps(view)) < 20_000 and isinstance(copy.samples, np.memmap)
+    assert torch.equal(copy.__getitems__([(0, 3)])[0], view.__getitems__([(0, 3)])[0])
+
+
+def test_events_are_scaled_by_the_training_part_only_and_zero_stays(tmp_path: Path) -> None:
+    clips = np.zeros((4, 1, 2, 2, 2), dtype=np.uint8)
+    clips[:2, :, 0] = 3
+    clips[2:] = 100  # val and test
+    made = data(tmp_path, clips)
+    assert made.mean.tolist() == [0, 0] and made.std.tolist() == [3, 1]
+    x, y = made.prepare((torch.from_numpy(clips[:1].swapaxes(0, 1)), torch.tensor([1])))
+    assert x.dtype == torch.float32 and x[0, 0, 0].tolist() == [[1, 1], [1, 1]] and x[0, 0, 1].sum() == 0 and y.tolist() == [1]
+
+
+def test_images_are_centred(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4)).astype(np.uint8)
+    made = data(tmp_path, images, centred=True)
+    x, _ = made.prepare(made.view("train").__getitems__([(0, i) for i in range(48)]))
+    assert torch.allclose(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(x.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
+    given = data(tmp_path, images, centred=True, mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0])
+    x, _ = given.prepare((torch.full((1, 3, 1, 1), 5, dtype=torch.uint8), torch.zeros(1)))
+    assert x.flatten().tolist() == [2.0, 1.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"mean": [1.0]}, "mean has 1 values"), ({"std": [1.0, 0.0]}, "all must be above 0")]
+)
+def test_impossible_normalisation(tmp_path: Path, clips: np.ndarray, change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        data(tmp_path, clips, **change)
+
+
+def test_wide_counts_reach_the_model(tmp_path: Path) -> None:
+    clips = np.zeros((4, 1, 2, 2, 2), dtype=np.int64)
+    clips[:, :, 0] = 60_000
+    made = data(tmp_path, clips)
+    x, y = made.view("train", augment=True).__getitems__([(0, 0), (0, 1)])
+    assert x.dtype == torch.uint16
+    assert made.prepare((x, y))[0][0, 0, 0, 0, 0] == 1.0
+
+
+def test_state_carries_the_normalisation_and_guards_the_classes(tmp_path: Path, clips: np.ndarray) -> None:
+    run, elsewhere = data(tmp_path / "a", clips), data(tmp_path / "b", clips * 2)
+    state = torch.load(saved(run.state_dict(), tmp_path), weights_only=True)
+    x = torch.from_numpy(clips[:1].swapaxes(0, 1))
+    before = elsewhere.prepare((x, None))[0]
+    elsewhere.load_state_dict(state)
+    assert not torch.equal(elsewhere.prepare((x, None))[0], before)
+    assert torch.equal(elsewhere.prepare((x, None))[0], run.prepare((x, None))[0])
+    with pytest.raises(UserError, match="trained on the classes a, b, but test in .* has a, c"):
+        data(tmp_path / "c", clips, classes=("a", "c")).load_state_dict(state)
+    with pytest.raises(UserError, match="trained on 2 channels"):
+        data(tmp_path / "d", clips[:, :, :1]).load_state_dict(state)
+
+
+def saved(state: dict, directory: Path) -> Path:
+    torch.save(state, directory / "state.pth")
+    return directory / "state.pth"
+
+
+def test_no_training_part(tmp_path: Path, clips: np.ndarray) -> None:
+    none = np.empty(0, dtype=np.int64)
+    made = data(tmp_path, clips, rows={"train": none, "val": none, "test": np.arange(8)})
+    assert made.std.tolist() == [1, 1] and made.splits["train"] == 0
+
+
+def test_fetching_is_cheap(tmp_path: Path) -> None:
+    made = data(tmp_path, np.random.default_rng(0).integers(0, 7, (64, 10, 2, 48, 48)).astype(np.uint8))
+    made.augmentation = Augmentation(flip=True, roll=5)
+    view = made.view("train", augment=True)
+    times = []
+    for epoch in range(30):
+        start = time.perf_counter()
+        view.__getitems__([(epoch, (8 * epoch + n) % 62) for n in range(8)])
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3

@@ -1,0 +1,106 @@
+"""TET loss and cross entropy by formula, and the counts from which metrics are made."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.tasks.classification import Classification
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output
+
+
+def loss_of(task, output, y):
+    return task.loss(Fixed(output), (torch.zeros(1), y), 0)[0]
+
+
+def test_tet_of_constant_outputs():
+    loss = loss_of(Classification(lamb=0.05), torch.ones(4, 3, 10), torch.tensor([0, 5, 9]))
+    assert loss.item() == pytest.approx(0.95 * math.log(10), rel=1e-6)
+
+
+def test_tet_by_formula_and_gradient():
+    torch.manual_seed(0)
+    o, y = torch.randn(4, 3, 5, requires_grad=True), torch.tensor([4, 0, 2])
+    task = Classification(means=0.7, lamb=0.1)
+    ce = sum(
+        -math.log(math.exp(o[t, n, y[n]]) / sum(math.exp(v) for v in o[t, n])) for t in range(4) for n in range(3)
+    ) / 12
+    mse = sum((v.item() - 0.7) ** 2 for v in o.flatten()) / 60
+    loss = loss_of(task, o, y)
+    assert loss.dtype == torch.float32 and loss.ndim == 0
+    assert loss.item() == pytest.approx(0.9 * ce + 0.1 * mse, rel=1e-5)
+    loss.backward()
+    target = F.one_hot(y, 5).float()
+    want = 0.9 * (o.detach().softmax(-1) - target) / 12 + 0.1 * 2 * (o.detach() - 0.7) / 60
+    torch.testing.assert_close(o.grad, want)
+
+
+def test_ce_of_the_time_mean():
+    o, y = torch.randn(4, 3, 5), torch.tensor([4, 0, 2])
+    assert torch.allclose(loss_of(Classification(loss="ce"), o, y), F.cross_entropy(o.mean(0), y))
+    smooth = loss_of(Classification(loss="ce", label_smoothing=0.1), o, y)
+    assert torch.allclose(smooth, F.cross_entropy(o.mean(0), y, label_smoothing=0.1))
+
+
+def test_tet_is_not_ce_of_the_mean():
+    o, y = torch.tensor([[[4.0, 0.0]], [[0.0, 4.0]]]), torch.tensor([0])
+    assert loss_of(Classification(loss="ce"), o, y).item() == pytest.approx(math.log(2))
+    assert loss_of(Classification(lamb=0.0), o, y).item() > 2
+
+
+def test_fp32_inside_autocast():
+    o, y = torch.randn(4, 3, 5).bfloat16(), torch.tensor([4, 0, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(Classification(), o, y)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, loss_of(Classification(), o.float(), y))
+
+
+def test_counts_weight_an_uneven_last_batch():
+    task = Classification(loss="ce")
+    torch.manual_seed(0)
+    o, y = torch.randn(2, 7, 8), torch.randint(0, 8, (7,))
+    total: dict[str, float] = {}
+    for part in (slice(0, 5), slice(5, 7)):
+        batch = (torch.zeros(1), y[part])
+        loss, output = task.loss(Fixed(o[:, part]), batch, 0)
+        counts = task.counts(loss, output, batch)
+        assert all(v.dtype == torch.float64 and v.ndim == 0 for v in counts.values())
+        for key, value in counts.items():
+            total[key] = total.get(key, 0.0) + value.item()
+    rank = o.mean(0).argsort(-1, descending=True)
+    metrics = task.metrics(total)
+    assert metrics["Loss"] == pytest.approx(F.cross_entropy(o.mean(0), y).item(), rel=1e-6)
+    assert metrics["Acc1"] == pytest.approx(100 * (rank[:, 0] == y).float().mean().item())
+    assert metrics["Acc5"] == pytest.approx(100 * (rank[:, :5] == y[:, None]).any(1).float().mean().item())
+
+
+def test_acc5_with_fewer_than_five_classes():
+    task, batch = Classification(), (torch.zeros(1), torch.tensor([0, 2]))
+    loss, output = task.loss(Fixed(torch.randn(2, 2, 3)), batch, 0)
+    assert task.counts(loss, output, batch)["Acc5"].item() == 2
+
+
+def test_prediction_is_the_largest_time_mean():
+    o = torch.tensor([[[0.0, 1.0, 0.9]], [[0.0, 0.2, 0.9]]])
+    y_pred, y_true = Classification().predict(o, (torch.zeros(1), torch.tensor([1])))
+    assert y_pred.tolist() == [2] and y_true.tolist() == [1] and y_pred.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [({"loss": "mse"}, "task.loss: 'mse'"), ({"lamb": 1.5}, "task.lamb: 1.5"), ({"label_smoothing": 1}, "label_smoothing: 1")],
+)
+def test_errors(options, said):
+    with pytest.raises(UserError, match=said):
+        Classification(**options)

@@ -1,0 +1,133 @@
+"""A run killed at any moment and resumed ends as one that was not, bit for bit."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, assert_same, load, wait_for
+
+from snnexp.engine.schedule import Cosine
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    one, other = load(a / "checkpoints/checkpoint_final.pth"), load(b / "checkpoints/checkpoint_final.pth")
+    for part in ("epoch", "step", "state_dict", "optimizer", "scheduler", "scaler", "ema", "best_acc1", "ranks", "sampler", "data"):
+        assert_same(one[part], other[part], part)
+    assert_same(load(a / "checkpoints/checkpoint_best.pth")["state_dict"], load(b / "checkpoints/checkpoint_best.pth")["state_dict"])
+    assert (a / "logs/metrics.jsonl").read_bytes() == (b / "logs/metrics.jsonl").read_bytes()
+    results = [json.loads((run / "result.json").read_text()) for run in (a, b)]
+    assert results[0]["test"] == results[1]["test"] and results[0]["best"] == results[1]["best"]
+
+
+def kill_in_mid_epoch(process, run: Path, epoch: int) -> None:
+    """SIGKILL when the newest checkpoint lies inside `epoch` (counted from 0)."""
+    latest = run / "checkpoints/checkpoint_latest.pth"
+
+    def inside() -> bool:
+        if not latest.exists():
+            return False
+        position = load(latest)["sampler"]
+        return position["epoch"] >= epoch and 0 < position["batch"]
+
+    wait_for(inside, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+SETTINGS = {
+    "plain": [],
+    "workers": ["workers=2"],
+    "everything": ["accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16", "val_every=2"],
+    "plateau": ["optimizer=adamw8bit", "scheduler=plateau", "scheduler.patience=1", "task.loss=ce", "model=vggsnn_woap"],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sigkill_in_mid_epoch_after_a_timed_checkpoint(name, snnexp, start, tmp_path):
+    settings = [*TINY, *SETTINGS[name], "save_minutes=0.00001", "batch_size=8"]
+    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *settings, "exp_name=killed", cwd=tmp_path)
+    kill_in_mid_epoch(process, tmp_path / "outputs/killed", epoch=1)
+    assert json.loads((tmp_path / "outputs/killed/status.json").read_text())["state"] == "running"
+    snnexp("resume", "outputs/killed", cwd=tmp_path)
+    assert_same_run(tmp_path / "outputs/whole", tmp_path / "outputs/killed")
+
+
+def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(snnexp, start, tmp_path):
+    snnexp("train", *TINY, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *TINY, "exp_name=killed", cwd=tmp_path)
+    run = tmp_path / "outputs/killed"
+    wait_for(lambda: (run / "checkpoints/checkpoint_best.pth").exists(), process)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(run / "logs/metrics.jsonl", "a") as log:
+        log.write('{"epoch": 99, "of": "a step that no checkpoint remembers"}\n{"half a li')
+    snnexp("resume", run, cwd=tmp_path)
+    assert_same_run(tmp_path / "outputs/whole", run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_stop_signal_saves_and_the_rest_is_exact(number, snnexp, start, tmp_path):
+    settings = [*TINY, "batch_size=4", "epochs=2"]
+    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *settings, "exp_name=stopped", cwd=tmp_path)
+    run = tmp_path / "outputs/stopped"
+    wait_for(lambda: (run / "checkpoints/checkpoint_latest.pth").exists(), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output and "snnexp resume" in output
+    assert (run / "checkpoints/checkpoint_interrupted.pth").exists()
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    snnexp("resume", run, cwd=tmp_path)
+    assert_same_run(tmp_path / "outputs/whole", run)
+
+
+def test_more_epochs_are_a_longer_curve(snnexp, tmp_path):
+    snnexp("train", *TINY, "epochs=2", "exp_name=run", cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    output = snnexp("resume", run, "epochs=4", cwd=tmp_path)
+    assert "epochs 2 -> 4" in output
+    rates = [json.loads(line)["LR"] for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
+    assert len(rates) == 4 and rates[2] > rates[3] > 0  # epochs 3 and 4 lie on the curve of 4 epochs, and fall
+    steps = 64 // 16
+    assert rates[2:] == [1e-3 * Cosine().factor(2 + (steps - 1) / steps, 4), 1e-3 * Cosine().factor(3 + (steps - 1) / steps, 4)]
+    assert (run / "resumes/1/config.yaml").exists() and json.loads((run / "config.json").read_text())["epochs"] == 4
+
+
+def test_a_finished_run_has_nothing_left(snnexp, tmp_path):
+    snnexp("train", *TINY, "epochs=1", "exp_name=run", cwd=tmp_path)
+    before = (tmp_path / "outputs/run/checkpoints/checkpoint_final.pth").read_bytes()
+    assert "nothing is left to do" in snnexp("resume", "outputs/run", cwd=tmp_path)
+    assert (tmp_path / "outputs/run/checkpoints/checkpoint_final.pth").read_bytes() == before
+
+
+def test_another_model_is_refused_and_another_rate_ends_exactness(snnexp, tmp_path):
+    snnexp("train", *TINY, "epochs=1", "exp_name=run", cwd=tmp_path)
+    for override in ("model=resnet19", "dataset=nmnist", "task=classification"):
+        assert "goes on with what it began with" in snnexp("resume", "outputs/run", override, cwd=tmp_path, code=2)
+    output = snnexp("resume", "outputs/run", "epochs=2", "lr=0.01", "batch_size=8", cwd=tmp_path)
+    assert "From here the run is not the one it would have been" in output and "lr 0.001 -> 0.01" in output
+    last = json.loads((tmp_path / "outputs/run/logs/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["LR"] == 0.01 * Cosine().factor(1 + 7 / 8, 2)
+
+
+def test_resume_from_an_older_checkpoint(snnexp, tmp_path):
+    snnexp("train", *TINY, "save_freq=1", "exp_name=run", cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    final = load(run / "checkpoints/checkpoint_final.pth")
+    metrics = (run / "logs/metrics.jsonl").read_bytes()
+    snnexp("resume", run / "checkpoints/checkpoint_epoch1.pth", cwd=tmp_path)
+    assert_same(load(run / "checkpoints/checkpoint_final.pth")["state_dict"], final["state_dict"])
+    assert (run / "logs/metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_at_work_is_not_resumed_twice(snnexp, start, tmp_path):
+    process = start("train", *TINY, "epochs=200", "exp_name=run", cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "outputs/run/checkpoints/checkpoint_latest.pth").exists(), process)
+    assert f"process {process.pid}" in snnexp("resume", "outputs/run", cwd=tmp_path, code=2)
+    process.kill()
+    process.wait()
