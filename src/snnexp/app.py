@@ -14,6 +14,7 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -23,7 +24,7 @@ from yaml import YAMLError
 
 from snnexp import config as configuration
 from snnexp.config import nearest
-from snnexp.errors import UserError
+from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, find_run
 
 HYDRA_VERSION_BASE = "1.3"
@@ -124,11 +125,24 @@ def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: 
     store.store("schema", schema or configuration.TrainConfig)
     if saved is not None:
         store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig))
+        OmegaConf.register_new_resolver("run_root", lambda: str(saved.root), replace=True)
 
-    sys.argv = [f"snnexp {command}", *line.overrides, *line.flags]
+    naming = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed_keys(line))}]"] if line.multirun else []
+    sys.argv = ["snnexp", *line.overrides, *naming, *line.flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
+    failures: list[Exception] = []
+
+    def once(cfg: DictConfig) -> None:
+        try:
+            job(cfg)
+        except (UserError, RunFailed) as error:
+            failures.append(error)  # Hydra would print a line of its own about it
+
     try:
-        hydra.main(config_path=str(conf_dir()), config_name=command, version_base=HYDRA_VERSION_BASE)(job)()
+        function = job if line.multirun else once
+        hydra.main(config_path=str(conf_dir()), config_name=command, version_base=HYDRA_VERSION_BASE)(function)()
+        if failures:
+            raise failures[0]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(in_words(error, command, line)) from error
     except SystemExit as leaving:
@@ -136,6 +150,16 @@ def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: 
             raise
     finally:
         GlobalHydra.instance().clear()
+
+
+def fixed_keys(line: CommandLine) -> list[str]:
+    """The keys of a sweep's command line that are the same in each of its jobs, and so say nothing in their names."""
+    keys = ["exp_name", "output_dir", "data_dir"]
+    try:
+        parsed = OverridesParser.create().parse_overrides(line.overrides)
+    except HydraException:
+        return keys  # composing will say what is wrong
+    return keys + [override.key_or_group for override in parsed if not override.is_sweep_override()]
 
 
 def saved_config(run: RunDir, schema: type) -> DictConfig:
@@ -183,7 +207,9 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         group, _, option = match[1].rpartition("/")
         options = [word for word in (match[3] or "").split() if word]
         if options:
-            return f"{group}={option}: there is no such option; there are {', '.join(options)}.{nearest(option, options)}"
+            extra = {"hydra/launcher": "slurm", "hydra/sweeper": "optuna"}.get(group)
+            hint = f' It needs: pip install "snnexp[{extra}]"' if extra else nearest(option, options)
+            return f"{group}={option}: there is no such option; there are {', '.join(options)}.{hint}"
     if match := re.search(r"Error merging override (\S+)", text):
         reason = next((part.splitlines()[0] for part in text.split("\n") if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
         return f"{match[1]}: {reason or text.splitlines()[-1]}."

@@ -171,6 +171,30 @@ def check_nodes(settings: dict[str, Any]) -> None:
                     raise UserError(f"{path}: {node['_target_']} needs the argument {name!r}; give +{path}.{name}=VALUE.")
 
 
+NEUTRAL = {
+    "exp_name", "output_dir", "data_dir", "workers", "save_freq", "save_minutes", "keep_last", "keep_best", "epochs", "early_stop",
+    "devices", "logger", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split", "dataset.root",
+}  # fmt: skip
+"""Keys that may change without changing the next training step."""
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The settings by which two configurations train differently, as `key old -> new`; the number of epochs is not one of them."""
+    old, new = _flatten(before), _flatten(after)
+    return [
+        f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in NEUTRAL and key.split(".")[0] not in NEUTRAL
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def locate(target: str, trust: list[str] | None) -> Any:
     """The class that a `_target_` names. `trust=None` takes any; a list takes only snnexp, torch's optimizers and layers, packages
     registered by entry point, and those listed.

@@ -75,7 +75,10 @@ def under_agent(run: RunDir, devices: int) -> None:
 
 
 def leave(number: int) -> None:
-    """End this process as a signal asks, in a way that also ends a sweep."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
+    """End this process as a signal asks, in a way that also ends a sweep.
+
+    Whoever handled the signal before us hears it now: submitit queues the job again, Python raises KeyboardInterrupt.
+    """
+    if callable(signal.getsignal(number)):
+        os.kill(os.getpid(), number)
     raise SystemExit(128 + number)

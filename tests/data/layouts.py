@@ -1,4 +1,4 @@
-"""Writes files in the published layouts, from the formats' descriptions, with events and images that a test can predict."""
+"""Writes files in the published layouts, from the formats' descriptions, with content that a test can predict."""
 
 import gzip
 import pickle
@@ -35,7 +35,9 @@ def aedat3(events: Events, per_packet: int = 100, overflow: int = 0) -> bytes:
     # A special event (type 0) of 8 bytes that a reader must skip.
     packets.append(struct.pack("<HHIIIIII", 0, 1, 8, 4, 0, 1, 1, 1) + b"\xff" * 8)
     for i in range(0, len(events), per_packet):
-        t, x, y, p = (column[i : i + per_packet].astype(np.int64) for column in (events.t, events.x, events.y, events.p))
+        t, x, y, p = (
+            column[i : i + per_packet].astype(np.int64) for column in (events.t, events.x, events.y, events.p)
+        )
         words = np.stack([(x << 17) | (y << 2) | (p << 1) | 1, t], axis=1).astype("<u4")
         packets.append(struct.pack("<HHIIIIII", 1, 1, 8, 4, overflow, len(t), len(t), len(t)) + words.tobytes())
     return b"".join(packets)
@@ -73,7 +75,7 @@ def cifar10_dvs_zips(root: Path, per_class: int = 3) -> None:
 
 def dvs128_gesture(folder: Path, users: int = 3, test_users: int = 2) -> dict[str, Events]:
     """The content of DvsGesture.tar.gz; every session has one trial a class, 100 ms each, 10 ms apart."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = [f"user{u:02d}_{light}.aedat" for u in range(1, users + test_users + 1) for light in ("lab", "led")]
     written = {}
     for i, name in enumerate(names):
@@ -81,7 +83,9 @@ def dvs128_gesture(folder: Path, users: int = 3, test_users: int = 2) -> dict[st
         written[name] = events
         (folder / name).write_bytes(aedat3(events))
         rows = [f"{c},{(c - 1) * 110_000},{(c - 1) * 110_000 + 100_000}" for c in range(1, 12)]
-        (folder / name.replace(".aedat", "_labels.csv")).write_text("class,startTime_usec,endTime_usec\n" + "\n".join(rows) + "\n")
+        (folder / name.replace(".aedat", "_labels.csv")).write_text(
+            "class,startTime_usec,endTime_usec\n" + "\n".join(rows) + "\n"
+        )
     (folder / "trials_to_train.txt").write_text("\n".join(names[: 2 * users]) + "\n")
     (folder / "trials_to_test.txt").write_text("\n".join(names[2 * users :]) + "\n\n")
     return written
@@ -102,11 +106,13 @@ def nmnist(root: Path, part: str, per_class: int, seed: int) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    )
 
 
 def mnist(folder: Path, train: int, test: int, compressed: bool) -> dict[str, np.ndarray]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(0)
     written = {}
     for name, number in (("train", train), ("t10k", test)):
@@ -120,7 +126,7 @@ def mnist(folder: Path, train: int, test: int, compressed: bool) -> dict[str, np
 
 def cifar(folder: Path, classes: int, per_batch: int, protocol: int = 2) -> dict[str, np.ndarray]:
     """cifar-10-batches-py/ (classes=10) or cifar-100-python/ (classes=100)."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(0)
     ten = classes == 10
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if ten else ["train", "test"]
@@ -129,7 +135,12 @@ def cifar(folder: Path, classes: int, per_batch: int, protocol: int = 2) -> dict
         data = chance.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
         labels = [i % classes for i in range(per_batch)]
         written[name] = data.reshape(-1, 3, 32, 32)
-        content = {"data": data, "labels" if ten else "fine_labels": labels, "filenames": ["x.png"] * per_batch, "batch_label": name}
+        content = {
+            "data": data,
+            "labels" if ten else "fine_labels": labels,
+            "filenames": ["x.png"] * per_batch,
+            "batch_label": name,
+        }
         (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
     meta = {"label_names": list(CIFAR10)} if ten else {"fine_label_names": [f"class{i}" for i in range(100)]}
     (folder / ("batches.meta" if ten else "meta")).write_bytes(pickle.dumps(meta, protocol=protocol))

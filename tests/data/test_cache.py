@@ -69,7 +69,13 @@ def test_uint16_only_where_a_count_needs_it_and_nothing_is_clipped(tmp_path: Pat
     assert entry_of(tmp_path, Source(highest=255)).samples.dtype == np.uint8
     entry = entry_of(tmp_path, Source(highest=40_000), size=1)
     assert entry.samples.dtype == np.uint16
-    assert entry.samples[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 40_000, 4] and entry.samples[:, 1, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert entry.samples[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 40_000, 4] and entry.samples[:, 1, 0, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     with pytest.raises(UserError, match="holds the value 65536"):
         entry_of(tmp_path, Source(highest=65_536), size=2)
 
@@ -112,7 +118,10 @@ def test_unusable_entry_is_made_again(tmp_path: Path, damage) -> None:
     damage(entry_of(tmp_path, source).directory)
     entry = entry_of(tmp_path, source)
     assert source.asked == 2 and entry.samples[4, 0, 0, 0, 0] == 4
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [entry.directory.name, entry.directory.name + ".lock"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        entry.directory.name,
+        entry.directory.name + ".lock",
+    ]
 
 
 def test_failed_preparation_leaves_nothing_and_the_next_succeeds(tmp_path: Path) -> None:
@@ -185,7 +194,8 @@ def test_two_processes_make_one_entry(tmp_path: Path) -> None:
         """
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
     assert [process.communicate(timeout=60)[0].strip() for process in running] == [str(4 * sum(range(20)))] * 3
     assert (tmp_path / "asked").read_text() == "x"

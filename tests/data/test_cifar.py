@@ -2,10 +2,10 @@ import pickle
 import shutil
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 
+from data import layouts
 from snnexp.data.cifar import CIFAR10, CIFAR100, unpickled
 from snnexp.errors import MissingData, UserError
 
@@ -25,7 +25,9 @@ def test_cifar10_batches(tmp_path: Path, protocol: int) -> None:
 def test_archive_is_read_in_place_and_gives_the_same(tmp_path: Path) -> None:
     layouts.cifar(tmp_path / "plain" / "cifar-100-python", 100, 200)
     layouts.tar_gz(
-        tmp_path / "plain" / "cifar-100-python", tmp_path / "packed" / "download" / "cifar-100-python.tar.gz", "cifar-100-python"
+        tmp_path / "plain" / "cifar-100-python",
+        tmp_path / "packed" / "download" / "cifar-100-python.tar.gz",
+        "cifar-100-python",
     )
     plain, packed = (CIFAR100(root=tmp_path / place, T=4) for place in ("plain", "packed"))
     assert np.array_equal(plain.entry.samples, packed.entry.samples) and plain.classes == packed.classes
@@ -57,7 +59,12 @@ def test_foreign_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_batch: asks for .*not read"):
         CIFAR10(root=tmp_path, T=4)
     assert not (tmp_path / "touched").exists()
-    for module, name in (("os", "system"), ("builtins", "eval"), ("numpy", "load"), ("numpy._core.multiarray", "fromfile")):
+    for module, name in (
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("numpy", "load"),
+        ("numpy._core.multiarray", "fromfile"),
+    ):
         with pytest.raises(UserError, match=f"asks for {module}.{name}"):
             unpickled(f"c{module}\n{name}\n.".encode(), "x")
     with pytest.raises(UserError, match="codec rot13"):

@@ -57,14 +57,16 @@ def test_events_are_ordered_on_the_sensor_and_within_the_saccades() -> None:
 
 
 def test_events_follow_the_threshold(monkeypatch) -> None:
-    """Without noise and mismatch the events of a pixel sum up to its change of ln luminance, to within one threshold."""
+    """Without noise and mismatch the events of a pixel add up to its change of ln luminance, within a threshold."""
     monkeypatch.setattr("snnexp.data.digits_dvs.NOISE_HZ", 0.0)
     monkeypatch.setattr("snnexp.data.digits_dvs.MISMATCH", 0.0)
     image = digits()[0][:1]
     events = simulate(image, 24, 0, 0)[0]
     times, gaze = saccades()
     for step in (6, 12, 20, 36):
-        seen = [resampling(gaze[[0, step], 1], 24)[k] @ image[0] @ resampling(gaze[[0, step], 0], 24)[k].T for k in (0, 1)]
+        seen = [
+            resampling(gaze[[0, step], 1], 24)[k] @ image[0] @ resampling(gaze[[0, step], 0], 24)[k].T for k in (0, 1)
+        ]
         change = np.log(np.maximum(seen[1], 0) + DARK) - np.log(np.maximum(seen[0], 0) + DARK)
         now = events.t <= times[step]
         signs = np.zeros((24, 24))
@@ -84,7 +86,7 @@ def test_scene_is_upright_and_inside_the_margin() -> None:
     y, x = np.unravel_index((still @ image @ still.T).argmax(), (64, 64))
     assert y < 16 and x > 48
     column = still @ np.ones(8)
-    assert np.allclose(column[16:48], 1.0) and column[int(64 * MARGIN) - 7] == 0
+    assert np.allclose(column[18:46], 1.0) and np.abs(column[: int(64 * MARGIN) - 4]).max() < 0.1
 
 
 def test_split_does_not_move_with_the_seed_of_a_training(small: DigitsDVS) -> None:

@@ -2,10 +2,10 @@ import io
 import tarfile
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 
+from data import layouts
 from snnexp.data.dvs128_gesture import CLASSES, DVS128Gesture
 from snnexp.data.events import frame
 from snnexp.errors import MissingData, UserError
@@ -29,7 +29,9 @@ def test_published_layout(tmp_path: Path) -> None:
 
 def test_archive_is_unpacked_once_and_gives_the_same(tmp_path: Path) -> None:
     layouts.dvs128_gesture(tmp_path / "plain" / "DvsGesture")
-    layouts.tar_gz(tmp_path / "plain" / "DvsGesture", tmp_path / "packed" / "download" / "DvsGesture.tar.gz", "DvsGesture")
+    layouts.tar_gz(
+        tmp_path / "plain" / "DvsGesture", tmp_path / "packed" / "download" / "DvsGesture.tar.gz", "DvsGesture"
+    )
     plain, packed = (DVS128Gesture(root=tmp_path / place, T=4) for place in ("plain", "packed"))
     assert np.array_equal(plain.entry.samples, packed.entry.samples)
     assert [p.name for p in (tmp_path / "packed" / "extract").iterdir()] == ["DvsGesture"]
@@ -61,7 +63,11 @@ def test_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("table", "words"),
-    [("class,a,b\n12,0,1\n", "classes from 12 to 12"), ("class,a,b\n1,x,1\n", "not a table"), ("class,a,b\n1,2\n", "has shape")],
+    [
+        ("class,a,b\n12,0,1\n", "classes from 12 to 12"),
+        ("class,a,b\n1,x,1\n", "not a table"),
+        ("class,a,b\n1,2\n", "has shape"),
+    ],
 )
 def test_damaged_table(tmp_path: Path, table: str, words: str) -> None:
     layouts.dvs128_gesture(tmp_path)

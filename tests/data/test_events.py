@@ -1,10 +1,10 @@
 import io
 import struct
 
-import layouts
 import numpy as np
 import pytest
 
+from data import layouts
 from snnexp.data.events import (
     Events,
     check_sensor,
@@ -139,7 +139,9 @@ def test_clock_wraps_are_undone_and_small_steps_back_kept() -> None:
 
 def test_aedat2_cut_off_names_file_and_byte() -> None:
     data = layouts.aedat2(layouts.some_events(10, (128, 128), 0), b"#!AER-DAT2.0\r\n")[:-3]
-    with pytest.raises(UserError, match=r"x/a\.aedat: the file breaks off at byte 91: the event that begins at byte 86"):
+    with pytest.raises(
+        UserError, match=r"x/a\.aedat: the file breaks off at byte 91: the event that begins at byte 86"
+    ):
         parse_aedat2(data, "x/a.aedat")
 
 
@@ -227,7 +229,9 @@ def test_atis_overflow_events_move_the_clock_and_vanish() -> None:
 
 
 def test_atis_cut_off_names_file_and_byte() -> None:
-    with pytest.raises(UserError, match=r"a\.bin: the file breaks off at byte 13: the event that begins at byte 10 needs 5"):
+    with pytest.raises(
+        UserError, match=r"a\.bin: the file breaks off at byte 13: the event that begins at byte 10 needs 5"
+    ):
         parse_atis(b"1" * 13, "a.bin")
     with pytest.raises(UserError, match="empty"):
         parse_atis(b"", "a.bin")
@@ -284,7 +288,10 @@ def test_numpy_forms_all_mean_the_same() -> None:
     [
         (b"", "empty"),
         (b"no numpy", "not a whole NumPy file"),
-        (saved(np.save, np.array([{}], dtype=object), allow_pickle=True), "not a whole NumPy file without pickled objects"),
+        (
+            saved(np.save, np.array([{}], dtype=object), allow_pickle=True),
+            "not a whole NumPy file without pickled objects",
+        ),
         (saved(np.savez, t=[1], x=[1], y=[1]), "no array p"),
         (saved(np.savez, t=[1, 2], x=[1], y=[1], p=[1]), "one length"),
         (saved(np.savez, t=[0.5], x=[1], y=[1], p=[1]), "t is not in whole numbers"),

@@ -2,10 +2,10 @@ import gzip
 import shutil
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 
+from data import layouts
 from snnexp.data.mnist import MNIST, FashionMNIST, parse_idx
 from snnexp.errors import MissingData, UserError
 
@@ -20,7 +20,9 @@ def test_published_layout(tmp_path: Path, compressed: bool, place: str) -> None:
     assert np.array_equal(x[:, 0].numpy(), written["t10k_images"]) and np.array_equal(y.numpy(), written["t10k_labels"])
     assert "60 of 60,000 train" in made.protocol
     train = written["train_images"][made.rows["train"]]
-    assert made.mean.item() == pytest.approx(train.mean(), rel=1e-5) and made.std.item() == pytest.approx(train.std(), rel=1e-5)
+    assert made.mean.item() == pytest.approx(train.mean(), rel=1e-5) and made.std.item() == pytest.approx(
+        train.std(), rel=1e-5
+    )
 
 
 def test_torchvision_reads_the_same(tmp_path: Path) -> None:

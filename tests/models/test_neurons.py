@@ -68,7 +68,8 @@ def test_soft_reset_subtracts_the_threshold():
 
 
 def test_fires_on_an_exact_tie():
-    assert trace(make_lif("tet"), [1.0]).item() == 1  # SpikingJelly's v >= threshold; the TET code asks for more than it
+    # SpikingJelly's v >= threshold; the code of TET asks for more than the threshold.
+    assert trace(make_lif("tet"), [1.0]).item() == 1
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,14 @@ def test_changed_batch_size_starts_at_rest_as_in_spikingjelly():
     for n in (4, 3, 3):
         x = torch.rand(2, n, 5)
         assert torch.equal(lif(x), other(x)) and torch.equal(lif.v, other.v)
+
+
+def test_a_membrane_set_by_hand_is_used():
+    lif = make_lif("tet")
+    other = reference(lif)
+    lif.v = other.v = 1.5
+    x = torch.rand(2, 3, 4)
+    assert torch.equal(lif(x), other(x)) and torch.equal(lif.v, other.v)
 
 
 def test_reset_net_resets():

@@ -32,13 +32,16 @@ def test_tet_by_formula_and_gradient():
     torch.manual_seed(0)
     o, y = torch.randn(4, 3, 5, requires_grad=True), torch.tensor([4, 0, 2])
     task = Classification(means=0.7, lamb=0.1)
-    ce = sum(
-        -math.log(math.exp(o[t, n, y[n]]) / sum(math.exp(v) for v in o[t, n])) for t in range(4) for n in range(3)
-    ) / 12
-    mse = sum((v.item() - 0.7) ** 2 for v in o.flatten()) / 60
+    values = o.tolist()
+    ce = [
+        -math.log(math.exp(o_tn[label]) / sum(map(math.exp, o_tn)))
+        for o_t in values
+        for o_tn, label in zip(o_t, y, strict=True)
+    ]
+    mse = [(v - 0.7) ** 2 for o_t in values for o_tn in o_t for v in o_tn]
     loss = loss_of(task, o, y)
     assert loss.dtype == torch.float32 and loss.ndim == 0
-    assert loss.item() == pytest.approx(0.9 * ce + 0.1 * mse, rel=1e-5)
+    assert loss.item() == pytest.approx(0.9 * sum(ce) / 12 + 0.1 * sum(mse) / 60, rel=1e-5)
     loss.backward()
     target = F.one_hot(y, 5).float()
     want = 0.9 * (o.detach().softmax(-1) - target) / 12 + 0.1 * 2 * (o.detach() - 0.7) / 60
@@ -99,7 +102,11 @@ def test_prediction_is_the_largest_time_mean():
 
 @pytest.mark.parametrize(
     "options, said",
-    [({"loss": "mse"}, "task.loss: 'mse'"), ({"lamb": 1.5}, "task.lamb: 1.5"), ({"label_smoothing": 1}, "label_smoothing: 1")],
+    [
+        ({"loss": "mse"}, "task.loss: 'mse'"),
+        ({"lamb": 1.5}, "task.lamb: 1.5"),
+        ({"label_smoothing": 1}, "label_smoothing: 1"),
+    ],
 )
 def test_errors(options, said):
     with pytest.raises(UserError, match=said):

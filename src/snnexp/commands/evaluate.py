@@ -50,43 +50,41 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     model = build.model(settings, data).to(ranks.device)
     load_weights(model, checkpoint.weights(saved), path)
 
-    splits = list(data.splits) if settings["split"] == "all" else [settings["split"]]
-    if unknown := [split for split in splits if not data.splits.get(split)]:
-        raise UserError(f"split={unknown[0]}: these data have {', '.join(f'{name} ({n})' for name, n in data.splits.items() if n)}.")
+    split, view = settings["split"], data.view(settings["split"])
+    if not len(view):
+        raise UserError(f"split={split}: there are none here; there are {', '.join(f'{name} ({n})' for name, n in data.splits.items() if n)}.")
     terminal, precision = Terminal(None, main=True), resolve(settings["precision"], ranks.device)
+    with terminal.bar(split, len(view)) as bar:
+        judged = evaluate(
+            model,
+            task,
+            data,
+            split,
+            batch_size=settings["batch_size"],
+            ranks=ranks,
+            precision=precision,
+            workers=settings["workers"],
+            limit=settings["limit_val"],
+            on_batch=bar.advance,
+        )
+    report: dict[str, Any] = {
+        "run": str(run.root),
+        "checkpoint": path.name,
+        "epoch": saved["epoch"],
+        "split": split,
+        "samples": len(judged.true),
+        "metrics": judged.metrics,
+        "protocol": data.protocol,
+        "data": settings["dataset"].get("root"),
+        "seed": settings["seed"],
+        "precision": precision.name,
+        "when": now(),
+    }
     folder = claim_stamp(run)
-    for split in splits:
-        with terminal.bar(split, data.splits[split]) as bar:
-            judged = evaluate(
-                model,
-                task,
-                data,
-                split,
-                batch_size=settings["batch_size"],
-                ranks=ranks,
-                precision=precision,
-                workers=settings["workers"],
-                limit=settings["limit_val"],
-                on_batch=bar.advance,
-            )
-        write_predictions(folder, split, judged)
-        report: dict[str, Any] = {
-            "run": str(run.root),
-            "checkpoint": path.name,
-            "epoch": saved["epoch"],
-            "split": split,
-            "samples": len(judged.true),
-            "metrics": judged.metrics,
-            "protocol": data.protocol,
-            "data": settings["dataset"].get("root"),
-            "seed": settings["seed"],
-            "precision": precision.name,
-            "when": now(),
-        }
-        write_json(folder / f"{split}.json", report)
-        values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
-        terminal.say(f"{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}")
-    terminal.say(f"{data.protocol}\n{folder}")
+    write_predictions(folder, split, judged)
+    write_json(folder / f"{split}.json", report)
+    values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
+    terminal.say(f"{data.protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
 
 
 def checkpoint_path(run: RunDir, name: str) -> Path:

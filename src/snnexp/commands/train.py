@@ -1,5 +1,6 @@
 """snnexp train: compose, train, test; a new run directory. With -m, one for each point of a sweep."""
 
+import glob
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ def job(cfg: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     try:
         settings = config.finish(cfg, dict(hydra.runtime.choices))
-        existing = earlier(folder, hydra.job.override_dirname) if sweeping else None
+        existing = earlier(folder, hydra.job.override_dirname, settings) if sweeping else None
         if existing is not None and finished(existing):
             print(f"{existing.root.name}: done already")
             return objective(existing)
@@ -101,17 +102,18 @@ def automatic_name(settings: dict[str, Any]) -> str:
     return f"{choices['model']}_{choices['dataset']}_T{settings['T']}_lr{settings['lr']:g}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
-def earlier(folder: Path, overrides: str) -> RunDir | None:
-    """The directory, in a sweep that is started again, of the job with the same overrides, whatever its number was."""
-    same = [path for path in folder.parent.glob(f"*_{glob_escape(overrides)}") if (path / "config.json").exists()]
-    return RunDir(same[0].resolve()) if same else None
+def earlier(folder: Path, overrides: str, settings: dict[str, Any]) -> RunDir | None:
+    """The directory, in a sweep that is started again, of the job with the same overrides, whatever its number was.
 
-
-def glob_escape(text: str) -> str:
-    """The text as a glob pattern that matches it alone."""
-    import glob
-
-    return glob.escape(text)
+    Raises: UserError if it was made with other settings.
+    """
+    same = [path for path in folder.parent.glob(f"*_{glob.escape(overrides)}") if (path / "config.json").exists()]
+    if not same:
+        return None
+    run = RunDir(same[0].resolve())
+    if differing := config.differences(read_json(run.config), settings):
+        raise UserError(f"{run.root} was made with other settings ({', '.join(differing[:4])}); choose another exp_name.")
+    return run
 
 
 def finished(run: RunDir) -> bool:

@@ -18,6 +18,6 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     """Images uint8 [k, C, H, W] as uint8 [k, C, size, size]: bilinear, with antialiasing where it shrinks, rounded."""
     if images.shape[-2:] == (size, size):
         return images
-    x = torch.from_numpy(np.ascontiguousarray(images)).float()
+    x = torch.from_numpy(images.astype(np.float32))
     x = torch.nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return x.round().clamp_(0, 255).to(torch.uint8).numpy()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from snnexp.engine.signals import Stopped
 from snnexp.errors import UserError
 
 
@@ -99,6 +100,11 @@ def joined(requested_device: str) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
-        yield Ranks(rank, world, device)
+        try:
+            yield Ranks(rank, world, device)
+        except Stopped:
+            dist.barrier()
+            raise
+        dist.barrier()  # no rank leaves while another still writes or listens
     finally:
         dist.destroy_process_group()

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from snnexp import config
 from snnexp.engine import checkpoint
 from snnexp.engine.state import State, random_state, restore_random_state, seed_everything
 from snnexp.errors import UserError
 
 if TYPE_CHECKING:
     from snnexp.build import Experiment
-
-NEUTRAL = {
-    "exp_name", "output_dir", "data_dir", "workers", "save_freq", "save_minutes", "keep_last", "keep_best",
-    "epochs", "early_stop", "devices", "logger", "start", "shapes", "trust", "init_from", "choices", "extra",
-}  # fmt: skip
-"""Top-level keys that may change on a resume without changing the next step; `epochs` and `devices` are reported in words of their own."""
-
 
 def save(x: "Experiment", state: State, name: str, *more: str) -> None:
     """Write checkpoint `name`, and give it the other names; old ones beyond `keep_last` go. Every rank must call it."""
@@ -167,12 +161,7 @@ def mend_best(x: "Experiment", state: State, latest: Path) -> bool:
 def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
     """What differs from the run as it was saved, in words; empty if what follows is exact."""
     before, after = saved["args"], x.settings
-    old, new = _flatten(before), _flatten(after)
-    differing = [
-        f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in NEUTRAL and key != "dataset.root"
-    ]
+    differing = config.differences(before, after)
     if saved["sampler"]["world"] != x.ranks.world:
         differing.append(f"processes {saved['sampler']['world']} -> {x.ranks.world}")
     if saved["threads"] != torch.get_num_threads() and x.ranks.device.type == "cpu":
@@ -184,9 +173,3 @@ def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
         lines.append(f"epochs {before['epochs']} -> {after['epochs']}: the learning rate follows the new curve from here.")
     return lines
 
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -94,7 +94,7 @@ def _processor() -> str:
 
 
 def threads() -> int:
-    """Return the number of threads a call may use: torch's, or 1 after a fork, which GNU OpenMP's pool does not survive."""
+    """Return how many threads a call may use: torch's, or 1 after a fork, which GNU OpenMP's pool does not survive."""
     return 1 if _in_forked_child else torch.get_num_threads()
 
 

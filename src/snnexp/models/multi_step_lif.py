@@ -1,7 +1,7 @@
 """The multi-step LIF on CPU with a backward of its own: one pass over memory each way, by C or by plain torch.
 
-Equals SpikingJelly's LIFNode (`neuron.LIFNode`, step mode "m", fires at v >= threshold); written because autograd through
-its loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
+Equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold); written because autograd through its
+loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
 """
 
 import ctypes
@@ -29,9 +29,10 @@ class Dynamics:
 
 
 def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-    """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return spikes [T, ...] like x and the last membrane [...].
+    """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return its spikes [T, ...] and last membrane [...].
 
-    `v` [...] fp32 is the membrane before the first step, None the resting value. The spikes have the memory layout of x.
+    `v` [...] fp32 is the membrane before the first step, None the resting value. The spikes have the dtype and memory
+    layout of x, the last membrane is fp32.
     """
     return _MultiStepLIF.apply(x, v, dynamics, lif_kernel.load())
 

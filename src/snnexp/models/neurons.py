@@ -12,8 +12,8 @@ from snnexp.errors import UserError
 from snnexp.models import lif_kernel
 from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
-# tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al., ICLR
-# 2022; their code). It fires at u > 1, SpikingJelly (and so this) at u >= 1: another spike only on an exact tie.
+# tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al.,
+# ICLR 2022). Their code fires at u > 1, SpikingJelly (and so this) at u >= 1: another spike only on an exact tie.
 # spikingjelly: the defaults of `neuron.LIFNode`, u <- u + (x - u) / 2.
 PRESETS: dict[str, dict[str, Any]] = {
     "tet": {
@@ -56,11 +56,13 @@ class LIFNode(neuron.LIFNode):
     """
 
     def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
-        # SpikingJelly makes v in x.dtype: in bf16 a slow leak then stops short of its limit, and CUDA loses the fused kernel.
+        # SpikingJelly makes v in x.dtype: in bf16 a slow leak stops short of its limit and CUDA loses the fused kernel.
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = states[0]
-        if not isinstance(v, Tensor) or v.shape != x.shape:
+        if not isinstance(v, Tensor):
+            v = torch.full_like(x, v, dtype=dtype, requires_grad=False)
+        elif v.shape != x.shape:  # as SpikingJelly has it: another batch size starts at rest
             v = torch.full_like(x, self._resting(), dtype=dtype, requires_grad=False)
         return (v.to(dtype=dtype, device=x.device), *states[1:])
 
@@ -68,11 +70,10 @@ class LIFNode(neuron.LIFNode):
         if not self._has_fast_form(x_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs).to(x_seq.dtype)
         v = self._memories["v"]
-        if isinstance(v, Tensor) and v.shape == x_seq.shape[1:]:
-            v = v.to(dtype=torch.float32, device=x_seq.device)
-        else:  # at rest, after a reset or (as SpikingJelly has it) when the batch has changed its shape
-            v = None
-        spikes, self._memories["v"] = multi_step_lif(x_seq, v, self._dynamics())
+        at_rest = v.shape != x_seq.shape[1:] if isinstance(v, Tensor) else v == self._resting()
+        if not at_rest:
+            (v,) = self.materialize_states((x_seq,), (v,), "m")
+        spikes, self._memories["v"] = multi_step_lif(x_seq, None if at_rest else v, self._dynamics())
         return spikes
 
     def _resting(self) -> float:
@@ -126,7 +127,7 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
     v_reset = None if values["v_reset"] is None else _number("model.lif.v_reset", values["v_reset"])
     if (v_reset or 0.0) >= v_threshold:
         raise UserError(
-            f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above the resting value {v_reset or 0.0:g}."
+            f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above rest, {v_reset or 0:g}."
         )
     function = SURROGATES[name]()
     if "alpha" in given or name == settings["surrogate"]:

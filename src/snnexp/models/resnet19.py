@@ -15,7 +15,8 @@ STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> layer.SeqToANNContainer:
     """Return convolution without bias and batch norm over T and N: [T, N, C, H, W] -> [T, N, C', H', W']."""
     return layer.SeqToANNContainer(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
     )
 
 
@@ -58,7 +59,9 @@ class ResNet19(nn.Module):
         if size < 4:
             raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take 4 or more.")
         if not width > 0:
-            raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
+            raise UserError(
+                f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0."
+            )
         self.T, self.in_channels = T, in_channels
         make = partial(make_lif, neuron, **(lif or {}))
 

@@ -50,11 +50,15 @@ class VGGSNN(nn.Module):
     ) -> None:
         super().__init__()
         if size < SMALLEST:
-            raise UserError(f"model.size: {size} is too small for VGGSNN, which halves it four times; take {SMALLEST} or more.")
+            raise UserError(
+                f"model.size: {size} is too small for VGGSNN, which halves it four times; take {SMALLEST} or more."
+            )
         if pool not in ("avg", "stride"):
             raise UserError(f"model.pool: {pool!r} is not known; allowed: avg, stride.")
         if not width > 0:
-            raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
+            raise UserError(
+                f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0."
+            )
         self.T, self.in_channels, self.size = T, in_channels, size
         make = partial(make_lif, neuron, **(lif or {}))
 

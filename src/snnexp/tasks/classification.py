@@ -10,7 +10,7 @@ from snnexp.errors import UserError
 class Classification:
     """Classify from the outputs of all T steps; the prediction is the largest time mean.
 
-    loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022, eq. 10 to 12).
+    loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022).
     loss "ce": CE(mean_t o_t, y). All in fp32 whatever the model's precision.
     Raises UserError for an unknown loss and for numbers out of range.
     """
@@ -18,9 +18,7 @@ class Classification:
     monitor = "Acc1"
     modes = {"Acc1": "max", "Acc5": "max", "Loss": "min"}
 
-    def __init__(
-        self, loss: str = "tet", means: float = 1.0, lamb: float = 1e-4, label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, loss: str = "tet", means: float = 1.0, lamb: float = 1e-4, label_smoothing: float = 0.0) -> None:
         if loss not in ("tet", "ce"):
             raise UserError(f"task.loss: {loss!r} is not known; allowed: tet, ce.")
         if not 0.0 <= lamb <= 1.0:
@@ -49,7 +47,7 @@ class Classification:
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch, on its device: samples "n", "Loss", and how many are right at rank 1 and 5."""
+        """Return float64 sums over the batch on its device: samples "n", "Loss", right within the first 1 and 5."""
         y = batch[1]
         top = output.float().mean(0).topk(min(5, output.shape[-1]), dim=-1).indices
         right = top == y[:, None]
