@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, assert_same, load, wait_for
 
+from conftest import TINY, assert_same, load, wait_for
 from snnexp.engine.schedule import Cosine
 
 

@@ -28,6 +28,7 @@ from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, find_run
 
 HYDRA_VERSION_BASE = "1.3"
+FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
 
@@ -46,7 +47,10 @@ class CommandLine:
 
 
 def read_command_line(argv: list[str]) -> CommandLine:
-    """Sort a command line into settings, flags and config directories."""
+    """Sort a command line into settings, flags and config directories.
+
+    Raises: UserError for a flag that Hydra does not know.
+    """
     line, words = CommandLine(), iter(argv)
     for word in words:
         name, _, value = word.partition("=")
@@ -57,8 +61,11 @@ def read_command_line(argv: list[str]) -> CommandLine:
             if (value := next(words, None)) is not None:
                 optional = word in ("--info", "-i") and ("=" in value or value.startswith("-"))
                 (line.overrides if optional and "=" in value else line.flags).append(value)
-        elif word.startswith("-"):
+        elif word in FLAGS or name in FLAGS_WITH_VALUE:
             line.flags.append(word)
+        elif word.startswith("-"):
+            setting = name.lstrip("-").replace("-", "_") or "KEY"
+            raise UserError(f"{word}: there is no such flag; settings have no dashes: {setting}={value or 'VALUE'}.")
         else:
             # A listed group needs no plus; with one, Hydra refuses it.
             line.overrides.append(word[1:] if word.startswith("+") and name[1:] in configuration.GROUPS else word)
@@ -172,6 +179,8 @@ def saved_config(run: RunDir, schema: type) -> DictConfig:
     config = OmegaConf.structured(schema)
     with open_dict(config):
         try:
+            for name in ("hydra", "defaults", "trust"):  # neither Hydra's own settings nor trust may come from a run
+                saved.pop(name, None)
             return OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:
             raise UserError(f"{path} is not a configuration of this version: {str(error).splitlines()[0]}") from error

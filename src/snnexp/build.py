@@ -148,7 +148,9 @@ def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
     task(settings)
     with torch.device("meta"):
         model(settings, its_data)
-    device = choose_device(settings["device"])
+    device = choose_device(settings["device"], settings["devices"] - 1)
+    if settings["devices"] > 1 and ":" in settings["device"]:
+        raise UserError(f"device={settings['device']} names one device, but devices={settings['devices']}; use device=cuda.")
     resolve(settings["precision"], device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
@@ -176,8 +178,11 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     precision = resolve(config.precision, ranks.device)
     indices = pool(its_data.splits["train"], config.limit_train)
     batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world)
-    if not len(batches):
-        raise UserError(f"{len(indices)} training samples are fewer than the {ranks.world} processes; use fewer devices.")
+    if min(len(indices), config.batch_size) < ranks.world:
+        raise UserError(
+            f"{len(indices)} training samples in batches of {config.batch_size} do not give each of the {ranks.world} processes one; "
+            "use fewer devices."
+        )
     return Experiment(
         run=run,
         settings=settings,

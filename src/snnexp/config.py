@@ -98,9 +98,10 @@ def _sweep_name(exp_name: str | None) -> str:
 OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
 
 
-def finish(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
+def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dict[str, Any]:
     """The resolved configuration as plain values, checked as a whole; `choices` names the option taken of each group.
 
+    The code that a user's own configuration names is trusted from here on; that of a `saved` run only if `trust` says so.
     Raises: UserError that names the key, its value and what is allowed.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -112,7 +113,9 @@ def finish(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     settings["choices"] = {group: choice for group, choice in choices.items() if group in GROUPS}
     check_ranges(settings)
-    check_nodes(settings)
+    check_nodes(settings, trust=settings["trust"] if saved else None)
+    if not saved:
+        settings["trust"] = sorted({*settings["trust"], *foreign_packages(settings)})
     return settings
 
 
@@ -130,6 +133,10 @@ def check_ranges(settings: dict[str, Any]) -> None:
     for key, least in AT_LEAST.items():
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"{key}={settings[key]}: must be at least {least}.")
+    if settings["seed"] >= 2**63:
+        raise UserError(f"seed={settings['seed']}: must be below 2^63.")
+    if settings["batch_size"] < settings["devices"]:
+        raise UserError(f"batch_size={settings['batch_size']}: must be at least devices={settings['devices']}; it counts the samples of all.")
     for key in ABOVE_ZERO:
         if settings.get(key) is not None and not settings[key] > 0:
             raise UserError(f"{key}={settings[key]}: must be greater than 0.")
@@ -143,15 +150,15 @@ def check_ranges(settings: dict[str, Any]) -> None:
         raise UserError(f"device={device}: not one of auto, cpu, cuda, cuda:N.")
 
 
-def check_nodes(settings: dict[str, Any]) -> None:
-    """Hold every `_target_` node to the signature of its constructor.
+def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> None:
+    """Hold every `_target_` node to the signature of its constructor; `trust` as `locate` has it.
 
     Raises: UserError that names the argument, the value and what the constructor wants.
     """
     for path, node in _nodes(settings):
         if node["_target_"] is None:
             continue
-        target = locate(node["_target_"], trust=None)
+        target = locate(node["_target_"], trust)
         accepted = parameters(target)
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         hints = _type_hints(target)
@@ -214,6 +221,10 @@ def locate(target: str, trust: list[str] | None) -> Any:
             if error.name is not None and not (module == error.name or module.startswith(error.name + ".")):
                 raise UserError(f"_target_ {target}: importing {module} failed: {error}.") from error
             continue
+        except UserError:
+            raise
+        except Exception as error:  # the user's own module may fail in any way
+            raise UserError(f"_target_ {target}: importing {module} failed: {type(error).__name__}: {error}") from error
         for index, name in enumerate(parts[cut:]):
             if not hasattr(found, name):
                 names = [n for n in dir(found) if not n.startswith("_")]
@@ -233,6 +244,13 @@ def locate(target: str, trust: list[str] | None) -> Any:
 def trusted_packages() -> set[str]:
     """Packages whose classes a saved run may name: snnexp, torch, and those that register a conf directory."""
     return {"snnexp", "torch"} | {entry.value.split(":")[0].split(".")[0] for entry in entry_points(group="snnexp.conf")}
+
+
+def foreign_packages(settings: dict[str, Any]) -> set[str]:
+    """Packages, beside those trusted anyway, in which the classes of a configuration are named or made."""
+    targets = [node["_target_"] for _, node in _nodes(settings) if node["_target_"] is not None]
+    named = {name.split(".")[0] for target in targets for name in (target, locate(target, trust=None).__module__)}
+    return named - trusted_packages()
 
 
 def parameters(target: Any) -> dict[str, inspect.Parameter]:

@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class RunDir:
 
 def now() -> str:
     """The present moment as ISO 8601, UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
@@ -146,5 +146,15 @@ def is_alive(status: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return not _began_after(status["pid"], status.get("started"))
+
+
+def _began_after(pid: int, moment: str | None) -> bool:
+    """True if process `pid` is known to be younger than `moment` (ISO 8601): its number has been given out anew."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return boot + ticks / os.sysconf("SC_CLK_TCK") > datetime.fromisoformat(moment).timestamp() + 60  # seconds a clock may be set by
+    except (OSError, StopIteration, ValueError, TypeError):  # not Linux, or a moment that is none
+        return False

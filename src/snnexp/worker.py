@@ -1,5 +1,6 @@
 """The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -13,7 +14,7 @@ from snnexp import build
 from snnexp.engine import allocator, loop
 from snnexp.engine.distributed import joined
 from snnexp.engine.shapes import show_shapes
-from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, find_run, now, read_json, this_process
@@ -70,7 +71,8 @@ def fail(run: RunDir, message: str, code: int) -> None:
     """Record a failure; the first rank that fails tells the reason, those that lose their peer after it do not."""
     status = read_json(run.status) if run.status.exists() else {}
     if status.get("state") != "failed":
-        run.update_status(state="failed", error=message, exit_code=code)
+        with contextlib.suppress(RunFailed):  # on a full disk the message below is all that can be had
+            run.update_status(state="failed", error=message, exit_code=code)
 
 
 def describe(error: Exception, run: RunDir) -> str:

@@ -1,7 +1,7 @@
 """snnexp data: fetch, verify and prepare a data set, or say exactly how to get it."""
 
-from omegaconf import DictConfig
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from snnexp import app, config
 

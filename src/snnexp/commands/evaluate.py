@@ -10,8 +10,6 @@ from snnexp import app, config
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, now, read_json, write_json
 
-FIXED = ("model", "dataset", "task", "optimizer", "scheduler", "experiment", "debug")
-
 
 def run(argv: list[str]) -> int:
     """Judge the run that the command line names."""
@@ -22,7 +20,7 @@ def run(argv: list[str]) -> int:
         )
         return 0
     source, checkpoint, argv = app.take_run("evaluate", argv)
-    app.refuse_groups(argv, FIXED, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
+    app.refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
     app.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
     return 0
 
@@ -34,12 +32,12 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
     from snnexp.engine.precision import resolve
-    from snnexp.engine.results import write_predictions
     from snnexp.engine.restart import load_weights
+    from snnexp.engine.results import write_predictions
     from snnexp.engine.terminal import Terminal
 
     before = read_json(run.config)
-    settings = config.finish(cfg, before["choices"])
+    settings = config.finish(cfg, before["choices"], saved=True)
     path = given or checkpoint_path(run, settings["checkpoint"])
     saved = checkpoint.load(path)
     allocator.keep_memory()

@@ -10,8 +10,6 @@ from snnexp.commands.train import write_hydra
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, is_alive, read_json, write_json
 
-FIXED = ("model", "dataset", "task", "optimizer", "experiment", "debug")
-
 
 def run(argv: list[str]) -> int:
     """Go on with the run that the command line names."""
@@ -21,7 +19,7 @@ def run(argv: list[str]) -> int:
     source, checkpoint, argv = app.take_run("resume", argv)
     if app.read_command_line(argv).multirun:
         raise UserError("resume goes on with one run; -m has no meaning here.")
-    app.refuse_groups(argv, FIXED, "a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
+    app.refuse_groups(argv, config.GROUPS, "a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
     app.run("resume", argv, lambda cfg: job(cfg, source, checkpoint), saved=source)
     return 0
 
@@ -41,7 +39,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> None:
 
     check_resumable(run)
     before = read_json(run.config)
-    settings = config.finish(cfg, before["choices"])
+    settings = config.finish(cfg, before["choices"], saved=True)
     status = read_json(run.status) if run.status.exists() else {}
     if checkpoint is None and status.get("state") == "finished" and settings["epochs"] <= before["epochs"]:
         print(f"{run.root} is finished ({before['epochs']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=...")

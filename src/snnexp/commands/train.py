@@ -1,6 +1,5 @@
 """snnexp train: compose, train, test; a new run directory. With -m, one for each point of a sweep."""
 
-import glob
 import sys
 import time
 from pathlib import Path
@@ -107,7 +106,7 @@ def earlier(folder: Path, overrides: str, settings: dict[str, Any]) -> RunDir | 
 
     Raises: UserError if it was made with other settings.
     """
-    same = [path for path in folder.parent.glob(f"*_{glob.escape(overrides)}") if (path / "config.json").exists()]
+    same = [path.parent for path in folder.parent.glob("*/config.json") if path.parent.name.partition("_")[2] == overrides]
     if not same:
         return None
     run = RunDir(same[0].resolve())

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +86,14 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{path} holds more than tensors and plain values, or is damaged; it was not loaded, because a checkpoint never runs code.\n"
-            f"({str(error).splitlines()[0]})"
+            f"({reason})"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}). There is: {_listing(path.parent)}") from error
+    except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is not a whole checkpoint ({reason}). There is: {_listing(path.parent)}") from error
 
 
 def _sync_directory(path: Path) -> None:

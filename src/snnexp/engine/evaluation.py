@@ -11,7 +11,7 @@ from torch import nn
 from snnexp.data.sampler import EvaluationBatches, loader, pool
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.precision import Precision
-from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 
 
 @dataclass(frozen=True)

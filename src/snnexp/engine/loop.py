@@ -16,7 +16,7 @@ from snnexp.engine import results
 from snnexp.engine.evaluation import Evaluation, evaluate, to_device
 from snnexp.engine.progress import Stopwatch
 from snnexp.engine.restart import restore, save, save_error
-from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
 
@@ -131,9 +131,9 @@ def update(x: Experiment) -> None:
 
 
 def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | None:
-    """Metrics on the validation split, or None in an epoch that is not to be validated."""
+    """Metrics on the validation split, or None in an epoch that is not to be validated, and where the data have no such split."""
     done = state.epoch + 1
-    if done % x.config.val_every and done < x.config.epochs:
+    if not x.data.splits["val"] or (done % x.config.val_every and done < x.config.epochs):
         return None
     return judge(x, "val", stop, f"validation {done}/{x.config.epochs}").metrics
 
@@ -141,7 +141,8 @@ def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | 
 def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
     """The model, or its moving average, on a split."""
     x.ranks.share_buffers(x.model)
-    with x.averaged(), x.terminal.bar(title, x.data.splits[split]) as bar:
+    count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
+    with x.averaged(), x.terminal.bar(title, count) as bar:
         return evaluate(
             x.model,
             x.task,
@@ -161,6 +162,7 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     """Count the epoch as done, log its metrics, choose the best epoch, write the checkpoints that are due."""
     training = x.task.metrics(x.ranks.total(state.counts))
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
+    ranked = {int(epoch) for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
     results.log_epoch(x, state, training, validation)
 
@@ -172,6 +174,9 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     ):
         names.append(f"epoch{state.epoch}")
     save(x, state, *names)
+    for epoch in ranked - {int(epoch) for _, epoch in state.ranking}:
+        if x.ranks.main and x.config.keep_best > 1 and epoch % x.config.save_freq:
+            x.run.checkpoint(f"epoch{epoch}").unlink(missing_ok=True)
 
 
 def rank_epoch(x: Experiment, state: State, value: float) -> bool:
@@ -192,11 +197,14 @@ def rank_epoch(x: Experiment, state: State, value: float) -> bool:
 
 
 def test(x: Experiment, state: State, stop: StopFlag) -> None:
-    """Judge the best epoch on the test split, once, and write what the run came to.
+    """Judge the best epoch on the test split (where there is one), once, and write what the run came to.
 
     Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
     """
     save(x, state, "final")
+    if not x.data.splits["test"]:
+        results.write(x, state, None)
+        return
     with results.best_weights(x):
         evaluation = judge(x, "test", stop, "test")
     results.write(x, state, evaluation)

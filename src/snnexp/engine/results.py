@@ -76,15 +76,15 @@ def best_weights(x: "Experiment") -> Iterator[None]:
         x.model.load_state_dict(own)
 
 
-def write(x: "Experiment", state: State, evaluation: Evaluation) -> None:
-    """Write result.json and the test predictions, close the loggers, and show the final table."""
+def write(x: "Experiment", state: State, evaluation: Evaluation | None) -> None:
+    """Write result.json and the test predictions (None: the data have no test split), close the loggers, and show the final table."""
     if not x.ranks.main:
         return
     state.pass_time()
     result = {
         "best": state.best,
-        "test": evaluation.metrics,
-        "protocol": x.data.protocol + ("" if x.config.limit_val is None else f" Judged on at most {x.config.limit_val} samples of a split."),
+        "test": evaluation.metrics if evaluation else {},
+        "protocol": protocol(x),
         "split": "test",
         "seed": x.config.seed,
         "epochs": state.epoch,
@@ -94,12 +94,24 @@ def write(x: "Experiment", state: State, evaluation: Evaluation) -> None:
         "precision": x.precision.name,
         "neuron": x.neuron_implementation,
         "processes": x.ranks.world,
+        "threads": torch.get_num_threads(),
     }
-    write_predictions(x.run.root, "test", evaluation)
+    if evaluation:
+        write_predictions(x.run.root, "test", evaluation)
     write_json(x.run.result, result)
     for logger in x.loggers:
         logger.finish(result)
     show(x, result)
+
+
+def protocol(x: "Experiment") -> str:
+    """The split in words, with what `limit_train` and `limit_val` left of it."""
+    text = x.data.protocol
+    if x.config.limit_train is not None:
+        text += f"; trained on {x.train_batches.count} samples only"
+    if x.config.limit_val is not None:
+        text += f"; judged on at most {x.config.limit_val} samples of a split"
+    return text
 
 
 def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
@@ -122,9 +134,9 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
         ("precision", result["precision"]),
         ("training", f"{result['samples_per_s']:.1f} samples/s"),
         ("wall time", f"{result['wall_time_s']:.0f} s"),
-        ("run", os.path.relpath(x.run.root)),
     ]
     for row in rows:
         table.add_row(*row)
     x.terminal.console.print(table)
     x.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))
+    x.terminal.say(os.path.relpath(x.run.root))

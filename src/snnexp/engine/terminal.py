@@ -1,5 +1,6 @@
 """What a run says: a bar on a terminal, plain lines elsewhere, and every line in logs/train.log."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class Terminal:
         """One message for the log alone."""
         if self._log is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+            with contextlib.suppress(OSError):  # a full disk is reported by what must be kept; its log may lose a line
+                self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator["Bar"]:

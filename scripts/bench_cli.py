@@ -1,0 +1,44 @@
+"""How long a person waits: `snnexp --help`, and from Enter to the first training step.
+
+    python scripts/bench_cli.py [RUNS]
+"""
+
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def seconds(*command: str, cwd: str | None = None, until: str | None = None) -> float:
+    """Wall time of a command, or until it prints `until`."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if until is None:
+        process.communicate()
+        return time.perf_counter() - began
+    for line in process.stdout:
+        if re.search(until, line):
+            break
+    elapsed = time.perf_counter() - began
+    process.kill()
+    process.wait()
+    return elapsed
+
+
+def main() -> None:
+    """Medians."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    snnexp = (sys.executable, "-m", "snnexp.cli")
+    with tempfile.TemporaryDirectory() as folder:
+        seconds(*snnexp, "data", "dataset=digits_dvs", cwd=folder)
+        first = ("train", "debug=one_step", "device=cpu")
+        print(f"snnexp --help: {statistics.median(seconds(*snnexp, '--help') for _ in range(runs)):.3f} s")
+        torch = statistics.median(seconds(sys.executable, "-c", "import torch") for _ in range(runs))
+        step = statistics.median(seconds(*snnexp, *first, cwd=folder, until=r"^epoch 1/1") for _ in range(runs))
+        print(f"Enter to the end of the first step and its validation: {step:.2f} s, of which import torch {torch:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

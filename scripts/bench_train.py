@@ -1,0 +1,253 @@
+"""Our training step beside a plain one, in one run: two processes take turns, step by step; medians and ratios.
+
+Plain is what people write: fp32, contiguous layout, SpikingJelly's LIFNode over a folded VGGSNN, cross entropy of the time mean, Adam,
+torch's and the C library's defaults. Ours is the runner's own step (`loop.forward_backward` and `loop.update`) with default settings and
+the same loss. Both see the same batches of digits_dvs, from the same initial weights.
+
+    python scripts/bench_train.py                      # T=10, 48x48, batch 8, 50 steps
+    python scripts/bench_train.py --steps 10 --size 24
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def main() -> None:
+    """Take turns, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--T", type=int, default=10)
+    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--side", choices=["ours", "plain", "convolutions"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        {"ours": ours, "plain": plain, "convolutions": convolutions}[arguments.side](arguments)
+        return
+
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    losses: dict[str, list[float]] = {"plain": [], "ours": []}
+    waits: dict[str, list[float]] = {"plain": [], "ours": []}
+    sides = {side: start(side) for side in times}
+    for step in range(arguments.warmup + arguments.steps):
+        for side in times:
+            answer = ask(sides[side])
+            losses[side].append(answer["loss"])
+            if step >= arguments.warmup:
+                times[side].append(answer["seconds"])
+                waits[side].append(answer["wait"])
+    for process in sides.values():
+        process.stdin.close()
+        process.wait()
+
+    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
+    print(f"VGGSNN, T={arguments.T}, {arguments.size}x{arguments.size}, batch {arguments.batch}; {arguments.steps} steps of each, in turn")
+    for side, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"  {side:<6} {1e3 * median:7.0f} ms a step (min {1e3 * min(seconds):.0f}, max {1e3 * max(seconds):.0f}), ", end="")
+        print(f"{arguments.batch / median:6.2f} samples/s")
+    print(f"  plain / ours, step by step: median {ratio:.2f}")
+    print(f"  wait for data in ours: {100 * sum(waits['ours']) / sum(times['ours']):.2f} % of the steps")
+    tenth = max(1, len(losses["ours"]) // 10)
+    for name, part in (("first", slice(0, tenth)), ("last", slice(-tenth, None))):
+        means = ", ".join(f"{side} {statistics.mean(losses[side][part]):.3f}" for side in losses)
+        print(f"  mean loss of the {name} {tenth} steps: {means}")
+    peak = ask(start("convolutions"))
+    step_flops = peak["flops"]
+    print(
+        f"  convolutions alone, bf16 channels_last: {1e3 * peak['seconds']:.0f} ms, {step_flops / peak['seconds'] / 1e9:.0f} GFLOP/s; "
+        f"the whole step reaches {100 * peak['seconds'] / statistics.median(times['ours']):.0f} % of that rate"
+    )
+
+
+def start(side: str) -> subprocess.Popen:
+    """A process for one side, which makes a step whenever it is asked."""
+    command = [sys.executable, __file__, "--side", side, *sys.argv[1:]]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    return process
+
+
+def ask(process: subprocess.Popen) -> dict[str, float]:
+    """One step's seconds, seconds waited for data, and loss."""
+    process.stdin.write("step\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def serve(step: Callable[[], dict[str, float]]) -> None:
+    """Make a step for every line that comes."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        answer = step()
+        print(json.dumps({"seconds": time.perf_counter() - began, "wait": 0.0} | answer), flush=True)
+
+
+def compose(arguments: argparse.Namespace) -> dict:
+    """The configuration of `snnexp train` with these numbers."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    from snnexp import app, config
+
+    ConfigStore.instance().store("schema", config.TrainConfig)
+    overrides = [
+        f"T={arguments.T}", f"dataset.size={arguments.size}", f"batch_size={arguments.batch}", f"data_dir={arguments.data_dir}",
+        f"precision={arguments.precision}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
+    ]  # fmt: skip
+    with hydra.initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
+        return config.finish(hydra.compose("train", overrides=overrides), {"model": "vggsnn", "dataset": "digits_dvs"})
+
+
+def ours(arguments: argparse.Namespace) -> None:
+    """The runner's own step, with its default logger."""
+    from snnexp import build
+    from snnexp.engine import allocator, loop
+    from snnexp.engine.distributed import Ranks, choose_device
+    from snnexp.engine.state import State, seed_everything
+    from snnexp.engine.terminal import Terminal
+    from snnexp.rundir import RunDir
+
+    allocator.keep_memory()
+    folder = RunDir(Path(tempfile.mkdtemp()))
+    folder.logs.mkdir()
+    x = build.experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    seed_everything(0, 0)
+    state, waited = State(), [0.0]
+
+    def batches() -> Iterator[object]:
+        while True:
+            x.train_batches.seek(state.epoch, 0)
+            fetched = iter(x.train_loader)
+            for _ in range(len(x.train_batches) - 1):  # whole batches only
+                began = time.perf_counter()
+                batch = next(fetched)
+                waited[0] = time.perf_counter() - began
+                yield batch
+            state.epoch += 1
+
+    stream = batches()
+    x.net.train()
+
+    def step() -> dict[str, float]:
+        loop.set_rate(x, state)
+        loss, _ = loop.forward_backward(x, state, range(1), stream)
+        loop.update(x)
+        return {"loss": loss, "wait": waited[0]}
+
+    serve(step)
+
+
+def plain(arguments: argparse.Namespace) -> None:
+    """VGGSNN as people write it; its batches lie ready in memory as floats."""
+    import torch
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    from torch import nn
+
+    from snnexp import build
+    from snnexp.engine.distributed import Ranks, choose_device
+    from snnexp.engine.terminal import Terminal
+    from snnexp.rundir import RunDir
+
+    folder = RunDir(Path(tempfile.mkdtemp()))
+    folder.logs.mkdir()
+    x = build.experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    data, batches, weights = x.data, x.train_batches, x.model.state_dict()
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        lif = neuron.LIFNode(
+            tau=2.0, decay_input=False, v_threshold=1.0, v_reset=0.0, surrogate_function=surrogate.PiecewiseQuadratic(1.0), step_mode="m"
+        )
+        return [layer.SeqToANNContainer(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)), lif]
+
+    layers: list[nn.Module] = []
+    for inputs, outputs, pooled in (
+        (2, 64, False), (64, 128, True), (128, 256, False), (256, 256, True), (256, 512, False), (512, 512, True), (512, 512, False),
+        (512, 512, True),
+    ):  # fmt: skip
+        layers += block(inputs, outputs) + ([layer.SeqToANNContainer(nn.AvgPool2d(2))] if pooled else [])
+    side = arguments.size // 16
+    model = nn.Sequential(*layers, layer.SeqToANNContainer(nn.Flatten(), nn.Linear(512 * side * side, 10)))
+    model.load_state_dict(dict(zip(model.state_dict(), (value.clone().contiguous() for value in weights.values()), strict=True)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    criterion = nn.CrossEntropyLoss()
+    view = data.view("train", augment=True)
+    del x
+
+    def stream() -> Iterator[tuple]:
+        epoch = 0
+        while True:
+            batches.seek(epoch, 0)
+            for keys in list(batches)[: len(batches) - 1]:
+                yield data.prepare(view.__getitems__(keys))
+            epoch += 1
+
+    ready = stream()
+    upcoming = [next(ready)]
+    model.train()
+
+    def step() -> dict[str, float]:
+        frames, target = upcoming.pop()
+        loss = criterion(model(frames).mean(0), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        functional.reset_net(model)
+        return {"loss": loss.item()}
+
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        answer = step()
+        seconds = time.perf_counter() - began
+        upcoming.append(next(ready))
+        print(json.dumps(answer | {"seconds": seconds, "wait": 0.0}), flush=True)
+
+
+def convolutions(arguments: argparse.Namespace) -> None:
+    """The network's convolutions alone, forward and backward, bf16 channels_last: the rate at which a step could run at best."""
+    import torch
+    from torch import nn
+
+    from snnexp.engine import allocator
+
+    allocator.keep_memory()
+    frames, flops, pairs = arguments.T * arguments.batch, 0, []
+    for inputs, outputs, scale in (
+        (2, 64, 1), (64, 128, 1), (128, 256, 2), (256, 256, 2), (256, 512, 4), (512, 512, 4), (512, 512, 8), (512, 512, 8),
+    ):  # fmt: skip
+        side = arguments.size // scale
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1).to(torch.bfloat16, memory_format=torch.channels_last)
+        image = torch.rand(frames, inputs, side, side).bernoulli().to(torch.bfloat16, memory_format=torch.channels_last)
+        image.requires_grad_(inputs != 2)
+        gradient = torch.randn(frames, outputs, side, side).to(torch.bfloat16, memory_format=torch.channels_last)
+        flops += (3 if inputs != 2 else 2) * 2 * 9 * inputs * outputs * side * side * frames
+        pairs.append((conv, image, gradient))
+
+    def once() -> float:
+        total = 0.0
+        for conv, image, gradient in pairs:
+            began = time.perf_counter()
+            conv(image).backward(gradient)
+            total += time.perf_counter() - began
+            conv.zero_grad()
+            image.grad = None
+        return total
+
+    once()
+    serve(lambda: {"seconds": statistics.median(once() for _ in range(7)), "flops": flops})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Shell completion: commands and run directories here, keys and options by Hydra."""
+
+import os
+import sys
+from pathlib import Path
+
+from snnexp.cli import COMMANDS, TAKES_RUN
+
+
+def complete(argv: list[str]) -> int:
+    """Answer `snnexp -sc install=SHELL`, or the query that the installed script makes with COMP_LINE."""
+    if not any(word.startswith("query=") for word in argv):
+        from snnexp import app
+
+        app.run("train", ["-sc", *argv], _nothing)
+        return 0
+    words = os.environ.get("COMP_LINE", "").split(" ")[1:]
+    words = [word for index, word in enumerate(words) if word or index == len(words) - 1]
+    if len(words) <= 1:
+        print("\n".join(f"{name} " for name in COMMANDS if name.startswith(words[0] if words else "")))
+        return 0
+    command, rest = words[0], words[1:]
+    if command == "runs" or command not in COMMANDS:
+        print("\n".join(directories(rest[-1])))
+        return 0
+    saved = None
+    if command in TAKES_RUN:
+        named = [word for word in rest[:-1] if (Path(word).expanduser() / "config.json").is_file()]
+        if not named:
+            print("\n".join(directories(rest[-1])))
+            return 0
+        from snnexp.rundir import RunDir
+
+        saved = RunDir(Path(named[0]).expanduser().resolve())
+        rest.remove(named[0])
+    from snnexp import app, config
+
+    os.environ["COMP_LINE"] = " ".join(["snnexp", *rest])
+    sys.argv = ["snnexp"]
+    app.run(command, ["-sc", *argv], _nothing, saved=saved, schema=config.EvaluateConfig if command == "evaluate" else None)
+    return 0
+
+
+def directories(start: str) -> list[str]:
+    """The directories that `start` may be the beginning of."""
+    folder = Path(start).expanduser() if start.endswith("/") else Path(start).expanduser().parent
+    prefix = start[: start.rfind("/") + 1]
+    names = sorted(path.name for path in folder.glob("*/")) if folder.is_dir() else []
+    return [f"{prefix}{name}/" for name in names if f"{prefix}{name}".startswith(start)]
+
+
+def _nothing(cfg: object) -> None:
+    return None
