@@ -46,6 +46,7 @@ def main() -> None:
             if step >= arguments.warmup:
                 times[side].append(answer["seconds"])
                 waits[side].append(answer["wait"])
+    logging = ask(sides["ours"], "log")
     for process in sides.values():
         process.stdin.close()
         process.wait()
@@ -58,6 +59,9 @@ def main() -> None:
         print(f"{arguments.batch / median:6.2f} samples/s")
     print(f"  plain / ours, step by step: median {ratio:.2f}")
     print(f"  wait for data in ours: {100 * sum(waits['ours']) / sum(times['ours']):.2f} % of the steps")
+    epoch = logging["steps"] * statistics.median(times["ours"])
+    spent = logging["per_epoch"] + logging["per_line"] * epoch / logging["every"] + logging["per_step"] * logging["steps"]
+    print(f"  TensorBoard, jsonl and progress: {1e3 * spent:.0f} ms of an epoch of {epoch:.0f} s, {100 * spent / epoch:.3f} %")
     tenth = max(1, len(losses["ours"]) // 10)
     for name, part in (("first", slice(0, tenth)), ("last", slice(-tenth, None))):
         means = ", ".join(f"{side} {statistics.mean(losses[side][part]):.3f}" for side in losses)
@@ -78,19 +82,19 @@ def start(side: str) -> subprocess.Popen:
     return process
 
 
-def ask(process: subprocess.Popen) -> dict[str, float]:
-    """One step's seconds, seconds waited for data, and loss."""
-    process.stdin.write("step\n")
+def ask(process: subprocess.Popen, what: str = "step") -> dict[str, float]:
+    """One step's seconds, seconds waited for data, and loss; or what logging takes."""
+    process.stdin.write(f"{what}\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())
 
 
-def serve(step: Callable[[], dict[str, float]]) -> None:
+def serve(step: Callable[[], dict[str, float]], log: Callable[[], dict[str, float]] | None = None) -> None:
     """Make a step for every line that comes."""
     print("ready", flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         began = time.perf_counter()
-        answer = step()
+        answer = log() if line.strip() == "log" else step()
         print(json.dumps({"seconds": time.perf_counter() - began, "wait": 0.0} | answer), flush=True)
 
 
@@ -113,8 +117,9 @@ def compose(arguments: argparse.Namespace) -> dict:
 def ours(arguments: argparse.Namespace) -> None:
     """The runner's own step, with its default logger."""
     from snnexp import build
-    from snnexp.engine import allocator, loop
+    from snnexp.engine import allocator, loop, results
     from snnexp.engine.distributed import Ranks, choose_device
+    from snnexp.engine.progress import EVERY_S, Stopwatch
     from snnexp.engine.state import State, seed_everything
     from snnexp.engine.terminal import Terminal
     from snnexp.rundir import RunDir
@@ -146,7 +151,25 @@ def ours(arguments: argparse.Namespace) -> None:
         loop.update(x)
         return {"loss": loss, "wait": waited[0]}
 
-    serve(step)
+    def log() -> dict[str, float]:
+        """What a second of training pays: an epoch's logging, and the progress of each of its steps."""
+        x.start_loggers(state)
+        began = time.perf_counter()
+        results.log_epoch(x, state, {"Loss": 1.0, "Acc1": 50.0, "Acc5": 90.0}, {"Loss": 1.0, "Acc1": 50.0, "Acc5": 90.0})
+        per_epoch = time.perf_counter() - began
+        watch = Stopwatch(x, state)
+        began = time.perf_counter()
+        watch.write(began)
+        per_line = time.perf_counter() - began
+        with x.terminal.bar("epoch", 1000) as bar:
+            began = time.perf_counter()
+            for _ in range(1000):
+                watch.step()
+                bar.advance(1, f"loss {1.0:.3f}  {watch.rate():.0f} samples/s")
+            per_step = (time.perf_counter() - began) / 1000
+        return {"per_epoch": per_epoch, "per_line": per_line, "per_step": per_step, "steps": len(x.train_batches), "every": EVERY_S}
+
+    serve(step, log)
 
 
 def plain(arguments: argparse.Namespace) -> None:

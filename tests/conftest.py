@@ -7,8 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf, open_dict
+
+from snnexp import app, config
 
 TINY = [
     "model.width=0.125", "dataset.size=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "precision=fp32",
@@ -52,6 +58,18 @@ def snnexp(start: Callable[..., subprocess.Popen]) -> Callable[..., str]:
         return output
 
     return snnexp
+
+
+def composed(*overrides: str, command: str = "train") -> dict:
+    """The checked configuration that `snnexp COMMAND OVERRIDES` composes, in this process."""
+    ConfigStore.instance().store("schema", config.TrainConfig)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(app.conf_dir()), version_base=app.HYDRA_VERSION_BASE):
+        cfg = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return config.finish(cfg, choices)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -152,6 +152,15 @@ def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: 
             raise failures[0]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(in_words(error, command, line)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a directory that cannot be made or read
+        raise UserError(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
+        raise UserError(f"{' '.join(groups)}: a group takes the name of one of its options; ~GROUP leaves one out.") from error
     except SystemExit as leaving:
         if leaving.code:
             raise
@@ -167,6 +176,15 @@ def fixed_keys(line: CommandLine) -> list[str]:
     except HydraException:
         return keys  # composing will say what is wrong
     return keys + [override.key_or_group for override in parsed if not override.is_sweep_override()]
+
+
+def parses(word: str) -> bool:
+    """True if `word` is a setting as Hydra's grammar has it."""
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def saved_config(run: RunDir, schema: type) -> DictConfig:
@@ -223,8 +241,10 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         reason = next((part.splitlines()[0] for part in text.split("\n") if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if "mismatched input" in text or "missing EQUAL" in text or "no viable alternative" in text or "token recognition" in text:
-        wrong = [word for word in line.overrides if "=" not in word and not word.startswith("~")]
-        return f"{wrong[0]!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]
+        wrong = next((word for word in line.overrides if not parses(word)), "")
+        if "=" not in wrong:
+            return f"{wrong!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]
+        return f"{wrong}: {text.splitlines()[0]}. A value with spaces, commas or brackets is quoted twice: KEY=\"'a, b'\"."
     if "add --multirun" in text:
         word = next((w for w in line.overrides if "," in w), "")
         return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"

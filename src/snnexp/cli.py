@@ -3,14 +3,7 @@
 import os
 import sys
 
-COMMANDS = {
-    "train": "compose, train, test; a new run directory        snnexp train model=vggsnn T=10",
-    "resume": "exact continuation of a run in its directory      snnexp resume RUN epochs=200",
-    "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
-    "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
-    "data": "fetch, verify and prepare a data set              snnexp data dataset=cifar10_dvs",
-}
-TAKES_RUN = ("resume", "evaluate")
+from snnexp.commands import COMMANDS
 
 COMMAND_LIST = "\n  ".join(f"snnexp {name:<9} {text}" for name, text in COMMANDS.items())
 

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from snnexp.cli import COMMANDS, TAKES_RUN
+from snnexp.commands import COMMANDS, TAKES_RUN
 
 
 def complete(argv: list[str]) -> int:

@@ -111,12 +111,17 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
         settings = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
-    settings["choices"] = {group: choice for group, choice in choices.items() if group in GROUPS}
+    settings["choices"] = {group: choices.get(group) or _class_name(settings.get(group)) for group in GROUPS}
     check_ranges(settings)
     check_nodes(settings, trust=settings["trust"] if saved else None)
     if not saved:
         settings["trust"] = sorted({*settings["trust"], *foreign_packages(settings)})
     return settings
+
+
+def _class_name(node: Any) -> str | None:
+    # A node that was written out on the command line, after ~GROUP, has no option's name.
+    return str(node["_target_"]).rpartition(".")[2].lower() if isinstance(node, dict) and node.get("_target_") else None
 
 
 def top_level(settings: dict[str, Any]) -> TrainConfig:

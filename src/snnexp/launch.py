@@ -1,8 +1,10 @@
 """Start the work of a run: in this process for one device, under an elastic agent with one worker per device otherwise."""
 
+import logging
 import os
 import signal
 import sys
+from types import FrameType
 
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, read_json
@@ -39,7 +41,7 @@ def under_agent(run: RunDir, devices: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+    handled = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     if signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:  # submitit's own handler, where there is one, requeues the job
         handled.append(signal.SIGUSR2)
     config = LaunchConfig(
@@ -52,26 +54,41 @@ def under_agent(run: RunDir, devices: int) -> None:
         max_restarts=0,
         monitor_interval=0.2,
         shutdown_timeout=SHUTDOWN_S,
-        signals_to_handle=",".join(number.name for number in handled),
+        signals_to_handle="SIGQUIT",  # the others are ours, below
     )
     os.environ["SNNEXP_LAUNCHED"] = "1"  # the message of a failure is printed here, once
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    previous = {number: signal.getsignal(number) for number in handled}
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it says of a worker's end is in status.json, and in words
+    number = 0
+
+    def on_signal(sent: int, frame: FrameType | None) -> None:
+        # The first one the agent passes on to the workers, and waits for them; a second Ctrl-C ends it, and they hear of its end.
+        nonlocal number
+        if number == 0:
+            number = sent
+            raise SignalException(f"stopped by signal {sent}", sigval=signal.Signals(sent))
+        if sent == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    previous = {handled_one: signal.signal(handled_one, on_signal) for handled_one in handled}
     try:
         elastic_launch(config, sys.executable)("-m", "snnexp.worker", str(run.root))
     except SignalException as stopped:
-        leave(int(stopped.sigval))
+        number = int(stopped.sigval)
     except ChildFailedError as error:
         status = read_json(run.status)
-        if status["state"] == "interrupted":
-            leave(status["exit_code"] - 128)
-        message = status.get("error") or f"a worker process failed: {error}"
-        run.update_status(state="failed", error=message)
-        raise (UserError if status.get("exit_code") == 2 else RunFailed)(message) from error
+        if status["state"] != "interrupted":
+            message = status.get("error") or f"a worker process failed: {error}"
+            run.update_status(state="failed", error=message)
+            raise (UserError if status.get("exit_code") == 2 else RunFailed)(message) from error
+        number = status["exit_code"] - 128
     finally:
         os.environ.pop("SNNEXP_LAUNCHED", None)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for handled_one, handler in previous.items():
+            signal.signal(handled_one, handler)
+    if number:
+        leave(number)
 
 
 def leave(number: int) -> None:

@@ -147,14 +147,15 @@ def is_alive(status: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return not _began_after(status["pid"], status.get("started"))
+    return not _is_over(status["pid"], status.get("started"))
 
 
-def _began_after(pid: int, moment: str | None) -> bool:
-    """True if process `pid` is known to be younger than `moment` (ISO 8601): its number has been given out anew."""
+def _is_over(pid: int, started: str | None) -> bool:
+    """True if process `pid` is known to be dead but not yet buried, or younger than `started` (ISO 8601): its number was given out anew."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-        return boot + ticks / os.sysconf("SC_CLK_TCK") > datetime.fromisoformat(moment).timestamp() + 60  # seconds a clock may be set by
+        began = boot + int(words[19]) / os.sysconf("SC_CLK_TCK")
+        return words[0] in "ZX" or began > datetime.fromisoformat(started).timestamp() + 60  # seconds by which a clock may be set
     except (OSError, StopIteration, ValueError, TypeError):  # not Linux, or a moment that is none
         return False

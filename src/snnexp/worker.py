@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -86,9 +87,9 @@ def describe(error: Exception, run: RunDir) -> str:
 
 
 def follow_parent() -> None:
-    """Ask the kernel for SIGTERM when the agent dies, so that no worker outlives it (Linux)."""
+    """Ask the kernel for SIGINT when the agent dies, so that no worker outlives it (Linux): save and end, or, told to stop before, end."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)
 
 
 @record
@@ -98,14 +99,19 @@ def main() -> None:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
     follow_parent()
+    code = 0
     try:
         work(find_run(sys.argv[1])[0])
     except Stopped as stopped:
-        sys.exit(128 + stopped.number)
+        code = 128 + stopped.number
+    except KeyboardInterrupt:
+        code = 130
     except (UserError, RunFailed) as error:
         if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
             print(f"snnexp: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        code = 2 if isinstance(error, UserError) else 1
+    gc.collect()  # DDP keeps the process group, whose threads must end before the interpreter does
+    sys.exit(code)
 
 
 if __name__ == "__main__":

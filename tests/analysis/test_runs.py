@@ -31,7 +31,7 @@ def make(path, *, state="finished", acc=90.0, test=None, status=None, result=Non
     (path / "config.json").write_text(json.dumps(full))
     claims = {
         "state": state, "epoch": 5, "epochs": 5, "step": 200, "pid": os.getpid(), "host": socket.gethostname(),
-        "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:10:00+00:00", "error": None, "exit_code": 0,
+        "started": datetime.now(UTC).isoformat(), "updated": "2026-01-01T00:10:00+00:00", "error": None, "exit_code": 0,
     }  # fmt: skip
     (path / "status.json").write_text(json.dumps(claims | (status or {})))
     if state == "finished" or result:

@@ -4,13 +4,12 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-LARGEST = 2**31 - 1
 
 
 def keep_memory() -> bool:
     """Serve large blocks from the heap and never return them; False where the C library is not glibc.
 
-    A VGGSNN step on the CPU falls by 10 to 15 %; the process keeps its peak memory until it ends.
+    Page faults of a VGGSNN step on the CPU fall from tens of thousands to none; the process keeps its peak memory until it ends.
     """
     if sys.platform != "linux":
         return False
@@ -18,4 +17,4 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, 2**28)))
+    return all(mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 * 2**20)))

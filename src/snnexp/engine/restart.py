@@ -22,6 +22,7 @@ def save(x: "Experiment", state: State, name: str, *more: str) -> None:
         for other in more:
             checkpoint.link(x.run.checkpoint(name), x.run.checkpoint(other))
         discard(x, state)
+        x.run.update_status(epoch=state.epoch, step=state.step)
     x.ranks.barrier()
 
 

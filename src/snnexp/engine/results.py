@@ -1,6 +1,7 @@
 """What a run tells of itself: its first lines, its epochs, its result."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def not_finite(x: "Experiment", state: State, loss: float) -> str:
     return (
         f"the loss is {loss} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
         f"Lower the rate, clip gradients or compute in fp32, from the last good checkpoint:\n"
-        f"  snnexp resume {x.run.root} lr={x.config.lr / 10:g} clip_grad=1.0 precision=fp32"
+        f"  snnexp resume {shlex.quote(str(x.run.root))} lr={x.config.lr / 10:g} clip_grad=1.0 precision=fp32"
     )
 
 

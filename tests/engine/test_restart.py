@@ -1,0 +1,113 @@
+"""From a checkpoint back to a run, in this process; whole commands are in test_resume.py."""
+
+import re
+
+import pytest
+import torch
+from conftest import assert_same, load
+
+from snnexp.engine import checkpoint, loop, restart
+from snnexp.engine.signals import StopFlag
+from snnexp.engine.state import State
+from snnexp.errors import UserError
+
+
+def train(x) -> None:
+    with StopFlag() as stop:
+        loop.train(x, stop)
+
+
+def test_a_checkpoint_holds_what_the_design_promises(make):
+    x = make("epochs=1", "limit_train=16", "ema=0.9")
+    train(x)
+    saved = load(x.run.checkpoint("latest"))
+    assert saved["model"] == "vggsnn" and saved["args"] == x.settings and (saved["epoch"], saved["step"]) == (1, 1)
+    assert saved["state_dict"].keys() == x.model.state_dict().keys() == saved["ema"].keys()
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in saved["state_dict"])
+    assert set(saved["data"]) == {"classes", "mean", "std"} and len(saved["ranks"]) == 1
+    assert saved["best_acc1"] == saved["state"]["best"]["value"]
+    assert {"optimizer", "scheduler", "scaler", "sampler", "threads"} <= saved.keys()
+
+
+def test_what_is_restored_is_saved_again_the_same(make):
+    x = make("epochs=1", "limit_train=32", "ema=0.9", "optimizer=sgd", "scheduler=plateau")
+    train(x)
+    before = load(x.run.checkpoint("latest"))
+    again = make("epochs=1", "limit_train=32", "ema=0.9", "optimizer=sgd", "scheduler=plateau")
+    restart.save(again, restart.restore(again), "latest")
+    after = load(again.run.checkpoint("latest"))
+    for part in (before, after):
+        part["state"].pop("wall_seconds")
+    assert_same(before, after)
+
+
+def test_a_run_without_a_checkpoint_begins(make):
+    x = make()
+    x.run.metrics_log.write_text('{"epoch": 1}\n')  # of a run that was killed before its first checkpoint
+    assert restart.restore(x).step == 0
+    assert x.run.metrics_log.read_text() == ""
+
+
+def test_weights_that_do_not_fit_are_named(make):
+    x = make()
+    own = {name: value.clone() for name, value in x.model.state_dict().items()}
+    name, other, *_ = own
+    wrong = {k: v for k, v in own.items() if k != name} | {other: torch.ones(3), "more": torch.ones(1)}
+    with pytest.raises(UserError, match=f"a.pth does not fit the model: {re.escape(name)} is missing; more is not in the model; .*there"):
+        restart.load_weights(x.model, wrong, "a.pth")
+    assert all(torch.equal(value, own[key]) for key, value in x.model.state_dict().items())
+
+
+def test_settings_of_the_optimizer_come_from_the_command_line_and_moments_from_the_file():
+    weight = torch.nn.Parameter(torch.ones(2))
+    old = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(2)
+    old.step()
+    new = torch.optim.SGD([weight], lr=0.5, momentum=0.8)
+    new.load_state_dict(restart.fresh_rates(old.state_dict(), new.state_dict()))
+    assert new.param_groups[0]["momentum"] == 0.8
+    assert torch.equal(new.state[weight]["momentum_buffer"], torch.ones(2))
+
+
+def test_what_ends_exactness_is_said(make):
+    x = make("epochs=1", "limit_train=16")
+    train(x)
+    assert restart.changes(make("epochs=1", "limit_train=16"), load(x.run.checkpoint("latest"))) == []
+    lines = restart.changes(make("epochs=4", "limit_train=16", "lr=0.1", "workers=1"), load(x.run.checkpoint("latest")))
+    assert lines == [
+        "From here the run is not the one it would have been: lr 0.001 -> 0.1, optimizer.lr 0.001 -> 0.1.",
+        "epochs 1 -> 4: the learning rate follows the new curve from here.",
+    ]
+
+
+def test_another_batch_size_goes_on_at_the_same_sample(make):
+    x = make("batch_size=8")
+    x.start_loggers(State())
+    restart.save(x, State(epoch=0, batch=6, step=6), "latest")
+    assert restart.restore(make("batch_size=16")).batch == 3
+
+
+def test_a_kill_between_latest_and_best_is_mended(make):
+    x = make("epochs=2", "limit_train=16")
+    train(x)
+    latest, best = x.run.checkpoint("latest"), x.run.checkpoint("best")
+    saved = checkpoint.load(latest)
+    saved["state"]["best"] |= {"epoch": 2}
+    checkpoint.save(latest, saved)
+    stale = checkpoint.load(best) | {"epoch": 1}
+    checkpoint.save(best, stale)
+    restart.restore(make("epochs=2", "limit_train=16"))
+    assert load(best)["epoch"] == 2
+
+
+def test_a_best_epoch_whose_weights_are_gone_is_chosen_anew(make):
+    x = make("epochs=2", "limit_train=16")
+    train(x)
+    saved = checkpoint.load(x.run.checkpoint("latest"))
+    saved["state"]["best"] |= {"epoch": 1}
+    checkpoint.save(x.run.checkpoint("latest"), saved)
+    x.run.checkpoint("best").unlink()
+    again = make("epochs=2", "limit_train=16")
+    state = restart.restore(again)
+    assert state.best is None and state.ranking == [] and state.stale == 0
+    assert "chosen anew" in again.run.train_log.read_text()

@@ -1,0 +1,85 @@
+"""Learning-rate schedules at points worked by hand."""
+
+import math
+
+import pytest
+
+from snnexp.engine.schedule import Constant, Cosine, Plateau
+
+
+def test_a_constant_rate_after_a_linear_warm_up():
+    schedule = Constant(warmup_epochs=4, warmup_start=0.2)
+    assert [schedule.factor(done, 10) for done in (0, 1, 2, 4, 9)] == pytest.approx([0.2, 0.4, 0.6, 1.0, 1.0])
+    assert Constant().factor(0, 10) == 1.0
+
+
+def test_half_a_cosine_after_a_warm_up():
+    schedule = Cosine(warmup_epochs=2, warmup_start=0.1, min_factor=0.01)
+    assert [schedule.factor(done, 10) for done in (0, 1, 2)] == pytest.approx([0.1, 0.55, 1.0])
+    assert schedule.factor(6, 10) == pytest.approx(0.01 + 0.99 * 0.5)  # half way between epoch 2 and epoch 10
+    assert schedule.factor(4, 10) == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.sqrt(0.5)))  # cos(pi / 4)
+    assert schedule.factor(10, 10) == pytest.approx(0.01)
+    assert schedule.factor(12, 10) == pytest.approx(0.01)  # past the end it stays there
+
+
+def test_a_warm_up_as_long_as_the_run_is_all_there_is():
+    assert [Cosine(warmup_epochs=4).factor(done, 4) for done in (0, 2, 4)] == pytest.approx([0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("epochs", [10, 20, 200])
+def test_a_cosine_never_rises_after_its_warm_up(epochs):
+    schedule = Cosine(warmup_epochs=1.5, min_factor=0.05)
+    factors = [schedule.factor(1.5 + step / 7, epochs) for step in range(7 * epochs)]
+    assert all(now <= before for before, now in zip(factors, factors[1:], strict=False))
+    assert factors[-1] == pytest.approx(0.05)
+
+
+def test_a_longer_run_is_a_longer_curve():
+    schedule = Cosine(warmup_epochs=1)
+    for step in range(1, 90):
+        done = 1 + step / 10
+        assert schedule.factor(done, 20) > schedule.factor(done, 10)
+        assert schedule.factor(1 + (done - 1) * 19 / 9, 20) == pytest.approx(schedule.factor(done, 10))  # the same curve, stretched
+
+
+def test_plateau_waits_patiently_and_then_halves():
+    schedule = Plateau(decay=0.5, patience=1, min_factor=0.2)
+    factors = []
+    for value in (10, 20, 20, 19, 20, 20, 21, 0, 0, 0, 0):
+        schedule.observe(value, "max")
+        factors.append(schedule.factor(5, 10))
+    # 20 is the best; equal is not better: two in vain halve it, two more again, and after 21 twice two in vain stop at the floor.
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2]
+
+
+def test_plateau_where_small_is_good():
+    schedule = Plateau(decay=0.1, patience=0)
+    for value in (3.0, 2.0, 1.0):
+        schedule.observe(value, "min")
+    assert schedule.factor(0, 1) == 1
+    schedule.observe(1.5, "min")
+    assert schedule.factor(0, 1) == pytest.approx(0.1)
+
+
+def test_plateau_multiplies_the_warm_up():
+    schedule = Plateau(patience=0, warmup_epochs=4)
+    for value in (1, 1):
+        schedule.observe(value, "max")
+    assert schedule.factor(2, 10) == pytest.approx(0.5 * 0.5)
+
+
+def test_plateau_goes_on_where_it_was():
+    one, other = Plateau(patience=2), Plateau(patience=2)
+    for value in (5, 4, 4):
+        one.observe(value, "max")
+    other.load_state_dict(one.state_dict())
+    for schedule in (one, other):
+        schedule.observe(4, "max")
+        assert schedule.factor(0, 1) == 0.5
+
+
+def test_the_state_of_another_schedule_is_left_aside():
+    schedule = Plateau()
+    schedule.load_state_dict(Cosine().state_dict())
+    assert schedule.factor(0, 1) == 1
+    Cosine().load_state_dict(Plateau().state_dict())

@@ -1,0 +1,41 @@
+"""Stop signals only set a flag."""
+
+import os
+import signal
+
+import pytest
+
+from snnexp.engine.signals import STOP_SIGNALS, StopFlag
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_is_kept(number):
+    with StopFlag() as stop:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == number
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGTERM
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with StopFlag():
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_what_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup snnexp train
+    try:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,188 @@
+"""The configuration as a whole: ranges, nodes against their constructors, what a saved run may name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import composed
+
+from snnexp import config
+from snnexp.errors import UserError
+
+
+def settings(**changes: object) -> dict:
+    return composed("data_dir=somewhere") | changes
+
+
+def node(**arguments: object) -> dict:
+    return {"model": {"_target_": "snnexp.models.vggsnn.VGGSNN", "in_channels": None, "num_classes": None, "size": None, "T": 4} | arguments}
+
+
+def test_it_resolves_to_plain_values():
+    whole = composed("T=7", "lr=0.25", "data_dir=/elsewhere", "model=resnet19", "+extra.mine=3", "model.lif.tau=4")
+    assert whole["T"] == whole["model"]["T"] == whole["dataset"]["T"] == 7
+    assert whole["optimizer"]["lr"] == 0.25 and whole["dataset"]["root"] == "/elsewhere/digits_dvs"
+    assert whole["model"]["lif"]["tau"] == 4 and whole["extra"] == {"mine": 3}
+    assert whole["choices"] == {
+        "model": "resnet19", "dataset": "digits_dvs", "task": "classification", "optimizer": "adam", "scheduler": "cosine",
+        "logger": "tensorboard", "experiment": None, "debug": None,
+    }  # fmt: skip
+    assert config.top_level(whole).T == 7
+    assert whole["trust"] == []
+
+
+def test_what_suits_a_data_set_is_beaten_by_an_experiment_and_that_by_the_command_line():
+    assert composed("dataset=cifar10_dvs")["T"] == 10
+    whole = composed("experiment=tet_cifar10_dvs")
+    assert (whole["epochs"], whole["seed"], whole["choices"]["dataset"]) == (100, 1000, "cifar10_dvs")
+    assert composed("experiment=tet_cifar10_dvs", "epochs=3")["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("epochs=0", "epochs=0: must be at least 1"),
+        ("T=0", "T=0: must be at least 1"),
+        ("batch_size=-1", "batch_size=-1"),
+        ("workers=-1", "workers=-1: must be at least 0"),
+        ("keep_last=0", "keep_last=0"),
+        ("seed=-1", "seed=-1"),
+        ("seed=9223372036854775808", "below 2.63"),
+        ("lr=0", "lr=0.0: must be greater than 0"),
+        ("lr=nan", "lr=nan: must be greater than 0"),
+        ("save_minutes=0", "save_minutes=0"),
+        ("clip_grad=-1", "clip_grad=-1"),
+        ("ema=1", "ema=1.0: the decay must lie between 0 and 1"),
+        ("precision=bf61", "precision=bf61: not one of auto, fp32, bf16, fp16. Did you mean 'bf16'"),
+        ("device=gpu", "device=gpu: not one of auto, cpu, cuda, cuda:N"),
+        ("device=cuda:x", "device=cuda:x"),
+        ("batch_size=3 devices=4", "batch_size=3: must be at least devices=4"),
+        ("~dataset", "dataset has no value"),
+        ("model.widht=2", "widht"),
+        ("+model.widht=2", "model.widht: snnexp.models.vggsnn.VGGSNN takes no argument 'widht'. Did you mean 'width'"),
+        ("model.width=wide", "model.width='wide': snnexp.models.vggsnn.VGGSNN wants float, not str"),
+        ("dataset.size=24.5", "dataset.size=24.5: .* wants int, not float"),
+        ("dataset.roll=true", "dataset.roll=True: .* wants int, not bool"),
+        ("dataset.flip=1", "dataset.flip=1: .* wants bool, not int"),
+        ("model.lif=3", "model.lif=3: .* wants dict"),
+        ("optimizer._target_=torch.optim.Adan", "torch.optim has no 'Adan'. Did you mean 'Adam'"),
+        ("optimizer._target_=torhc.optim.Adam", "there is no module 'torhc'"),
+        ("optimizer._target_=torch.nn.functional.relu", "is not a class"),
+        ("~model.T", "model: snnexp.models.vggsnn.VGGSNN needs the argument 'T'; give .model.T=VALUE"),
+        ("+extra.x=${nowhere}", "nowhere"),
+    ],
+)
+def test_a_mistake_is_named(setting, words):
+    with pytest.raises(Exception, match=words):
+        composed(*setting.split())
+
+
+def test_numbers_fit_where_they_lose_nothing():
+    config.check_nodes(node(width=1))  # an int is a float
+    config.check_nodes(node(lif=None))
+    config.check_nodes({"task": {"_target_": "snnexp.tasks.classification.Classification", "means": 1}})
+    for wrong in ({"width": True}, {"width": "1"}, {"T": 4.0}, {"T": True}, {"T": None}, {"neuron": 3}, {"lif": [1]}):
+        with pytest.raises(UserError, match=f"model.{next(iter(wrong))}="):
+            config.check_nodes(node(**wrong))
+
+
+def test_what_the_data_supply_may_be_left_open():
+    config.check_nodes(node())
+    with pytest.raises(UserError, match="needs the argument 'T'"):
+        config.check_nodes({"model": {"_target_": "snnexp.models.vggsnn.VGGSNN"}})
+
+
+def test_nodes_are_found_in_lists_and_under_extra():
+    with pytest.raises(UserError, match="extra.these.1.T="):
+        config.check_nodes({"extra": {"these": [{}, node(T="x")["model"]]}})
+
+
+class Open:
+    def __init__(self, a: int, **rest: object) -> None: ...
+
+
+def test_a_constructor_that_takes_anything_takes_anything(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opened", sys.modules[__name__])
+    config.check_nodes({"model": {"_target_": "opened.Open", "a": 1, "anything": "goes"}})
+    with pytest.raises(UserError, match="model.a='x'"):
+        config.check_nodes({"model": {"_target_": "opened.Open", "a": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("os.system", "names code outside snnexp"),
+        ("subprocess.Popen", "names code outside snnexp"),
+        ("builtins.eval", "names code outside snnexp"),
+        ("snnexp.rundir.shutil.rmtree", "has no 'shutil'"),
+        ("snnexp.engine.checkpoint.shutil.rmtree", "is not a class"),
+        ("snnexp.provenance.subprocess.Popen", "which a saved run may not name without trust=.subprocess"),
+        ("snnexp.rundir.Path", "may not name without trust=.pathlib"),
+        ("torch.hub.load", "is not a class"),
+        ("torch.load", "is not a class"),
+        ("torch.jit.load", "is not a class"),
+        ("torch.utils.tensorboard.SummaryWriter", "may not name"),
+        ("torch.utils.data.DataLoader", "may not name"),
+        ("torch.os.system", "is not a class"),
+        ("torch", "is not a class|no module"),
+        ("snnexp.models.nothing.Net", "has no 'nothing'"),
+    ],
+)
+def test_a_saved_run_may_name_only_what_is_trusted(target, reason):
+    with pytest.raises(UserError, match=reason):
+        config.locate(target, trust=[])
+
+
+def test_what_a_saved_run_may_name():
+    assert config.locate("snnexp.models.vggsnn.VGGSNN", trust=[]).__name__ == "VGGSNN"
+    assert config.locate("torch.optim.SGD", trust=[]).__name__ == "SGD"
+    assert config.locate("torch.nn.Linear", trust=[]).__name__ == "Linear"
+    assert config.locate("pathlib.Path", trust=["pathlib"]) is Path
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of the user's: it leaves a mark when it is imported."""
+    mark = tmp_path / "imported"
+    (tmp_path / "theirs.py").write_text(f"open({str(mark)!r}, 'w')\nfrom snnexp.models.vggsnn import VGGSNN\nclass Net(VGGSNN): ...\n")
+    (tmp_path / "broken.py").write_text("def x(:\n")
+    (tmp_path / "needy.py").write_text("import nowhere_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield mark
+    for name in ("theirs", "broken", "needy"):
+        sys.modules.pop(name, None)
+
+
+def test_untrusted_code_is_not_even_imported(own_package):
+    foreign = settings(model=node()["model"] | {"_target_": "theirs.Net"})
+    with pytest.raises(UserError, match="add trust=.theirs."):
+        config.check_nodes(foreign, trust=[])
+    assert not own_package.exists()
+    config.check_nodes(foreign, trust=["theirs"])
+    assert own_package.exists()
+
+
+def test_the_users_own_configuration_is_trusted_and_says_whom(own_package):
+    assert composed("model._target_=theirs.Net")["trust"] == ["theirs"]
+
+
+def test_a_module_that_does_not_import_says_why(own_package):
+    with pytest.raises(UserError, match="importing broken failed: SyntaxError: .*line 1"):
+        config.locate("broken.Net", trust=None)
+    with pytest.raises(UserError, match="importing needy failed: No module named 'nowhere_at_all'"):
+        config.locate("needy.Net", trust=None)
+
+
+def test_differences_are_those_that_change_the_training():
+    before = settings()
+    assert config.differences(before, settings(workers=4, epochs=9, output_dir="x", save_freq=1, trust=["x"])) == []
+    assert config.differences(before, settings(lr=0.5, T=8)) == ["T 4 -> 8", "lr 0.001 -> 0.5"]
+    changed = settings()
+    changed["model"] = changed["model"] | {"width": 0.5}
+    del changed["model"]["pool"]
+    assert config.differences(before, changed) == ["model.pool avg -> unset", "model.width 1.0 -> 0.5"]
+
+
+def test_the_nearest_word():
+    assert config.nearest("modle", ["model", "dataset"]) == " Did you mean 'model'?"
+    assert config.nearest("zzz", ["model", "dataset"]) == ""
