@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from conftest import TINY, load, wait_for
 from data import layouts
-
 from snnexp import build, cli
 from snnexp.commands import train as training
 from snnexp.engine import loop
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import evaluate
 from snnexp.engine.precision import resolve
-from snnexp.engine.restart import load_weights
 
 CPU = torch.device("cpu")
 EVENTS = [word for word in TINY if not word.startswith(("limit_", "logger", "epochs"))] + ["dataset=cifar10_dvs", "logger=tensorboard"]
@@ -190,7 +189,7 @@ def test_other_data_of_the_same_kind_are_judged_by_the_runs_own_statistics(train
         if statistics == "the run's":
             data.load_state_dict(saved["data"])
         model = build.model(settings, data)
-        load_weights(model, saved["state_dict"], "saved")
+        model.load_state_dict(saved["state_dict"])
         judged = evaluate(
             model, build.task(settings), data, "test", batch_size=16, ranks=Ranks(0, 1, CPU), precision=resolve("fp32", CPU)
         )
@@ -267,8 +266,8 @@ def test_what_the_program_says_of_itself(said):
 
 
 def test_flags_and_settings_come_in_any_order(said, tmp_path):
-    for words in (["--cfg", "job", "T=3", "model=resnet19"], ["T=3", "--cfg", "job", "model=resnet19"], ["T=3", "model=resnet19", "-c", "job"]):
-        shown = yaml.safe_load(said("train", *words))
+    for line in ("--cfg job T=3 model=resnet19", "T=3 --cfg job model=resnet19", "T=3 model=resnet19 -c job"):
+        shown = yaml.safe_load(said("train", *line.split()))
         assert shown["T"] == 3 and shown["model"]["_target_"].endswith("ResNet19")
     assert yaml.safe_load(said("train", "--cfg", "job", "--resolve", "T=3"))["model"]["T"] == 3
     text = said("train", "--help")

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import composed
 
-from snnexp import config
+from conftest import composed
+from snnexp import config, targets
 from snnexp.errors import UserError
 
 
@@ -15,7 +15,8 @@ def settings(**changes: object) -> dict:
 
 
 def node(**arguments: object) -> dict:
-    return {"model": {"_target_": "snnexp.models.vggsnn.VGGSNN", "in_channels": None, "num_classes": None, "size": None, "T": 4} | arguments}
+    given = {"in_channels": None, "num_classes": None, "size": None, "T": 4} | arguments
+    return {"model": {"_target_": "snnexp.models.vggsnn.VGGSNN"} | given}
 
 
 def test_it_resolves_to_plain_values():
@@ -78,23 +79,23 @@ def test_a_mistake_is_named(setting, words):
 
 
 def test_numbers_fit_where_they_lose_nothing():
-    config.check_nodes(node(width=1))  # an int is a float
-    config.check_nodes(node(lif=None))
-    config.check_nodes({"task": {"_target_": "snnexp.tasks.classification.Classification", "means": 1}})
+    targets.check_nodes(node(width=1))  # an int is a float
+    targets.check_nodes(node(lif=None))
+    targets.check_nodes({"task": {"_target_": "snnexp.tasks.classification.Classification", "means": 1}})
     for wrong in ({"width": True}, {"width": "1"}, {"T": 4.0}, {"T": True}, {"T": None}, {"neuron": 3}, {"lif": [1]}):
         with pytest.raises(UserError, match=f"model.{next(iter(wrong))}="):
-            config.check_nodes(node(**wrong))
+            targets.check_nodes(node(**wrong))
 
 
 def test_what_the_data_supply_may_be_left_open():
-    config.check_nodes(node())
+    targets.check_nodes(node())
     with pytest.raises(UserError, match="needs the argument 'T'"):
-        config.check_nodes({"model": {"_target_": "snnexp.models.vggsnn.VGGSNN"}})
+        targets.check_nodes({"model": {"_target_": "snnexp.models.vggsnn.VGGSNN"}})
 
 
 def test_nodes_are_found_in_lists_and_under_extra():
     with pytest.raises(UserError, match="extra.these.1.T="):
-        config.check_nodes({"extra": {"these": [{}, node(T="x")["model"]]}})
+        targets.check_nodes({"extra": {"these": [{}, node(T="x")["model"]]}})
 
 
 class Open:
@@ -103,9 +104,9 @@ class Open:
 
 def test_a_constructor_that_takes_anything_takes_anything(monkeypatch):
     monkeypatch.setitem(sys.modules, "opened", sys.modules[__name__])
-    config.check_nodes({"model": {"_target_": "opened.Open", "a": 1, "anything": "goes"}})
-    with pytest.raises(UserError, match="model.a='x'"):
-        config.check_nodes({"model": {"_target_": "opened.Open", "a": "x"}})
+    targets.check_nodes({"extra": {"_target_": "opened.Open", "a": 1, "anything": "goes"}})
+    with pytest.raises(UserError, match="extra.a='x'"):
+        targets.check_nodes({"extra": {"_target_": "opened.Open", "a": "x"}})
 
 
 @pytest.mark.parametrize(
@@ -130,14 +131,14 @@ def test_a_constructor_that_takes_anything_takes_anything(monkeypatch):
 )
 def test_a_saved_run_may_name_only_what_is_trusted(target, reason):
     with pytest.raises(UserError, match=reason):
-        config.locate(target, trust=[])
+        targets.locate(target, trust=[])
 
 
 def test_what_a_saved_run_may_name():
-    assert config.locate("snnexp.models.vggsnn.VGGSNN", trust=[]).__name__ == "VGGSNN"
-    assert config.locate("torch.optim.SGD", trust=[]).__name__ == "SGD"
-    assert config.locate("torch.nn.Linear", trust=[]).__name__ == "Linear"
-    assert config.locate("pathlib.Path", trust=["pathlib"]) is Path
+    assert targets.locate("snnexp.models.vggsnn.VGGSNN", trust=[]).__name__ == "VGGSNN"
+    assert targets.locate("torch.optim.SGD", trust=[]).__name__ == "SGD"
+    assert targets.locate("torch.nn.Linear", trust=[]).__name__ == "Linear"
+    assert targets.locate("pathlib.Path", trust=["pathlib"]) is Path
 
 
 @pytest.fixture
@@ -156,9 +157,9 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_untrusted_code_is_not_even_imported(own_package):
     foreign = settings(model=node()["model"] | {"_target_": "theirs.Net"})
     with pytest.raises(UserError, match="add trust=.theirs."):
-        config.check_nodes(foreign, trust=[])
+        targets.check_nodes(foreign, trust=[])
     assert not own_package.exists()
-    config.check_nodes(foreign, trust=["theirs"])
+    targets.check_nodes(foreign, trust=["theirs"])
     assert own_package.exists()
 
 
@@ -168,9 +169,9 @@ def test_the_users_own_configuration_is_trusted_and_says_whom(own_package):
 
 def test_a_module_that_does_not_import_says_why(own_package):
     with pytest.raises(UserError, match="importing broken failed: SyntaxError: .*line 1"):
-        config.locate("broken.Net", trust=None)
+        targets.locate("broken.Net", trust=None)
     with pytest.raises(UserError, match="importing needy failed: No module named 'nowhere_at_all'"):
-        config.locate("needy.Net", trust=None)
+        targets.locate("needy.Net", trust=None)
 
 
 def test_differences_are_those_that_change_the_training():

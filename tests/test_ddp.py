@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from conftest import TINY, assert_same, load, wait_for
 from test_resume import assert_same_run
 
@@ -55,7 +56,8 @@ def in_mid_epoch(run: Path) -> bool:
 def test_two_processes_train_as_one_does(snnexp, tmp_path):
     (tmp_path / "plain.py").write_text(PLAIN)
     bare = [word for word in TWO if not word.startswith(("model.", "devices"))]
-    model = ["~model", "+model._target_=plain.Plain", "+model.in_channels=null", "+model.num_classes=null", "+model.size=null", "+model.T=2"]
+    arguments = {"_target_": "plain.Plain", "in_channels": "null", "num_classes": "null", "size": "null", "T": 2}
+    model = ["~model", *(f"+model.{name}={value}" for name, value in arguments.items())]
     settings = [*bare, *model, "accumulate=3", "clip_grad=0.5", "limit_train=62"]
     snnexp("train", *settings, "exp_name=one", cwd=tmp_path)
     snnexp("train", *settings, "devices=2", "exp_name=two", cwd=tmp_path)

@@ -83,8 +83,7 @@ def test_rooms_know_torch_and_themselves():
     rooms = [path for room in ("models", "data", "tasks", "trackers", "pruning") for path in of(room)]
     assert len(rooms) > 15
     ours = ("hydra", "omegaconf", "snnexp.rundir", "snnexp.config", "snnexp.app", "snnexp.build", "snnexp.commands", "snnexp.worker")
-    # A loader's processes must know which signals are the trainer's.
-    assert breaches(rooms, (*ours, "snnexp.engine", "snnexp.loggers"), allowed=("snnexp.engine.signals.ignore_stop_signals",)) == []
+    assert breaches(rooms, (*ours, "snnexp.engine", "snnexp.loggers")) == []
     for room in ("models", "tasks"):
         assert breaches(of(room), ("snnexp.data", "snnexp.engine")) == []
     assert breaches(of("data"), ("snnexp.models", "snnexp.tasks")) == []

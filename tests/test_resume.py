@@ -39,7 +39,7 @@ def kill_in_mid_epoch(process, run: Path, epoch: int) -> None:
 SETTINGS = {
     "plain": [],
     "workers": ["workers=2"],
-    "everything": ["accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16", "val_every=2"],
+    "everything": ["accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16"],
     "plateau": ["optimizer=adamw8bit", "scheduler=plateau", "scheduler.patience=1", "task.loss=ce", "model=vggsnn_woap"],
 }
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import TINY, load, wait_for
 from test_resume import assert_same_run
 
@@ -23,7 +24,7 @@ def test_a_failed_job_does_not_stop_a_sweep_and_is_named_at_its_end(snnexp, tmp_
     names = [f"{job}_model.width={width},seed={seed}" for job, (width, seed) in enumerate((w, s) for w in ("0.125", "-1") for s in (0, 1))]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names  # what is swept, and nothing else
     assert [state(sweep / name) for name in names] == ["finished", "finished", "failed", "failed"]
-    end = output[output.index(f"sweep {Path('outputs/sweep')}") :] if "sweep outputs/sweep" in output else output[output.rindex("\nsweep ") :]
+    end = output[output.rindex("\nsweep ") :]
     assert "model.width: -1" in end and end.count("failed:") == 2 and "2 failed" in end and "exp_name=sweep" in end
     assert all(name in end for name in names) and end.count("test Acc1") == 2
     assert json.loads((sweep / names[1] / "config.json").read_text())["seed"] == 1
@@ -33,9 +34,6 @@ def test_a_failed_job_does_not_stop_a_sweep_and_is_named_at_its_end(snnexp, tmp_
     assert output.count("done already") == 2 and "2 failed" in output
     assert files == {path: path.stat().st_mtime_ns for name in names[:2] for path in (sweep / name).rglob("*")}
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names
-
-    output = snnexp("train", "-m", *SWEPT, "epochs=1", "model.width=0.125", "seed=0,1", "lr=0.5", "exp_name=sweep", cwd=tmp_path)
-    assert "done already" not in output  # another rate for all: other jobs, named by what is swept
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(snnexp, start, tmp_path):

@@ -23,8 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from snnexp import config as configuration
-from snnexp.config import nearest
-from snnexp.errors import RunFailed, UserError
+from snnexp.errors import RunFailed, UserError, nearest
 from snnexp.rundir import RunDir, find_run
 
 HYDRA_VERSION_BASE = "1.3"
@@ -80,8 +79,16 @@ def asks_for_help(argv: list[str]) -> bool:
 def run_argument(argv: list[str]) -> str | None:
     """The word that names a run: what exists as a path, even with `=` in its name, or the first word that is no setting and no flag."""
     line = read_command_line(argv)
-    existing = [word for word in line.overrides if Path(word).expanduser().exists()]
+    existing = [word for word in line.overrides if exists(word)]
     return next(iter(existing + [word for word in line.overrides if "=" not in word and not word.startswith("~")]), None)
+
+
+def exists(word: str) -> bool:
+    """True if a word is the path of something; a setting that no path could be is not."""
+    try:
+        return Path(word).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def take_run(command: str, argv: list[str]) -> tuple[RunDir, Path | None, list[str]]:
@@ -199,9 +206,19 @@ def saved_config(run: RunDir, schema: type) -> DictConfig:
         try:
             for name in ("hydra", "defaults", "trust"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
+            refuse_resolvers(path)
             return OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:
             raise UserError(f"{path} is not a configuration of this version: {str(error).splitlines()[0]}") from error
+
+
+def refuse_resolvers(path: Path) -> None:
+    """Refuse a saved configuration that would read this machine's environment or files when it is resolved.
+
+    Raises: UserError.
+    """
+    for found in re.finditer(configuration.RESOLVER, path.read_text()):
+        raise UserError(f"{path}: ${{{found[1]}:...}} in a saved run is not resolved; write the value in its place.")
 
 
 def unresolved_config(run: RunDir) -> Path:
@@ -230,15 +247,15 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         return f"there is no key {key!r}.{nearest_key(key, command, line)} (+{key}=... adds a key of your own.)"
-    if match := re.search(r"Could not find '([^']+)'(?:\s+Available options in '([^']+)':\s+((?:\t?\S+\n?\s*?)+?))?(?:Config search path|\Z)", text):
+    if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")
-        options = [word for word in (match[3] or "").split() if word]
-        if options:
-            extra = {"hydra/launcher": "slurm", "hydra/sweeper": "optuna"}.get(group)
+        listed = re.search(r"Available options in '[^']+':(.*)", match[2], re.DOTALL)
+        if options := listed[1].split() if listed else []:
+            extra = {"submitit_slurm": "slurm", "submitit_local": "slurm", "optuna": "optuna"}.get(option)
             hint = f' It needs: pip install "snnexp[{extra}]"' if extra else nearest(option, options)
             return f"{group}={option}: there is no such option; there are {', '.join(options)}.{hint}"
     if match := re.search(r"Error merging override (\S+)", text):
-        reason = next((part.splitlines()[0] for part in text.split("\n") if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
+        reason = next((part for part in text.splitlines() if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if "mismatched input" in text or "missing EQUAL" in text or "no viable alternative" in text or "token recognition" in text:
         wrong = next((word for word in line.overrides if not parses(word)), "")

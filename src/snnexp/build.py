@@ -1,6 +1,7 @@
 """From a configuration to objects: the only place that does so."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,15 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from snnexp import config as configuration
+from snnexp import targets
 from snnexp.config import TrainConfig
-from snnexp.data.sampler import TrainBatches, loader, pool
+from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine import checkpoint
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.ema import MovingAverage
+from snnexp.engine.loader import loader
 from snnexp.engine.precision import Precision, resolve
+from snnexp.engine.restart import OTHER_SAMPLES
+from snnexp.engine.schedule import Constant
 from snnexp.engine.state import State, seed_everything
 from snnexp.engine.terminal import Terminal
-from snnexp.errors import UserError
+from snnexp.errors import RunFailed, UserError
 from snnexp.loggers.jsonl import MetricsLog
 from snnexp.models.neurons import lif_implementation
 from snnexp.rundir import RunDir, find_run
@@ -104,13 +109,21 @@ def instantiate(node: dict[str, Any], trust: list[str] | None = None, **context:
 
     Raises: UserError if the target is not there or not trusted.
     """
-    target = configuration.locate(node["_target_"], trust)
+    target = targets.locate(node["_target_"], trust)
     given = {name: value for name, value in node.items() if name != "_target_"}
-    accepted = configuration.parameters(target)
+    accepted = targets.parameters(target)
     for name, value in context.items():
         if name in accepted and given.get(name) is None:
             given[name] = value
-    return target(**given)
+    try:
+        return target(**given)
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:  # the user's own class, or torch's, may refuse in any way
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{node['_target_']} cannot be made: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        ) from error
 
 
 def data(settings: dict[str, Any], **context: Any) -> Any:
@@ -120,6 +133,10 @@ def data(settings: dict[str, Any], **context: Any) -> Any:
 
 def model(settings: dict[str, Any], data: Any) -> nn.Module:
     """The model of a run, with the shape that its data ask for."""
+    for name, there in (("in_channels", data.shape[-3]), ("num_classes", len(data.classes))):
+        given = settings["model"].get(name)
+        if given is not None and (given != there if name == "in_channels" else given < there):
+            raise UserError(f"model.{name}={given}: {data.name} has {there}; leave it null to take the data's.")
     built = instantiate(
         settings["model"], settings["trust"], in_channels=data.shape[-3], num_classes=len(data.classes), size=data.shape[-1]
     )
@@ -139,24 +156,51 @@ def task(settings: dict[str, Any]) -> Any:
 
 
 def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
-    """Prepare the data and try the model's shapes and the precision, so that input at fault is refused before a run exists.
+    """Prepare the data and try every part of a run, so that input at fault is refused before a run exists.
 
     `trust=None` is for a configuration that the user has just composed. Raises: UserError.
     """
     settings = settings | {"trust": trust}
-    its_data = data(settings)
-    task(settings)
-    with torch.device("meta"):
-        model(settings, its_data)
     device = choose_device(settings["device"], settings["devices"] - 1)
     if settings["devices"] > 1 and ":" in settings["device"]:
         raise UserError(f"device={settings['device']} names one device, but devices={settings['devices']}; use device=cuda.")
     resolve(settings["precision"], device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
-    for group in ("optimizer", "scheduler", "logger"):
-        if settings[group].get("_target_"):
-            configuration.locate(settings[group]["_target_"], trust)
+    its_data = data(settings)
+    task(settings)
+    with torch.device("meta"):
+        model(settings, its_data)
+    instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
+    schedule = instantiate(settings["scheduler"], trust)
+    check_splits(settings, its_data, listens=type(schedule).observe is not Constant.observe)
+    if settings["logger"].get("_target_"):
+        targets.locate(settings["logger"]["_target_"], trust)
+    if settings["init_from"] is not None:
+        weights_of(settings["init_from"])
+
+
+def check_splits(settings: dict[str, Any], its_data: Any, listens: bool) -> None:
+    """Raises: UserError if there is nothing to train on, or a setting listens to a validation that there is none for."""
+    if not its_data.splits["train"]:
+        raise UserError(f"{its_data.name} in {its_data.directory} has no training samples: {its_data.protocol}.")
+    if not its_data.splits["val"]:
+        for key, used in (("early_stop", settings["early_stop"]), ("monitor", settings["monitor"]), ("scheduler=plateau", listens)):
+            if used:
+                raise UserError(f"{key} needs a validation split, and {its_data.name} has none: {its_data.protocol}.")
+
+
+def check_fits(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
+    """Try a checkpoint on the model and the data of a run.
+
+    Raises: UserError if it does not fit.
+    """
+    its_data = data(settings)
+    its_data.load_state_dict(saved["data"])
+    if not its_data.same_samples(saved["data"]):
+        raise UserError(OTHER_SAMPLES)
+    with torch.device("meta"):
+        checkpoint.check_fits(model(settings, its_data), saved["state_dict"], path)
 
 
 def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Terminal) -> Experiment:
@@ -212,23 +256,32 @@ def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Mod
     return net
 
 
-def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
-    """Load the weights of another run or file where name and shape agree, and say what was left out.
+def weights_of(source: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights that `init_from` names: of a run's best epoch, or of a file.
 
-    Raises: UserError if nothing fits.
+    Raises: UserError if there are none.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         run, _ = find_run(source)
         path = run.checkpoint("best") if run.checkpoint("best").exists() else run.checkpoint("latest")
-    weights = checkpoint.load_weights(path)
+    return path, checkpoint.load_weights(path)
+
+
+def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
+    """Load the weights of another run or file where name and shape agree, and say what was left out.
+
+    Raises: UserError if nothing fits.
+    """
+    path, weights = weights_of(source)
     own = model.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
     model.load_state_dict(fitting, strict=False)
     left = [name for name in own if name not in fitting]
-    terminal.say(f"Weights from {path}: {len(fitting)} of {len(own)} entries" + (f"; left as initialised: {', '.join(left[:6])}." if left else "."))
+    rest = f"; left as initialised: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}." if left else "."
+    terminal.say(f"Weights from {path}: {len(fitting)} of {len(own)} entries{rest}")
 
 
 def set_determinism(wanted: bool) -> None:

@@ -45,7 +45,7 @@ def dispatch(argv: list[str]) -> int:
 
         print(f"snnexp {__version__}")
         return 0
-    from snnexp.errors import RunFailed, UserError
+    from snnexp.errors import RunFailed, UserError, nearest
 
     try:
         if argv[0] in ("-sc", "--shell-completion"):
@@ -54,11 +54,7 @@ def dispatch(argv: list[str]) -> int:
             return complete(argv[1:])
         command, rest = argv[0], argv[1:]
         if command not in COMMANDS:
-            import difflib
-
-            close = difflib.get_close_matches(command, COMMANDS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"{command!r} is not a command: {', '.join(COMMANDS)}.{hint}")
+            raise UserError(f"{command!r} is not a command: {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
         if command == "runs":
             from snnexp.commands import runs
 

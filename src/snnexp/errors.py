@@ -1,5 +1,8 @@
 """What goes wrong in words: each of these is shown as one message without a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """A wrong command line, configuration or input: says what, where, what is allowed and what to do (exit code 2)."""
@@ -11,3 +14,9 @@ class MissingData(UserError):
 
 class RunFailed(Exception):
     """A run that could not go on, for a reason that has a name: a loss that is not finite, a full disk (exit code 1)."""
+
+
+def nearest(word: str, allowed: Iterable[object]) -> str:
+    """` Did you mean 'X'?` for the nearest allowed word, or nothing."""
+    close = get_close_matches(word, [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -13,11 +13,12 @@ SHUTDOWN_S = 300
 """Seconds that workers get for their last step and checkpoint after a stop signal."""
 
 
-def launch(run: RunDir, devices: int) -> None:
-    """Train a run to its end.
+def launch(run: RunDir, devices: int, trust: list[str]) -> None:
+    """Train a run to its end; `trust` names the packages, beside our own, whose classes it may make.
 
     Raises: KeyboardInterrupt or SystemExit(128 + n) if a signal stopped it, so that a sweep stops too; UserError or RunFailed.
     """
+    os.environ["SNNEXP_TRUST"] = ",".join(trust)  # a run directory cannot vouch for itself
     if devices == 1:
         in_process(run)
     else:

@@ -1,11 +1,14 @@
 """The run directory: its paths, how it is claimed, and its small JSON files (DESIGN: the only thing that joins the halves)."""
 
+import fcntl
 import json
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -139,23 +142,59 @@ def this_process() -> dict[str, Any]:
 
 def is_alive(status: dict[str, Any]) -> bool:
     """True if the process that a status names runs on this host now."""
-    if status.get("state") != "running" or status.get("host") != socket.gethostname() or not status.get("pid"):
+    pid = status.get("pid")
+    if status.get("state") != "running" or status.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        os.kill(status["pid"], 0)
-    except ProcessLookupError:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
-    return not _is_over(status["pid"], status.get("started"))
+        return True
+    return True
 
 
-def _is_over(pid: int, started: str | None) -> bool:
-    """True if process `pid` is known to be dead but not yet buried, or younger than `started` (ISO 8601): its number was given out anew."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-        began = boot + int(words[19]) / os.sysconf("SC_CLK_TCK")
-        return words[0] in "ZX" or began > datetime.fromisoformat(started).timestamp() + 60  # seconds by which a clock may be set
-    except (OSError, StopIteration, ValueError, TypeError):  # not Linux, or a moment that is none
+class RunIsTaken(UserError):
+    """Another process is at work in the run directory."""
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the run directory for one process; a kill lets it go.
+
+    Raises: RunIsTaken if another process holds it.
+    """
+    with open(run.root / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunIsTaken(taken(run)) from None
+        except OSError:  # a file system without locks: status.json alone tells
+            pass
+        yield
+
+
+def is_taken(run: RunDir) -> bool:
+    """True if a process holds the run directory, here or, as far as status.json tells, on another host in the last ten minutes."""
+    with open(run.root / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+    status = read_json(run.status) if run.status.exists() else {}
+    if status.get("state") != "running" or status.get("host") == socket.gethostname():
         return False
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(status["updated"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return age < timedelta(minutes=10)
+
+
+def taken(run: RunDir) -> str:
+    """Who holds a run directory, in words."""
+    status = read_json(run.status) if run.status.exists() else {}
+    process = f"process {status.get('pid')} on {status.get('host')}"
+    return f"{run.root} is being trained by {process} (status of {status.get('updated')}); stop it first (SIGTERM lets it save)."

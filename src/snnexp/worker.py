@@ -1,24 +1,24 @@
 """The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
 
-import contextlib
 import ctypes
 import gc
 import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from snnexp import build
+from snnexp import build, config, targets
 from snnexp.engine import allocator, loop
 from snnexp.engine.distributed import joined
 from snnexp.engine.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
-from snnexp.rundir import RunDir, find_run, now, read_json, this_process
+from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, this_process
 
 
 def work(run: RunDir) -> None:
@@ -26,17 +26,16 @@ def work(run: RunDir) -> None:
 
     Raises: Stopped, UserError, RunFailed; status.json says the same.
     """
-    settings = read_json(run.config)
+    settings = config.read_saved(run.config)
+    settings["trust"] = [name for name in os.environ.get("SNNEXP_TRUST", "").split(",") if name]
+    targets.check_nodes(settings, settings["trust"])
     allocator.keep_memory()
     main = int(os.environ.get("RANK", 0)) == 0
     terminal = Terminal(run.train_log, main)
     try:
-        with StopFlag() as stop, joined(settings["device"]) as ranks:
+        with locked(run) if main else nullcontext(), StopFlag() as stop, joined(settings["device"]) as ranks:
             if main:
-                started = now()
-                run.update_status(
-                    state="running", epochs=settings["epochs"], started=started, error=None, exit_code=None, **this_process()
-                )
+                run.update_status(state="running", epochs=settings["epochs"], started=now(), error=None, exit_code=None, **this_process())
             x = build.experiment(run, settings, ranks, terminal)
             try:
                 if settings["shapes"] and main:
@@ -47,13 +46,16 @@ def work(run: RunDir) -> None:
         if main:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
-        terminal.say(f"Stopped by {signal.Signals(stopped.number).name} after saving. Go on with: snnexp resume {os.path.relpath(run.root)}")
+        name = signal.Signals(stopped.number).name
+        terminal.say(f"Stopped by {name} after saving. Go on with: snnexp resume {os.path.relpath(run.root)}")
         if main:
             run.update_status(state="interrupted", exit_code=128 + stopped.number)
         raise
     except KeyboardInterrupt:
         if main:
             run.update_status(state="interrupted", exit_code=130)
+        raise
+    except RunIsTaken:
         raise
     except (UserError, RunFailed) as error:
         terminal.note(str(error))
@@ -72,7 +74,7 @@ def fail(run: RunDir, message: str, code: int) -> None:
     """Record a failure; the first rank that fails tells the reason, those that lose their peer after it do not."""
     status = read_json(run.status) if run.status.exists() else {}
     if status.get("state") != "failed":
-        with contextlib.suppress(RunFailed):  # on a full disk the message below is all that can be had
+        with suppress(RunFailed):  # on a full disk the message below is all that can be had
             run.update_status(state="failed", error=message, exit_code=code)
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 
-from snnexp.data.sampler import EvaluationBatches, TrainBatches, loader, pool
+from snnexp.data.sampler import EvaluationBatches, TrainBatches, pool
 
 
 def epoch_of(world: int, *, count: int = 23, batch_size: int = 7, seed: int = 3, epoch: int = 2, start: int = 0) -> list[list[list]]:
@@ -53,7 +52,9 @@ def test_resumed_at_a_batch_it_yields_the_rest(start):
     assert epoch_of(2, start=start) == [share[start:] for share in epoch_of(2)]
 
 
-@pytest.mark.parametrize(("count", "world", "sizes"), [(23, 1, [7, 7, 7, 2]), (23, 2, [7, 7, 7, 2]), (22, 2, [7, 7, 7]), (21, 2, [7, 7, 7])])
+@pytest.mark.parametrize(
+    ("count", "world", "sizes"), [(23, 1, [7, 7, 7, 2]), (23, 2, [7, 7, 7, 2]), (22, 2, [7, 7, 7]), (21, 2, [7, 7, 7])]
+)
 def test_a_last_batch_that_does_not_reach_every_rank_is_left_out(count, world, sizes):
     batches = TrainBatches(np.arange(count), 7, 0, 0, world)
     assert [batches.size(number) for number in range(len(batches))] == sizes
@@ -74,24 +75,3 @@ def test_a_pool_is_everything_or_a_fixed_choice():
     few, more = pool(1000, 10), pool(1000, 100)
     assert len(set(few.tolist())) == 10 and few.tolist() == sorted(few) and set(few) < set(more)
     assert pool(1000, 10).tolist() == few.tolist()
-
-
-class Echo(Dataset):
-    def __getitems__(self, keys: list) -> list:
-        return keys
-
-    def __len__(self) -> int:
-        return 23
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_keeps_the_order_and_leaves_the_global_generator_alone(workers):
-    batches = TrainBatches(np.arange(23), 7, 0)
-    fetcher = loader(Echo(), batches, workers, False)
-    torch.manual_seed(0)
-    expected = torch.rand(2)
-    torch.manual_seed(0)
-    for epoch, start in ((0, 0), (1, 2)):
-        batches.seek(epoch, start)
-        assert [list(map(tuple, batch)) for batch in fetcher] == list(batches)
-    assert torch.equal(torch.rand(2), expected)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, composed
 
+from conftest import TINY, composed
 from snnexp import build
 from snnexp.build import Experiment
 from snnexp.engine.distributed import Ranks

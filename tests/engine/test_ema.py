@@ -22,7 +22,7 @@ def test_the_average_follows_its_formula():
     average = MovingAverage(net, decay=0.9)
     for value in (2.0, 3.0):
         nn.init.constant_(net.weight, value)
-        average.update(net)
+        average.update()
     # 1 -> 0.9 * 1 + 0.1 * 2 = 1.1 -> 0.9 * 1.1 + 0.1 * 3 = 1.29
     assert average.weights["weight"].item() == pytest.approx(1.29)
 
@@ -33,7 +33,7 @@ def test_statistics_are_averaged_and_counters_copied():
     net(torch.ones(2, 4, 2, 5, 5))
     functional.reset_net(net)
     before = torch.zeros(3)
-    average.update(net)
+    average.update()
     norm = net[0][1]
     torch.testing.assert_close(average.weights["0.1.running_mean"], 0.5 * before + 0.5 * norm.running_mean)
     assert average.weights["0.1.num_batches_tracked"] == norm.num_batches_tracked == 1
@@ -63,6 +63,6 @@ def test_it_is_made_of_a_model_whose_membranes_stand_in_mid_sequence(monkeypatch
 
     monkeypatch.setattr(copy, "deepcopy", refuse)
     average = MovingAverage(net, decay=0.9)
-    average.update(net)
+    average.update()
     assert set(average.weights) == set(net.state_dict())
     assert not any(value.requires_grad for value in average.weights.values())

@@ -11,7 +11,7 @@ from spikingjelly.activation_based import functional
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import evaluate
 from snnexp.engine.precision import resolve
-from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)

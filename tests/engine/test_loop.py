@@ -7,16 +7,17 @@ import signal
 
 import pytest
 import torch
-from conftest import assert_same, load
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from snnexp.data.sampler import TrainBatches, loader
+from conftest import assert_same, load
+from snnexp.data.sampler import TrainBatches
 from snnexp.engine import loop
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import to_device
+from snnexp.engine.loader import loader
 from snnexp.engine.schedule import Cosine
-from snnexp.engine.signals import Stopped, StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
 
@@ -67,7 +68,7 @@ def test_the_gradient_of_a_group_is_that_of_the_mean_over_all_its_samples(make):
     expected, _ = x.task.loss(reference, whole, 0)
     expected.backward()
     torch.testing.assert_close(x.net.weight.grad, reference.weight.grad)
-    assert loss == pytest.approx(expected.item()) and counts["n"] == 13
+    assert loss.item() == pytest.approx(expected.item()) and counts["n"] == 13
     assert (counts["Loss"] / 13).item() == pytest.approx(expected.item())
 
 
@@ -96,6 +97,7 @@ def test_a_long_gradient_is_cut_to_length_and_a_short_one_left(make):
         for p in parameters:
             p.grad = torch.full_like(p, scale)
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in parameters))
+        assert loop.clip_gradient(x).item() == pytest.approx(norm, rel=1e-4)
         loop.update(x)
         moved = math.sqrt(sum((p - old).square().sum().item() for p, old in zip(parameters, before, strict=True)))
         assert moved == pytest.approx(length or norm, rel=1e-4)
@@ -222,12 +224,13 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_one(mak
 
     def spoilt(x, state, group, fetched):
         loss, counts = real(x, state, group, fetched)
-        steps.append(loss)
-        return (math.nan if len(steps) == 3 else loss), counts
+        steps.append(loss.item())
+        return (torch.tensor(math.nan) if len(steps) == 3 else loss), counts
 
     monkeypatch.setattr(loop, "forward_backward", spoilt)
     rate = 1e-3 * Cosine().factor(2 / 4, 1)
-    with StopFlag() as stop, pytest.raises(RunFailed, match=rf"the loss is nan at step 3 \(epoch 1\), learning rate {rate:.3g}; ") as failure:
+    words = rf"the loss is nan at step 3 \(epoch 1\), learning rate {rate:.3g}; "
+    with StopFlag() as stop, pytest.raises(RunFailed, match=words) as failure:
         loop.train(x, stop)
     assert f"the last finite loss was {steps[1]:.6g}" in str(failure.value) and "snnexp resume" in str(failure.value)
     saved = load(x.run.checkpoint("error"))

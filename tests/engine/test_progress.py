@@ -25,7 +25,7 @@ def test_a_line_of_progress_by_a_clock_that_is_known(make, monkeypatch):
             watch.saved()
     assert watch.rate() == pytest.approx(32 / 4)  # the checkpoint's 50 seconds are not the steps'
     assert state.train_seconds == pytest.approx(4.0) and watch.since_save() == 0
-    watch.close()
+    watch.write(clock[0])
     line = json.loads(x.run.progress_log.read_text())
     # 3 of 4 batches of epoch 2 are done: 16 samples, and the 64 of epoch 3, are left at 8 a second.
     assert (line["epoch"], line["samples_per_s"], line["eta_s"]) == (1, 8.0, 10)

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from conftest import assert_same, load
 
+from conftest import assert_same, load
 from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.signals import StopFlag
 from snnexp.engine.state import State
@@ -24,9 +24,9 @@ def test_a_checkpoint_holds_what_the_design_promises(make):
     assert saved["model"] == "vggsnn" and saved["args"] == x.settings and (saved["epoch"], saved["step"]) == (1, 1)
     assert saved["state_dict"].keys() == x.model.state_dict().keys() == saved["ema"].keys()
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in saved["state_dict"])
-    assert set(saved["data"]) == {"classes", "mean", "std"} and len(saved["ranks"]) == 1
+    assert set(saved["data"]) == {"classes", "mean", "std", "split"} and len(saved["ranks"]) == 1
     assert saved["best_acc1"] == saved["state"]["best"]["value"]
-    assert {"optimizer", "scheduler", "scaler", "sampler", "threads"} <= saved.keys()
+    assert {"optimizer", "scheduler", "scaler", "sampler", "circumstances"} <= saved.keys()
 
 
 def test_what_is_restored_is_saved_again_the_same(make):
@@ -54,7 +54,7 @@ def test_weights_that_do_not_fit_are_named(make):
     name, other, *_ = own
     wrong = {k: v for k, v in own.items() if k != name} | {other: torch.ones(3), "more": torch.ones(1)}
     with pytest.raises(UserError, match=f"a.pth does not fit the model: {re.escape(name)} is missing; more is not in the model; .*there"):
-        restart.load_weights(x.model, wrong, "a.pth")
+        checkpoint.load_into(x.model, wrong, "a.pth")
     assert all(torch.equal(value, own[key]) for key, value in x.model.state_dict().items())
 
 

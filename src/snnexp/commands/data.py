@@ -31,5 +31,6 @@ def job(cfg: DictConfig) -> None:
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     data = build.data(settings, download=True)
     print(f"{data.name}: {data.protocol}")
-    print(f"  sample {tuple(data.shape)}; {len(data.classes)} classes: {', '.join(data.classes[:12])}{' ...' if len(data.classes) > 12 else ''}")
+    classes = ", ".join([*data.classes[:12], "..."] if len(data.classes) > 12 else data.classes)
+    print(f"  sample {tuple(data.shape)}; {len(data.classes)} classes: {classes}")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

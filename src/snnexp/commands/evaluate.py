@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from snnexp import app, config
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, now, read_json, write_json
+from snnexp.rundir import RunDir, now, write_json
 
 
 def run(argv: list[str]) -> int:
@@ -20,38 +20,52 @@ def run(argv: list[str]) -> int:
         )
         return 0
     source, checkpoint, argv = app.take_run("evaluate", argv)
+    if app.read_command_line(argv).multirun:
+        raise UserError("evaluate judges one checkpoint on one split; -m has no meaning here.")
     app.refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
     app.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
     return 0
 
 
 def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
-    """Load, judge, write."""
+    """Load, judge, write.
+
+    Raises: UserError, RunFailed.
+    """
     from snnexp import build
     from snnexp.engine import allocator, checkpoint
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
     from snnexp.engine.precision import resolve
-    from snnexp.engine.restart import load_weights
-    from snnexp.engine.results import write_predictions
+    from snnexp.engine.results import limited, write_predictions
     from snnexp.engine.terminal import Terminal
 
-    before = read_json(run.config)
+    before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
     path = given or checkpoint_path(run, settings["checkpoint"])
     saved = checkpoint.load(path)
+    terminal = Terminal(None, main=True)
     allocator.keep_memory()
     build.set_determinism(settings["deterministic"])
     ranks = Ranks(0, 1, choose_device(settings["device"]))
-    data, task = build.data(settings), build.task(settings)
+    precision = resolve(settings["precision"], ranks.device)
+
+    dataset = settings["dataset"] | {name: saved["data"][name] for name in ("sensor",) if name in saved["data"]}
+    data, task = build.data(settings | {"dataset": dataset}), build.task(settings)
+    own_samples = data.same_samples(saved["data"])
+    if dataset.get("root") == before["dataset"].get("root"):
+        if settings["data_dir"] != before["data_dir"]:
+            raise UserError(f"data_dir={settings['data_dir']}: this run's data lie in {dataset.get('root')}; give dataset.root=ELSEWHERE.")
+        if not own_samples:
+            terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
     data.load_state_dict(saved["data"])
     model = build.model(settings, data).to(ranks.device)
-    load_weights(model, checkpoint.weights(saved), path)
+    checkpoint.load_into(model, checkpoint.weights(saved), path)
 
     split, view = settings["split"], data.view(settings["split"])
     if not len(view):
-        raise UserError(f"split={split}: there are none here; there are {', '.join(f'{name} ({n})' for name, n in data.splits.items() if n)}.")
-    terminal, precision = Terminal(None, main=True), resolve(settings["precision"], ranks.device)
+        there = ", ".join(f"{name} ({count})" for name, count in data.splits.items() if count)
+        raise UserError(f"split={split}: these data have none; they have {there}.")
     with terminal.bar(split, len(view)) as bar:
         judged = evaluate(
             model,
@@ -65,6 +79,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
             limit=settings["limit_val"],
             on_batch=bar.advance,
         )
+    protocol = limited(data.protocol, None, settings["limit_val"])
     report: dict[str, Any] = {
         "run": str(run.root),
         "checkpoint": path.name,
@@ -72,8 +87,10 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
         "split": split,
         "samples": len(judged.true),
         "metrics": judged.metrics,
-        "protocol": data.protocol,
-        "data": settings["dataset"].get("root"),
+        "protocol": protocol,
+        "data": dataset.get("root"),
+        "samples_of_the_run": own_samples,
+        "changes": config.differences(before, settings, ignoring={"limit_val", "checkpoint", "split", *config.NAMING}),
         "seed": settings["seed"],
         "precision": precision.name,
         "when": now(),
@@ -82,13 +99,18 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     write_predictions(folder, split, judged)
     write_json(folder / f"{split}.json", report)
     values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
-    terminal.say(f"{data.protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
+    terminal.say(f"{protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
 
 
 def checkpoint_path(run: RunDir, name: str) -> Path:
     """The checkpoint of a run that `name` means: best, latest, final, epoch<N>, or a path."""
     elsewhere = Path(name).expanduser()
-    return elsewhere if elsewhere.is_file() else run.checkpoint(name)
+    if elsewhere.is_file():
+        return elsewhere
+    if name == "best" and not run.checkpoint("best").exists() and run.checkpoint("latest").exists():
+        print("No epoch was validated, so there is no best one: this is the latest.")
+        return run.checkpoint("latest")
+    return run.checkpoint(name)
 
 
 def claim_stamp(run: RunDir) -> Path:

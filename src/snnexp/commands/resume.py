@@ -1,6 +1,8 @@
 """snnexp resume RUN: exact continuation in the same directory."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -8,7 +10,10 @@ from omegaconf import DictConfig
 from snnexp import app, config, provenance
 from snnexp.commands.train import write_hydra
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, is_alive, read_json, write_json
+from snnexp.rundir import RunDir, is_taken, read_json, taken, write_json
+
+FIXED = ("model", "T", "task._target_", "dataset._target_", "optimizer._target_", "init_from", "exp_name", "output_dir")
+"""What a run keeps for its life."""
 
 
 def run(argv: list[str]) -> int:
@@ -24,35 +29,69 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def check_resumable(run: RunDir) -> None:
-    """Raises: UserError if another process is at work in the directory."""
-    status = read_json(run.status) if run.status.exists() else {}
-    if is_alive(status):
-        raise UserError(f"{run.root} is being trained by process {status['pid']}; stop it first (kill {status['pid']} lets it save).")
-
-
-def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> None:
-    """Put the changes in force and start the work."""
+def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
+    """Put the changes in force and start the work; nothing is written before all of it is known to fit."""
     from snnexp import build
-    from snnexp.engine import checkpoint as checkpoints
+    from snnexp.engine import checkpoint
     from snnexp.launch import launch
 
-    check_resumable(run)
-    before = read_json(run.config)
+    if is_taken(run):
+        raise UserError(taken(run))
+    before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
-    status = read_json(run.status) if run.status.exists() else {}
-    if checkpoint is None and status.get("state") == "finished" and settings["epochs"] <= before["epochs"]:
-        print(f"{run.root} is finished ({before['epochs']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=...")
-        return
+    for change in config.differences(before, settings, ignoring=set()):
+        if change.startswith(tuple(f"{key} " for key in FIXED)) or change.startswith("model."):
+            raise UserError(f"{change}: a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
     build.check(settings, trust=settings["trust"])
-    if checkpoint is not None:
-        checkpoints.load(checkpoint)
-        if checkpoint != run.checkpoint("latest"):
-            checkpoints.link(checkpoint, run.checkpoint("latest"))
+    latest = run.checkpoint("latest")
+    source = chosen or (latest if latest.exists() else None)
+    saved = checkpoint.load(source) if source is not None else None
+    if saved is not None:
+        build.check_fits(settings, saved, source)
+        if chosen is None and (reason := nothing_left(run, settings, saved)):
+            print(reason)
+            return
+
     number = 1 + max((int(path.name) for path in run.resumes.glob("*") if path.name.isdigit()), default=0)
     folder = run.resumes / str(number)
     write_hydra(cfg, folder)
+    if chosen is not None and chosen != latest:
+        go_back(run, chosen, saved["epoch"], folder / "checkpoints")
+    set_aside(run, folder)
     write_json(run.config, settings)
-    hydra = HydraConfig.get()
-    provenance.write(folder, ["snnexp resume", str(run.root), *hydra.overrides.task], settings["seed"])
-    launch(run, settings["devices"])
+    provenance.write(folder, ["snnexp resume", str(run.root), *HydraConfig.get().overrides.task], settings["seed"])
+    launch(run, settings["devices"], settings["trust"])
+
+
+def nothing_left(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -> str | None:
+    """Why a finished run has nothing to do under these settings, or None if it has."""
+    if not run.status.exists() or read_json(run.status)["state"] != "finished":
+        return None
+    state, patience = saved["state"], settings["early_stop"]
+    if state["epoch"] >= settings["epochs"]:
+        return f"{run.root} is finished ({state['epoch']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=..."
+    if patience is not None and state["stale"] >= patience:
+        return (
+            f"{run.root} was stopped early, after {state['stale']} validations without a new best; nothing is left to do. "
+            "Go on with a larger early_stop, or early_stop=null."
+        )
+    return None
+
+
+def go_back(run: RunDir, chosen: Path, epoch: int, folder: Path) -> None:
+    """Make an older checkpoint the newest; those of the epochs after it move into `folder`."""
+    from snnexp.engine import checkpoint
+
+    folder.mkdir(parents=True)
+    checkpoint.link(run.checkpoint("latest"), folder / "checkpoint_latest.pth")
+    checkpoint.link(chosen, run.checkpoint("latest"))
+    for path in run.checkpoints.glob("checkpoint_epoch*.pth"):
+        if (match := re.fullmatch(r"checkpoint_epoch(\d+)\.pth", path.name)) and int(match[1]) > epoch:
+            path.rename(folder / path.name)
+
+
+def set_aside(run: RunDir, folder: Path) -> None:
+    """Move the result of what was finished before into `folder`: until the run is finished again, it has none."""
+    for path in (run.result, run.checkpoint("final"), *run.root.glob("test_*.npy")):
+        if path.exists():
+            path.rename(folder / path.name)

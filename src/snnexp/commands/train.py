@@ -15,41 +15,67 @@ from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, claim, read_json, write_json
 
 
+class JobFailed(RunFailed):
+    """A job of a sweep that has failed and said why."""
+
+
 def run(argv: list[str]) -> int:
     """Train what the command line composes; exit code 1 if a job of a sweep failed."""
-    started = time.time()
     Sweep.directory = None
     try:
         app.run("train", argv, job)
-    except Exception as error:
-        if Sweep.directory is None:
-            raise
-        if not isinstance(error, UserError | RunFailed):
-            print(f"snnexp: {error}", file=sys.stderr)
-    return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
+    except JobFailed:
+        return summarise(Sweep.directory)
+    return 0 if Sweep.directory is None else summarise(Sweep.directory)
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One run: the monitored value of its best epoch, for a sweeper that searches."""
+    """One run: the monitored value of its best epoch, for a sweeper that searches.
+
+    Raises: UserError or RunFailed; in a sweep JobFailed, after saying it.
+    """
     hydra = HydraConfig.get()
-    sweeping = hydra.mode == RunMode.MULTIRUN
+    if hydra.mode != RunMode.MULTIRUN:
+        config.settle_resolvers(cfg)
+        config.anchor_paths(cfg)
+        settings = config.finish(cfg, dict(hydra.runtime.choices))
+        return train(create(cfg, settings, None), settings)
     folder = Path(hydra.runtime.output_dir)
     try:
-        settings = config.finish(cfg, dict(hydra.runtime.choices))
-        existing = earlier(folder, hydra.job.override_dirname, settings) if sweeping else None
-        if existing is not None and finished(existing):
-            print(f"{existing.root.name}: done already")
-            return objective(existing)
-        if existing is not None and existing.config.exists():
-            return train(existing, settings)
-        return train(create(cfg, settings, folder if sweeping else None), settings)
-    except (UserError, RunFailed) as error:
-        if sweeping:
-            print(f"snnexp: {folder.name}: {error}", file=sys.stderr)
-            directory = RunDir(folder)
-            if not directory.status.exists():
-                directory.update_status(state="failed", error=str(error), exit_code=2 if isinstance(error, UserError) else 1)
-        raise
+        return job_of_sweep(cfg, folder)
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
+        print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
+        if not RunDir(folder).status.exists():
+            RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
+        raise JobFailed(message) from error
+
+
+def job_of_sweep(cfg: DictConfig, folder: Path) -> float | None:
+    """One job of a sweep: new, or, when the sweep is started again, skipped if it is done and gone on with if it is not."""
+    hydra = HydraConfig.get()
+    config.settle_resolvers(cfg)
+    config.anchor_paths(cfg)
+    settings = config.finish(cfg, dict(hydra.runtime.choices))
+    check_direction(settings)
+    existing = earlier(folder, settings)
+    if existing is None:
+        return train(create(cfg, settings, folder), settings)
+    if finished(existing):
+        print(f"{existing.root.name}: done already")
+        return objective(existing)
+    return train(existing, settings)
+
+
+def check_direction(settings: dict[str, Any]) -> None:
+    """Raises: UserError if a search would look for the worst value instead of the best."""
+    from snnexp import build
+
+    direction = HydraConfig.get().sweeper.get("direction")
+    task = build.task(settings)
+    mode = task.modes[(settings["monitor"] or task.monitor).removeprefix("Val/")]
+    if isinstance(direction, str) and not direction.startswith(mode):
+        raise UserError(f"hydra.sweeper.direction={direction}: the best value of the monitored metric is its {mode}imum.")
 
 
 def create(cfg: DictConfig, settings: dict[str, Any], folder: Path | None) -> RunDir:
@@ -82,7 +108,7 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
     if not settings["start"]:
         print(f"{run.root}\nstart it with: torchrun --nnodes=N --nproc-per-node=M ... -m snnexp.worker {run.root}")
         return None
-    launch(run, settings["devices"])
+    launch(run, settings["devices"], settings["trust"])
     return objective(run)
 
 
@@ -101,16 +127,17 @@ def automatic_name(settings: dict[str, Any]) -> str:
     return f"{choices['model']}_{choices['dataset']}_T{settings['T']}_lr{settings['lr']:g}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
-def earlier(folder: Path, overrides: str, settings: dict[str, Any]) -> RunDir | None:
+def earlier(folder: Path, settings: dict[str, Any]) -> RunDir | None:
     """The directory, in a sweep that is started again, of the job with the same overrides, whatever its number was.
 
     Raises: UserError if it was made with other settings.
     """
+    overrides = folder.name.partition("_")[2]
     same = [path.parent for path in folder.parent.glob("*/config.json") if path.parent.name.partition("_")[2] == overrides]
     if not same:
         return None
     run = RunDir(same[0].resolve())
-    if differing := config.differences(read_json(run.config), settings):
+    if differing := config.differences(config.read_saved(run.config), settings, ignoring=config.NAMING):
         raise UserError(f"{run.root} was made with other settings ({', '.join(differing[:4])}); choose another exp_name.")
     return run
 
@@ -136,7 +163,7 @@ class Sweep(Callback):
         Sweep.directory = Path(config.hydra.sweep.dir)
 
 
-def summarise(folder: Path, started: float) -> int:
+def summarise(folder: Path) -> int:
     """Say what became of each job of a sweep; exit code 1 if one failed."""
     failed = 0
     print(f"\nsweep {folder}")
@@ -149,7 +176,8 @@ def summarise(folder: Path, started: float) -> int:
         elif run.result.exists():
             result = read_json(run.result)
             best = result["best"]
-            text += (f"  {best['metric']} {best['value']:.4g}" if best else "") + "".join(f"  test {k} {v:.4g}" for k, v in result["test"].items())
+            text += f"  {best['metric']} {best['value']:.4g}" if best else ""
+            text += "".join(f"  test {name} {value:.4g}" for name, value in result["test"].items())
         print(f"  {path.parent.name}  {text}")
     if failed:
         print(f"{failed} failed; the same command with exp_name={folder.name} does them again and skips what is done.")

@@ -3,6 +3,7 @@ normalisation."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,19 @@ class LabelledSamples:
         return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a constant channel stays as it is
 
     def state_dict(self) -> dict[str, Any]:
-        """Classes and normalisation: what a checkpoint must keep to judge other data of the same kind."""
-        return {"classes": list(self.classes), "mean": self.mean.clone(), "std": self.std.clone()}
+        """Classes, normalisation and the identity of each split: what a checkpoint must keep to know its data again, or judge others."""
+        return {"classes": list(self.classes), "mean": self.mean.clone(), "std": self.std.clone(), "split": self.digests()}
+
+    def digests(self) -> dict[str, str]:
+        """A fingerprint of each split: its samples' sums and classes in order, whatever their files are called."""
+        return {
+            split: hashlib.sha256(self.entry.sums[rows].tobytes() + self.entry.labels[rows].tobytes()).hexdigest()[:16]
+            for split, rows in self.rows.items()
+        }
+
+    def same_samples(self, state: dict[str, Any]) -> bool:
+        """True if the splits are those of a saved state."""
+        return state["split"] == self.digests()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over the normalisation of a run.

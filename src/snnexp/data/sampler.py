@@ -3,10 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from snnexp.engine.signals import ignore_stop_signals
 
 Key = tuple[int, int]
 """(epoch, index): what a data set needs to draw a sample and its augmentation."""
@@ -69,25 +65,3 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         for start in range(0, len(self.indices), self.batch_size):
             yield [(0, int(index)) for index in self.indices[start : start + self.batch_size]]
-
-
-def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool) -> DataLoader:
-    """A loader that draws nothing from the global random state, whose processes leave stop signals to the trainer."""
-    return DataLoader(
-        view,
-        batch_sampler=batches,
-        collate_fn=_as_fetched,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_worker_init,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _as_fetched(batch: object) -> object:
-    return batch
-
-
-def _worker_init(worker: int) -> None:
-    ignore_stop_signals()

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from snnexp.errors import RunFailed, UserError
 
-REQUIRED = ("epoch", "step", "model", "state_dict", "args")
+REQUIRED = (
+    "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "data",
+    "circumstances",
+)  # fmt: skip
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -19,7 +23,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises: RunFailed if the disk refuses; what was there stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a kill leaves is overwritten; the run is locked
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)
@@ -38,7 +42,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a checkpoint a second name, replacing what had it; a copy where the file system knows no links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -73,6 +77,30 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"{path} holds no weights: neither a checkpoint of snnexp nor a plain state dict.")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
+    """Raises: UserError that names the first entries of a state dict that do not fit a model."""
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is not in the model" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} there, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{more}.")
+
+
+def load_into(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
+    """Load a whole state dict.
+
+    Raises: UserError if it does not fit.
+    """
+    check_fits(model, weights, path)
+    model.load_state_dict(weights)
 
 
 def weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:

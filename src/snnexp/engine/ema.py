@@ -12,16 +12,17 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.entries = model.state_dict(keep_vars=True)  # the model's own tensors, whose values change in place
+        self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in self.entries.items()}
+        self.floating = [name for name, value in self.entries.items() if value.is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take one optimizer step's weights into the average."""
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value.to(self.weights[name].dtype), 1 - self.decay)
-            else:
-                self.weights[name].copy_(value)
+        means, values = [self.weights[name] for name in self.floating], [self.entries[name] for name in self.floating]
+        torch._foreach_lerp_(means, values, 1 - self.decay)
+        for name in self.entries.keys() - set(self.floating):
+            self.weights[name].copy_(self.entries[name])
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

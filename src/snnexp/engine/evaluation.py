@@ -8,8 +8,9 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from snnexp.data.sampler import EvaluationBatches, loader, pool
+from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.distributed import Ranks
+from snnexp.engine.loader import loader
 from snnexp.engine.precision import Precision
 from snnexp.engine.signals import StopFlag, Stopped
 

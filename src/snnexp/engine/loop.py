@@ -15,7 +15,7 @@ from snnexp.build import Experiment
 from snnexp.engine import results
 from snnexp.engine.evaluation import Evaluation, evaluate, to_device
 from snnexp.engine.progress import Stopwatch
-from snnexp.engine.restart import restore, save, save_error
+from snnexp.engine.restart import link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
@@ -60,10 +60,11 @@ def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
         for group in groups(state.batch, len(x.train_batches), x.config.accumulate):
             set_rate(x, state)
             loss, counts = forward_backward(x, state, group, fetched)
+            loss, norm = on_host(loss, clip_gradient(x))
             due = x.config.save_minutes is not None and watch.since_save() > 60 * x.config.save_minutes
-            number, failed, due = x.ranks.agree(stop.number, not math.isfinite(loss), due)
+            number, failed, due = x.ranks.agree(stop.number, not (math.isfinite(loss) and math.isfinite(norm)), due)
             if failed:
-                raise RunFailed(results.not_finite(x, state, loss))
+                raise RunFailed(results.not_finite(x, state, loss, norm))
             update(x)
 
             state.step += 1
@@ -95,39 +96,53 @@ def set_rate(x: Experiment, state: State) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def forward_backward(x: Experiment, state: State, group: range, fetched: Iterator[Any]) -> tuple[float, dict[str, Tensor]]:
-    """Add the gradients of one optimizer step's batches; this rank's mean loss and counts.
+def forward_backward(x: Experiment, state: State, group: range, fetched: Iterator[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradients of one optimizer step's batches; this rank's mean loss and counts, on the device.
 
     The gradient is that of the mean over every sample of the group on every rank, smaller batches included.
     """
     samples = sum(x.train_batches.size(index) for index in group)
     mine = sum(x.train_batches.share(index) for index in group)
-    mean, counts = 0.0, {}
+    mean, counts = torch.zeros((), device=x.ranks.device), {}
     for index in group:
         batch = x.data.prepare(to_device(next(fetched), x.ranks.device))
         count = x.train_batches.share(index)
         with x.gradient_sync(index == group[-1]):
             with x.precision.autocast():
                 loss, output = x.task.loss(x.net, batch, state.step)
-            on_host = HostCopy(loss)
             # DDP divides the sum over ranks by their number, so each rank's share is multiplied by it.
             x.scaler.scale(loss * (count * x.ranks.world / samples)).backward()
         functional.reset_net(x.model)
         add(counts, x.task.counts(loss.detach(), output.detach(), batch))
-        mean += on_host.value() * count / mine
+        mean += loss.detach() * (count / mine)
     return mean, counts
+
+
+def clip_gradient(x: Experiment) -> Tensor:
+    """Clip the gradient to the norm `clip_grad`; its norm before, or 0 under fp16, where the scaler skips a step that overflows."""
+    x.scaler.unscale_(x.optimizer)
+    parameters = [p for p in x.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if x.config.clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, x.config.clip_grad, norm)
+    return torch.zeros_like(norm) if x.scaler.is_enabled() else norm
+
+
+def on_host(*scalars: Tensor) -> list[float]:
+    """Scalars of a device as numbers; the one time that a step waits for the device.
+
+    A spiking neuron turns NaN into no spike, so a finite loss does not prove finite weights: the gradient has to be looked at too.
+    """
+    return torch.stack([scalar.float() for scalar in scalars]).tolist()
 
 
 def update(x: Experiment) -> None:
     """One optimizer step on the gradients that have been added up."""
-    if x.config.clip_grad is not None:
-        x.scaler.unscale_(x.optimizer)
-        torch.nn.utils.clip_grad_norm_(x.model.parameters(), x.config.clip_grad)
     x.scaler.step(x.optimizer)
     x.scaler.update()
     x.optimizer.zero_grad(set_to_none=True)
     if x.ema is not None:
-        x.ema.update(x.model)
+        x.ema.update()
 
 
 def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | None:
@@ -140,9 +155,9 @@ def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | 
 
 def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
     """The model, or its moving average, on a split."""
-    x.ranks.share_buffers(x.model)
     count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
     with x.averaged(), x.terminal.bar(title, count) as bar:
+        x.ranks.share_buffers(x.model)  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
         return evaluate(
             x.model,
             x.task,
@@ -162,21 +177,16 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     """Count the epoch as done, log its metrics, choose the best epoch, write the checkpoints that are due."""
     training = x.task.metrics(x.ranks.total(state.counts))
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
-    ranked = {int(epoch) for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
     results.log_epoch(x, state, training, validation)
+    save(x, state, *names_due(x, state, is_best))
 
-    names = ["latest"]
-    if is_best:
-        names.append("best")
-    if state.epoch % x.config.save_freq == 0 or state.epoch in [epoch for _, epoch in state.ranking[1:]] or (
-        x.config.keep_best > 1 and is_best
-    ):
-        names.append(f"epoch{state.epoch}")
-    save(x, state, *names)
-    for epoch in ranked - {int(epoch) for _, epoch in state.ranking}:
-        if x.ranks.main and x.config.keep_best > 1 and epoch % x.config.save_freq:
-            x.run.checkpoint(f"epoch{epoch}").unlink(missing_ok=True)
+
+def names_due(x: Experiment, state: State, is_best: bool) -> list[str]:
+    """The checkpoints to write for the epoch just done; `latest` comes after the epoch's own, since it is what a restart believes."""
+    among_best = x.config.keep_best > 1 and any(epoch == state.epoch for _, epoch in state.ranking)
+    own = [f"epoch{state.epoch}"] if among_best or state.epoch % x.config.save_freq == 0 else []
+    return own + ["latest"] + (["best"] if is_best else [])
 
 
 def rank_epoch(x: Experiment, state: State, value: float) -> bool:
@@ -201,7 +211,7 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
 
     Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
     """
-    save(x, state, "final")
+    link(x, "latest", "final")
     if not x.data.splits["test"]:
         results.write(x, state, None)
         return
@@ -214,20 +224,3 @@ def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
     """Add sums to sums, by name."""
     for name, value in more.items():
         sums[name] = sums[name] + value if name in sums else value
-
-
-class HostCopy:
-    """A scalar on its way to the host: on CUDA the copy runs behind the forward pass, while the backward pass is being queued."""
-
-    def __init__(self, scalar: Tensor) -> None:
-        self.scalar, self.ready = scalar.detach(), None
-        if scalar.is_cuda:
-            self.scalar = torch.empty((), dtype=scalar.dtype, pin_memory=True).copy_(self.scalar, non_blocking=True)
-            self.ready = torch.cuda.Event()
-            self.ready.record()
-
-    def value(self) -> float:
-        """The number, once it has arrived."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        return self.scalar.item()

@@ -49,10 +49,10 @@ class Stopwatch:
         self.last = self.save_mark = moment
 
     def close(self) -> None:
-        """The epoch's steps are over."""
-        self.write(self.last)
+        """The epoch's steps are over; the checkpoint that follows brings the status up to date."""
+        self.write(self.last, status=False)
 
-    def write(self, moment: float) -> None:
+    def write(self, moment: float, status: bool = True) -> None:
         """One line of progress, and the run's status."""
         self.written = moment
         if not self.x.ranks.main:
@@ -70,7 +70,8 @@ class Stopwatch:
         }
         with open(self.x.run.progress_log, "a") as log:
             log.write(json.dumps(line) + "\n")
-        self.x.run.update_status(epoch=state.epoch, step=state.step)
+        if status:
+            self.x.run.update_status(epoch=state.epoch, step=state.step)
 
 
 def peak_memory_mib(device: torch.device) -> float:

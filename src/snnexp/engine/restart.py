@@ -14,8 +14,15 @@ from snnexp.errors import UserError
 if TYPE_CHECKING:
     from snnexp.build import Experiment
 
+
+OTHER_SAMPLES = (
+    "the samples or their split are not those that this run was trained on; to go on would be to train on test samples. "
+    "Restore the data, or start a new run with init_from=RUN."
+)
+
+
 def save(x: "Experiment", state: State, name: str, *more: str) -> None:
-    """Write checkpoint `name`, and give it the other names; old ones beyond `keep_last` go. Every rank must call it."""
+    """Write checkpoint `name`, and give it the other names, in this order; old ones go. Every rank must call it."""
     ranks = x.ranks.gather(rank_state(x, state))
     if x.ranks.main:
         checkpoint.save(x.run.checkpoint(name), contents(x, state, ranks))
@@ -24,6 +31,12 @@ def save(x: "Experiment", state: State, name: str, *more: str) -> None:
         discard(x, state)
         x.run.update_status(epoch=state.epoch, step=state.step)
     x.ranks.barrier()
+
+
+def link(x: "Experiment", name: str, other: str) -> None:
+    """Give a checkpoint that is there another name."""
+    if x.ranks.main:
+        checkpoint.link(x.run.checkpoint(name), x.run.checkpoint(other))
 
 
 def save_error(x: "Experiment", state: State) -> None:
@@ -55,18 +68,30 @@ def contents(x: "Experiment", state: State, ranks: list[dict[str, Any]]) -> dict
         "ranks": ranks,
         "sampler": {"epoch": state.epoch, "batch": state.batch, "batch_size": x.config.batch_size, "world": x.ranks.world},
         "data": x.data.state_dict(),
-        "threads": torch.get_num_threads(),
+        "circumstances": circumstances(x),
+    }
+
+
+def circumstances(x: "Experiment") -> dict[str, Any]:
+    """What, beside the configuration, decides the bits of the next step."""
+    return {
+        "processes": x.ranks.world,
+        "threads": torch.get_num_threads() if x.ranks.device.type == "cpu" else None,
+        "device": x.ranks.device.type,
+        "precision": x.precision.name,
+        "neuron": x.neuron_implementation,
+        "torch": str(torch.__version__),  # its own class is no plain value
     }
 
 
 def discard(x: "Experiment", state: State) -> None:
-    """Remove the epoch checkpoints that neither `keep_last` nor `keep_best` keeps."""
-    if x.config.keep_last is None:
-        return
-    files = {int(m[1]): p for p in x.run.checkpoints.glob("checkpoint_epoch*.pth") if (m := re.fullmatch(r"checkpoint_epoch(\d+)\.pth", p.name))}
+    """Remove the epoch checkpoints that are neither due by `save_freq`, at most `keep_last` of them, nor among the `keep_best` best."""
+    paths = x.run.checkpoints.glob("checkpoint_epoch*.pth")
+    files = {int(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch(\d+)\.pth", path.name))}
     best = {int(epoch) for _, epoch in state.ranking} if x.config.keep_best > 1 else set()
-    regular = sorted(epoch for epoch in files if epoch not in best)
-    for epoch in regular[: max(0, len(regular) - x.config.keep_last)]:
+    regular = sorted(epoch for epoch in files if epoch % x.config.save_freq == 0)
+    kept = best | set(regular if x.config.keep_last is None else regular[-x.config.keep_last :])
+    for epoch in files.keys() - kept:
         files[epoch].unlink()
 
 
@@ -81,13 +106,16 @@ def restore(x: "Experiment") -> State:
         x.start_loggers(State())
         return State()
     saved = checkpoint.load(path)
-    load_weights(x.model, saved["state_dict"], path)
+    if not x.data.same_samples(saved["data"]):
+        raise UserError(OTHER_SAMPLES)
+    checkpoint.load_into(x.model, saved["state_dict"], path)
     if x.ema is not None:
         for name, value in checkpoint.weights(saved).items():
             x.ema.weights[name].copy_(value)
     x.optimizer.load_state_dict(fresh_rates(saved["optimizer"], x.optimizer.state_dict()))
     x.schedule.load_state_dict(saved["scheduler"])
-    x.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"] and x.scaler.is_enabled():
+        x.scaler.load_state_dict(saved["scaler"])
     x.data.load_state_dict(saved["data"])
     state = State(**saved["state"])
 
@@ -103,36 +131,27 @@ def restore(x: "Experiment") -> State:
             state.counts = {name: sum(part[name] for part in parts if name in part) for part in parts for name in part}
             state.counts = {name: value.to(x.ranks.device) for name, value in state.counts.items()}
         seed_everything(x.config.seed + state.step, x.ranks.rank)
+    if state.best is not None and state.best["metric"] != f"Val/{x.monitor}":
+        x.terminal.say(f"The best epoch is chosen anew from here, by Val/{x.monitor} instead of {state.best['metric']}.")
+        forget_best(x, state)
     if x.ranks.gather(x.ranks.main and not mend_best(x, state, path))[0]:
-        state.best, state.ranking, state.stale = None, [], 0
+        forget_best(x, state)
     x.start_loggers(state)
     for line in changes(x, saved):
         x.terminal.say(line)
     return state
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
-    """Load a whole state dict.
-
-    Raises: UserError that names the first entries that do not fit.
-    """
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is not in the model" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)} there, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}.")
-    model.load_state_dict(weights)
-
-
 def fresh_rates(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Saved moments with the settings in force now, so that `resume RUN lr=...` means what it says; the schedule sets `lr` at each step."""
     groups = [now | {"lr": before["lr"]} for before, now in zip(saved["param_groups"], own["param_groups"], strict=True)]
     return {"state": saved["state"], "param_groups": groups}
+
+
+def forget_best(x: "Experiment", state: State) -> None:
+    """Choose the best epoch anew from here."""
+    state.best, state.ranking, state.stale = None, [], 0
+    x.schedule.forget()
 
 
 def mend_best(x: "Experiment", state: State, latest: Path) -> bool:
@@ -163,10 +182,8 @@ def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
     """What differs from the run as it was saved, in words; empty if what follows is exact."""
     before, after = saved["args"], x.settings
     differing = config.differences(before, after)
-    if saved["sampler"]["world"] != x.ranks.world:
-        differing.append(f"processes {saved['sampler']['world']} -> {x.ranks.world}")
-    if saved["threads"] != torch.get_num_threads() and x.ranks.device.type == "cpu":
-        differing.append(f"threads {saved['threads']} -> {torch.get_num_threads()}")
+    then, here = saved["circumstances"], circumstances(x)
+    differing += [f"{name} {then.get(name)} -> {here[name]}" for name in here if then.get(name) != here[name]]
     lines = []
     if differing:
         lines.append(f"From here the run is not the one it would have been: {', '.join(differing)}.")

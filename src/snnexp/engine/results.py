@@ -1,5 +1,6 @@
 """What a run tells of itself: its first lines, its epochs, its result."""
 
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from rich.table import Table
 
 from snnexp.engine import checkpoint
 from snnexp.engine.evaluation import Evaluation
-from snnexp.engine.restart import load_weights
 from snnexp.engine.state import State
 from snnexp.rundir import write_json
 
@@ -27,7 +27,7 @@ def announce(x: "Experiment", state: State) -> None:
     x.terminal.say(f"{x.data.protocol}")
     x.terminal.say(
         f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {tuple(x.data.shape)}; "
-        f"{x.precision.name}{' (auto)' if config.precision == 'auto' else ''} on {ranks.world} x {device}"
+        f"{x.precision.name}{' (auto)' if config.precision == 'auto' else ''} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
     )
     if state.step:
         x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
@@ -49,12 +49,18 @@ def log_epoch(x: "Experiment", state: State, training: dict[str, float], validat
     x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
 
 
-def not_finite(x: "Experiment", state: State, loss: float) -> str:
-    """The message of a run whose loss is NaN or infinite."""
+def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:
+    """The message of a run whose loss or gradient is NaN or infinite."""
+    if not math.isfinite(loss):
+        what = f"the loss is {loss}"
+    elif not math.isfinite(norm):
+        what = f"the gradient's norm is {norm} (the loss is {loss:.6g})"
+    else:
+        what = "the loss or the gradient of another process is not finite"
     last = "there was no finite loss before" if state.last_loss is None else f"the last finite loss was {state.last_loss:.6g}"
     rate = x.optimizer.param_groups[0]["lr"]
     return (
-        f"the loss is {loss} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
+        f"{what} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
         f"Lower the rate, clip gradients or compute in fp32, from the last good checkpoint:\n"
         f"  snnexp resume {shlex.quote(str(x.run.root))} lr={x.config.lr / 10:g} clip_grad=1.0 precision=fp32"
     )
@@ -70,7 +76,7 @@ def best_weights(x: "Experiment") -> Iterator[None]:
     own = {name: value.detach().clone() for name, value in x.model.state_dict().items()}
     average, x.ema = x.ema, None  # the file holds the average already
     try:
-        load_weights(x.model, checkpoint.weights(checkpoint.load(path)), path)
+        checkpoint.load_into(x.model, checkpoint.weights(checkpoint.load(path)), path)
         yield
     finally:
         x.ema = average
@@ -85,7 +91,7 @@ def write(x: "Experiment", state: State, evaluation: Evaluation | None) -> None:
     result = {
         "best": state.best,
         "test": evaluation.metrics if evaluation else {},
-        "protocol": protocol(x),
+        "protocol": limited(x.data.protocol, x.config.limit_train and x.train_batches.count, x.config.limit_val),
         "split": "test",
         "seed": x.config.seed,
         "epochs": state.epoch,
@@ -105,14 +111,13 @@ def write(x: "Experiment", state: State, evaluation: Evaluation | None) -> None:
     show(x, result)
 
 
-def protocol(x: "Experiment") -> str:
-    """The split in words, with what `limit_train` and `limit_val` left of it."""
-    text = x.data.protocol
-    if x.config.limit_train is not None:
-        text += f"; trained on {x.train_batches.count} samples only"
-    if x.config.limit_val is not None:
-        text += f"; judged on at most {x.config.limit_val} samples of a split"
-    return text
+def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
+    """A protocol, with what `limit_train` and `limit_val` left of it."""
+    if trained_on is not None:
+        protocol += f"; trained on {trained_on} samples only"
+    if judged_on is not None:
+        protocol += f"; judged on at most {judged_on} samples of a split"
+    return protocol
 
 
 def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
@@ -128,7 +133,8 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = []
     if result["best"]:
-        rows.append(("best epoch", f"{result['best']['epoch']} of {result['epochs']} ({result['best']['metric']} {result['best']['value']:.4g})"))
+        best = result["best"]
+        rows.append(("best epoch", f"{best['epoch']} of {result['epochs']} ({best['metric']} {best['value']:.4g})"))
     rows += [(f"test {name}", f"{value:.4g}") for name, value in result["test"].items()]
     rows += [
         ("parameters", f"{result['parameters']:,}"),

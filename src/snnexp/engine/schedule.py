@@ -7,11 +7,18 @@ from the start of the run (steps done / steps of an epoch). It hears each valida
 import math
 from typing import Any
 
+from snnexp.errors import UserError
+
 
 class Constant:
     """The rate as given, after `warmup_epochs` of linear rise from `warmup_start` times the rate."""
 
     def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0) -> None:
+        if warmup_epochs < 0 or not 0 <= warmup_start <= 1:
+            raise UserError(
+                f"scheduler.warmup_epochs={warmup_epochs}, scheduler.warmup_start={warmup_start}: the first must be at least 0, "
+                "the second a fraction of the rate, from 0 to 1."
+            )
         self.warmup_epochs, self.warmup_start = warmup_epochs, warmup_start
 
     def factor(self, done: float, epochs: int) -> float:
@@ -23,6 +30,9 @@ class Constant:
     def observe(self, value: float, mode: str) -> None:
         """Nothing: this schedule does not listen to the validation."""
 
+    def forget(self) -> None:
+        """Nothing heard, nothing to forget."""
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the step is all there is to know."""
         return {}
@@ -32,7 +42,7 @@ class Constant:
 
 
 class Cosine(Constant):
-    """Half a cosine from the rate to `min_factor` times the rate at the end of the last epoch (Loshchilov & Hutter 2017), after a warm-up."""
+    """Half a cosine, after a warm-up, from the rate to `min_factor` times the rate at the end of the run (Loshchilov & Hutter 2017)."""
 
     def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0, min_factor: float = 0.0) -> None:
         super().__init__(warmup_epochs, warmup_start)
@@ -68,6 +78,10 @@ class Plateau(Constant):
         self.waited += 1
         if self.waited > self.patience:
             self.reduced, self.waited = max(self.min_factor, self.reduced * self.decay), 0
+
+    def forget(self) -> None:
+        """Forget the best value heard, because the next ones are of another kind; the reduction so far stays."""
+        self.best, self.waited = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Reduction so far, best value and validations waited."""

@@ -1,6 +1,5 @@
 """Where every spiking neuron is made: a LIF layer from a preset name and overrides."""
 
-import difflib
 import math
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snnexp.errors import UserError
+from snnexp.errors import UserError, nearest
 from snnexp.models import lif_kernel
 from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
@@ -158,9 +157,7 @@ def lif_implementation(device: torch.device | str = "cpu", compiled: bool = Fals
 def _one_of(key: str, value: Any, allowed: dict) -> str:
     if isinstance(value, str) and value in allowed:
         return value
-    close = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UserError(f"{key}: {value!r} is not known; allowed: {', '.join(allowed)}.{hint}")
+    raise UserError(f"{key}: {value!r} is not known; allowed: {', '.join(allowed)}.{nearest(str(value), allowed)}")
 
 
 def _number(key: str, value: Any) -> float:

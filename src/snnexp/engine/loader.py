@@ -1,0 +1,29 @@
+"""Batches from a data set, fetched ahead by processes of their own if asked for."""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from snnexp.data.sampler import EvaluationBatches, TrainBatches
+from snnexp.engine.signals import ignore_stop_signals
+
+
+def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool) -> DataLoader:
+    """A loader that draws nothing from the global random state, whose processes leave stop signals to the trainer."""
+    return DataLoader(
+        view,
+        batch_sampler=batches,
+        collate_fn=_as_fetched,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_worker_init,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _as_fetched(batch: object) -> object:
+    return batch
+
+
+def _worker_init(worker: int) -> None:
+    ignore_stop_signals()

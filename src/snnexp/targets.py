@@ -1,0 +1,181 @@
+"""The `_target_` of a config node: which class it is, whether a saved run may name it, and whether the arguments fit its constructor.
+
+Everything below the top level of a configuration has its types from the constructors themselves: no second copy of any model's arguments.
+"""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from snnexp.errors import UserError, nearest
+
+FROM_DATA = ("in_channels", "num_classes", "size")
+"""Arguments of a model that may be null: the data fill them in."""
+
+SUPPLIED = {*FROM_DATA, "params", "run_dir", "first_epoch"}
+"""Arguments that the runner itself supplies."""
+
+
+VERBS = {
+    "dataset": ("view", "prepare", "state_dict", "load_state_dict"),
+    "task": ("loss", "counts", "metrics", "predict"),
+    "scheduler": ("factor", "observe", "state_dict"),
+    "logger": ("scalars", "finish", "close"),
+    "model": ("forward", "state_dict"),
+    "optimizer": ("step", "state_dict"),
+}
+"""What the class of a node must be able to do."""
+
+
+def check_verbs(path: str, target: type) -> None:
+    """Hold a class to the place it is named for; a run from elsewhere cannot have any class made by naming it.
+
+    Raises: UserError.
+    """
+    if lacking := [verb for verb in VERBS.get(path, ()) if not hasattr(target, verb)]:
+        raise UserError(f"{path}._target_={target.__module__}.{target.__qualname__}: not a {path}; it has no {lacking[0]}().")
+
+
+def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> None:
+    """Hold every `_target_` node to the signature of its constructor; `trust` as `locate` has it.
+
+    Raises: UserError that names the argument, the value and what the constructor wants.
+    """
+    for path, node in _nodes(settings):
+        if node["_target_"] is None:
+            continue
+        target = locate(node["_target_"], trust)
+        check_verbs(path, target)
+        accepted = parameters(target)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        hints = _type_hints(target)
+        for name, value in node.items():
+            if name == "_target_":
+                continue
+            if name not in accepted:
+                if takes_any:
+                    continue
+                raise UserError(f"{path}.{name}: {node['_target_']} takes no argument {name!r}.{nearest(name, accepted)}")
+            wanted = hints.get(name)
+            if not (value is None and name in SUPPLIED) and not _fits(value, wanted):
+                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(wanted)}, not {type(value).__name__}.")
+        for name, parameter in accepted.items():
+            if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                if name not in node and name not in SUPPLIED:
+                    raise UserError(f"{path}: {node['_target_']} needs the argument {name!r}; give +{path}.{name}=VALUE.")
+
+
+def locate(target: str, trust: list[str] | None) -> Any:
+    """The class that a `_target_` names. `trust=None` takes any; a list takes only snnexp, torch's optimizers and layers, packages
+    registered by entry point, and those listed.
+
+    Raises: UserError if it is not there, not a class, or not trusted.
+    """
+    parts = str(target).split(".")
+    if trust is not None and parts[0] not in trusted_packages() | set(trust):
+        raise UserError(
+            f"_target_ {target}: this run names code outside snnexp, torch and registered packages. If you know it, add trust=[{parts[0]}]."
+        )
+    for cut in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:cut])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not (module == error.name or module.startswith(error.name + ".")):
+                raise UserError(f"_target_ {target}: importing {module} failed: {error}.") from error
+            continue
+        except UserError:
+            raise
+        except Exception as error:  # the user's own module may fail in any way
+            raise UserError(f"_target_ {target}: importing {module} failed: {type(error).__name__}: {error}") from error
+        for index, name in enumerate(parts[cut:]):
+            if not hasattr(found, name):
+                names = [n for n in dir(found) if not n.startswith("_")]
+                raise UserError(f"_target_ {target}: {'.'.join(parts[: cut + index])} has no {name!r}.{nearest(name, names)}")
+            found = getattr(found, name)
+        break
+    else:
+        raise UserError(f"_target_ {target}: there is no module {parts[0]!r}; install it, or put its folder on PYTHONPATH.")
+    if not inspect.isclass(found):
+        raise UserError(f"_target_ {target} is not a class.")
+    home = found.__module__.split(".")[0]
+    if trust is not None and (home not in trusted_packages() | set(trust) or (home == "torch" and not _is_torch_part(found))):
+        true_name = f"{found.__module__}.{found.__qualname__}"
+        raise UserError(f"_target_ {target} is {true_name}, which a saved run may not name without trust=[{home}].")
+    return found
+
+
+def trusted_packages() -> set[str]:
+    """Packages whose classes a saved run may name: snnexp, torch, and those that register a conf directory."""
+    return {"snnexp", "torch"} | {entry.value.split(":")[0].split(".")[0] for entry in entry_points(group="snnexp.conf")}
+
+
+def foreign_packages(settings: dict[str, Any]) -> set[str]:
+    """Packages, beside those trusted anyway, in which the classes of a configuration are named or made."""
+    targets = [node["_target_"] for _, node in _nodes(settings) if node["_target_"] is not None]
+    named = {name.split(".")[0] for target in targets for name in (target, locate(target, trust=None).__module__)}
+    return named - trusted_packages()
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a class's constructor."""
+    return {name: p for name, p in inspect.signature(target).parameters.items() if name != "self"}
+
+
+def _is_torch_part(found: type) -> bool:
+    import torch
+
+    return issubclass(found, torch.nn.Module | torch.optim.Optimizer)
+
+
+def _nodes(tree: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield path, tree
+        for name, child in tree.items():
+            yield from _nodes(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(tree, list):
+        for index, child in enumerate(tree):
+            yield from _nodes(child, f"{path}.{index}")
+
+
+def _type_hints(target: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__)
+    except (NameError, TypeError):  # names that exist only for type checkers
+        return {}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted is None or wanted is Any or isinstance(wanted, typing.TypeVar):
+        return True
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(wanted))
+    if origin is typing.Literal:
+        return value in typing.get_args(wanted)
+    kind = origin or wanted
+    if kind is type(None):
+        return value is None
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str, dict):
+        return isinstance(value, kind)
+    if kind is Path:
+        return isinstance(value, str)
+    if kind in (list, tuple, set) or getattr(kind, "__module__", "") == "collections.abc":
+        return isinstance(value, dict if "Mapping" in str(kind) else list)
+    return not isinstance(value, str) or not inspect.isclass(kind)
+
+
+def _spell(wanted: Any) -> str:
+    if inspect.isclass(wanted) and typing.get_origin(wanted) is None:
+        return wanted.__name__
+    return str(wanted).replace("typing.", "").replace("NoneType", "None")
