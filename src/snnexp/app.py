@@ -204,8 +204,9 @@ def saved_config(run: RunDir, schema: type) -> DictConfig:
     config = OmegaConf.structured(schema)
     with open_dict(config):
         try:
-            for name in ("hydra", "defaults", "trust"):  # neither Hydra's own settings nor trust may come from a run
+            for name in ("hydra", "defaults"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
+            saved["trust"] = []
             refuse_resolvers(path)
             return OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:

@@ -160,14 +160,14 @@ class RunIsTaken(UserError):
 
 @contextmanager
 def locked(run: RunDir) -> Iterator[None]:
-    """Hold the run directory for one process; a kill lets it go.
+    """Hold the run directory for one process, and not for those it forks; a kill lets it go.
 
     Raises: RunIsTaken if another process holds it.
     """
     with open(run.root / ".lock", "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise RunIsTaken(taken(run)) from None
         except OSError:  # a file system without locks: status.json alone tells
             pass
@@ -178,8 +178,8 @@ def is_taken(run: RunDir) -> bool:
     """True if a process holds the run directory, here or, as far as status.json tells, on another host in the last ten minutes."""
     with open(run.root / ".lock", "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             return True
         except OSError:
             pass

@@ -35,9 +35,7 @@ def aedat3(events: Events, per_packet: int = 100, overflow: int = 0) -> bytes:
     # A special event (type 0) of 8 bytes that a reader must skip.
     packets.append(struct.pack("<HHIIIIII", 0, 1, 8, 4, 0, 1, 1, 1) + b"\xff" * 8)
     for i in range(0, len(events), per_packet):
-        t, x, y, p = (
-            column[i : i + per_packet].astype(np.int64) for column in (events.t, events.x, events.y, events.p)
-        )
+        t, x, y, p = (column[i : i + per_packet].astype(np.int64) for column in (events.t, events.x, events.y, events.p))
         words = np.stack([(x << 17) | (y << 2) | (p << 1) | 1, t], axis=1).astype("<u4")
         packets.append(struct.pack("<HHIIIIII", 1, 1, 8, 4, overflow, len(t), len(t), len(t)) + words.tobytes())
     return b"".join(packets)
@@ -83,9 +81,7 @@ def dvs128_gesture(folder: Path, users: int = 3, test_users: int = 2) -> dict[st
         written[name] = events
         (folder / name).write_bytes(aedat3(events))
         rows = [f"{c},{(c - 1) * 110_000},{(c - 1) * 110_000 + 100_000}" for c in range(1, 12)]
-        (folder / name.replace(".aedat", "_labels.csv")).write_text(
-            "class,startTime_usec,endTime_usec\n" + "\n".join(rows) + "\n"
-        )
+        (folder / name.replace(".aedat", "_labels.csv")).write_text("class,startTime_usec,endTime_usec\n" + "\n".join(rows) + "\n")
     (folder / "trials_to_train.txt").write_text("\n".join(names[: 2 * users]) + "\n")
     (folder / "trials_to_test.txt").write_text("\n".join(names[2 * users :]) + "\n\n")
     return written
@@ -106,9 +102,7 @@ def nmnist(root: Path, part: str, per_class: int, seed: int) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    return (
-        bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
-    )
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def mnist(folder: Path, train: int, test: int, compressed: bool) -> dict[str, np.ndarray]:

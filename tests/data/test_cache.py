@@ -193,10 +193,7 @@ def test_two_processes_make_one_entry(tmp_path: Path) -> None:
         print(int(entry.samples.sum()))
         """
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=60)[0].strip() for process in running] == [str(4 * sum(range(20)))] * 3
     assert (tmp_path / "asked").read_text() == "x"
 

@@ -37,9 +37,7 @@ def test_zips_are_read_in_place_and_give_the_same(tmp_path: Path) -> None:
     shutil.move(tmp_path / "plain" / "frog", tmp_path / "plain" / "extract" / "frog")
     shutil.move(tmp_path / "zips" / "download" / "dog.zip", tmp_path / "zips" / "dog.zip")
     zips, plain = (CIFAR10DVS(root=tmp_path / place, T=4, size=16, framing="time") for place in ("zips", "plain"))
-    assert np.array_equal(zips.entry.samples, plain.entry.samples) and np.array_equal(
-        zips.entry.labels, plain.entry.labels
-    )
+    assert np.array_equal(zips.entry.samples, plain.entry.samples) and np.array_equal(zips.entry.labels, plain.entry.labels)
     assert zips.entry.directory.name == plain.entry.directory.name  # names and sizes are the same
     assert {p.name for p in (tmp_path / "zips").iterdir()} == {"download", "cache", "dog.zip"}
 
@@ -57,9 +55,7 @@ def test_damaged_files_are_named_with_the_byte(tmp_path: Path) -> None:
     layouts.cifar10_dvs(tmp_path, per_class=2, number=10)
     path = tmp_path / "ship" / "cifar10_ship_1.aedat"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        UserError, match=rf"ship/cifar10_ship_1\.aedat: the file breaks off at byte {path.stat().st_size}"
-    ):
+    with pytest.raises(UserError, match=rf"ship/cifar10_ship_1\.aedat: the file breaks off at byte {path.stat().st_size}"):
         CIFAR10DVS(root=tmp_path, T=2)
     assert not list((tmp_path / "cache").glob("*/"))
 
@@ -97,9 +93,7 @@ def test_download_fetches_the_missing_zips_with_the_published_checksums(tmp_path
     assert urls[0].startswith("https://") and len(md5) == len(hashlib.md5().hexdigest())
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [({"size": 129}, "128x128"), ({"T": 0}, "T is 0"), ({"framing": "x"}, "framing")]
-)
+@pytest.mark.parametrize(("options", "words"), [({"size": 129}, "128x128"), ({"T": 0}, "T is 0"), ({"framing": "x"}, "framing")])
 def test_impossible_options(tmp_path: Path, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         CIFAR10DVS(**({"root": tmp_path, "T": 2} | options))

@@ -64,9 +64,7 @@ def test_events_follow_the_threshold(monkeypatch) -> None:
     events = simulate(image, 24, 0, 0)[0]
     times, gaze = saccades()
     for step in (6, 12, 20, 36):
-        seen = [
-            resampling(gaze[[0, step], 1], 24)[k] @ image[0] @ resampling(gaze[[0, step], 0], 24)[k].T for k in (0, 1)
-        ]
+        seen = [resampling(gaze[[0, step], 1], 24)[k] @ image[0] @ resampling(gaze[[0, step], 0], 24)[k].T for k in (0, 1)]
         change = np.log(np.maximum(seen[1], 0) + DARK) - np.log(np.maximum(seen[0], 0) + DARK)
         now = events.t <= times[step]
         signs = np.zeros((24, 24))

@@ -29,9 +29,7 @@ def test_published_layout(tmp_path: Path) -> None:
 
 def test_archive_is_unpacked_once_and_gives_the_same(tmp_path: Path) -> None:
     layouts.dvs128_gesture(tmp_path / "plain" / "DvsGesture")
-    layouts.tar_gz(
-        tmp_path / "plain" / "DvsGesture", tmp_path / "packed" / "download" / "DvsGesture.tar.gz", "DvsGesture"
-    )
+    layouts.tar_gz(tmp_path / "plain" / "DvsGesture", tmp_path / "packed" / "download" / "DvsGesture.tar.gz", "DvsGesture")
     plain, packed = (DVS128Gesture(root=tmp_path / place, T=4) for place in ("plain", "packed"))
     assert np.array_equal(plain.entry.samples, packed.entry.samples)
     assert [p.name for p in (tmp_path / "packed" / "extract").iterdir()] == ["DvsGesture"]

@@ -48,10 +48,7 @@ def test_sensor_is_found_and_remembered(tmp_path: Path) -> None:
     write(tmp_path / "b" / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
     for _ in range(2):
         made = EventFolder(root=tmp_path, T=2, size=10)
-        assert (
-            made.entry.notes["sensor"] == [20, 30]
-            and "30x20 pixels (the smallest that holds all events)" in made.protocol
-        )
+        assert made.entry.notes["sensor"] == [20, 30] and "30x20 pixels (the smallest that holds all events)" in made.protocol
     with pytest.raises(UserError, match="size is 48x48, but the sensor has 20x30"):
         EventFolder(root=tmp_path, T=2)
     with pytest.raises(UserError, match="outside the sensor of 20x20"):

@@ -139,9 +139,7 @@ def test_clock_wraps_are_undone_and_small_steps_back_kept() -> None:
 
 def test_aedat2_cut_off_names_file_and_byte() -> None:
     data = layouts.aedat2(layouts.some_events(10, (128, 128), 0), b"#!AER-DAT2.0\r\n")[:-3]
-    with pytest.raises(
-        UserError, match=r"x/a\.aedat: the file breaks off at byte 91: the event that begins at byte 86"
-    ):
+    with pytest.raises(UserError, match=r"x/a\.aedat: the file breaks off at byte 91: the event that begins at byte 86"):
         parse_aedat2(data, "x/a.aedat")
 
 
@@ -229,9 +227,7 @@ def test_atis_overflow_events_move_the_clock_and_vanish() -> None:
 
 
 def test_atis_cut_off_names_file_and_byte() -> None:
-    with pytest.raises(
-        UserError, match=r"a\.bin: the file breaks off at byte 13: the event that begins at byte 10 needs 5"
-    ):
+    with pytest.raises(UserError, match=r"a\.bin: the file breaks off at byte 13: the event that begins at byte 10 needs 5"):
         parse_atis(b"1" * 13, "a.bin")
     with pytest.raises(UserError, match="empty"):
         parse_atis(b"", "a.bin")

@@ -15,17 +15,11 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 def test_class_folders(tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
-    images = {
-        (name, i): chance.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("cat", "dog") for i in range(10)
-    }
+    images = {(name, i): chance.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("cat", "dog") for i in range(10)}
     for (name, i), pixels in images.items():
         write(tmp_path / name / f"{i}.png", pixels)
     made = ImageFolder(root=tmp_path, T=4, size=16, val_fraction=0.25, test_fraction=0.2)
-    assert (
-        made.classes == ("cat", "dog")
-        and made.shape == (3, 16, 16)
-        and made.splits == {"train": 12, "val": 4, "test": 4}
-    )
+    assert made.classes == ("cat", "dog") and made.shape == (3, 16, 16) and made.splits == {"train": 12, "val": 4, "test": 4}
     assert np.array_equal(made.entry.samples[13], images["dog", 3].transpose(2, 0, 1))
 
 

@@ -67,9 +67,7 @@ def test_augmentation_is_the_same_whoever_fetches(tmp_path: Path, clips: np.ndar
     assert not torch.equal(whole[:, :6], whole[:, 6:])
     # Nor does a worker's own generator matter, forked or spawned.
     for context in ("fork", "spawn"):
-        batches = DataLoader(
-            view, batch_sampler=[keys[:5], keys[5:]], num_workers=2, multiprocessing_context=context, collate_fn=tuple
-        )
+        batches = DataLoader(view, batch_sampler=[keys[:5], keys[5:]], num_workers=2, multiprocessing_context=context, collate_fn=tuple)
         assert torch.equal(torch.cat([x for x, _ in batches], dim=1), whole)
 
 
@@ -87,12 +85,7 @@ def test_events_are_scaled_by_the_training_part_only_and_zero_stays(tmp_path: Pa
     made = data(tmp_path, clips)
     assert made.mean.tolist() == [0, 0] and made.std.tolist() == [3, 1]
     x, y = made.prepare((torch.from_numpy(clips[:1].swapaxes(0, 1)), torch.tensor([1])))
-    assert (
-        x.dtype == torch.float32
-        and x[0, 0, 0].tolist() == [[1, 1], [1, 1]]
-        and x[0, 0, 1].sum() == 0
-        and y.tolist() == [1]
-    )
+    assert x.dtype == torch.float32 and x[0, 0, 0].tolist() == [[1, 1], [1, 1]] and x[0, 0, 1].sum() == 0 and y.tolist() == [1]
 
 
 def test_images_are_centred(tmp_path: Path) -> None:
@@ -106,9 +99,7 @@ def test_images_are_centred(tmp_path: Path) -> None:
     assert x.flatten().tolist() == [2.0, 1.5, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), [({"mean": [1.0]}, "mean has 1 values"), ({"std": [1.0, 0.0]}, "all must be above 0")]
-)
+@pytest.mark.parametrize(("change", "words"), [({"mean": [1.0]}, "mean has 1 values"), ({"std": [1.0, 0.0]}, "all must be above 0")])
 def test_impossible_normalisation(tmp_path: Path, clips: np.ndarray, change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         data(tmp_path, clips, **change)

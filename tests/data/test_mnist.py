@@ -20,9 +20,7 @@ def test_published_layout(tmp_path: Path, compressed: bool, place: str) -> None:
     assert np.array_equal(x[:, 0].numpy(), written["t10k_images"]) and np.array_equal(y.numpy(), written["t10k_labels"])
     assert "60 of 60,000 train" in made.protocol
     train = written["train_images"][made.rows["train"]]
-    assert made.mean.item() == pytest.approx(train.mean(), rel=1e-5) and made.std.item() == pytest.approx(
-        train.std(), rel=1e-5
-    )
+    assert made.mean.item() == pytest.approx(train.mean(), rel=1e-5) and made.std.item() == pytest.approx(train.std(), rel=1e-5)
 
 
 def test_torchvision_reads_the_same(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ def test_zips_give_the_same(tmp_path: Path) -> None:
     for part, place in (("Train", "zips/download"), ("Test", "zips")):
         shutil.make_archive(str(tmp_path / place / part), "zip", tmp_path / "plain", part)
     plain, zips = (NMNIST(root=tmp_path / place, T=3, size=17) for place in ("plain", "zips"))
-    assert np.array_equal(plain.entry.samples, zips.entry.samples) and np.array_equal(
-        plain.entry.labels, zips.entry.labels
-    )
+    assert np.array_equal(plain.entry.samples, zips.entry.samples) and np.array_equal(plain.entry.labels, zips.entry.labels)
 
 
 def test_real_recordings_without_a_test_part(real_nmnist: Path) -> None:

@@ -31,10 +31,7 @@ def test_divide_carves_what_is_missing_and_says_so() -> None:
     labels = np.tile(np.arange(10), 20)
     rows, words = divide(labels, {"all": np.arange(200)}, 0.1, 0.2, 7)
     assert [len(rows[name]) for name in ("train", "val", "test")] == [140, 20, 40]
-    assert (
-        words
-        == "test is 20% of all (no test part was there), val is 10% of the rest, stratified by class, split_seed 7"
-    )
+    assert words == "test is 20% of all (no test part was there), val is 10% of the rest, stratified by class, split_seed 7"
     rows, words = divide(labels, {"train": np.arange(100), "test": np.arange(100, 200)}, 0.1, 0.2, 7)
     assert [len(rows[name]) for name in ("train", "val", "test")] == [90, 10, 100] and rows["test"].min() == 100
     assert words == "test as given, val is 10% of train, stratified by class, split_seed 7"

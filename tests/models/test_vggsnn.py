@@ -50,9 +50,7 @@ def test_still_image_is_repeated_and_left_alone():
 
 
 def test_neuron_and_overrides_reach_every_lif():
-    lifs = [
-        m for m in small(neuron="spikingjelly", lif={"tau": 3, "alpha": "preset"}).modules() if isinstance(m, LIFNode)
-    ]
+    lifs = [m for m in small(neuron="spikingjelly", lif={"tau": 3, "alpha": "preset"}).modules() if isinstance(m, LIFNode)]
     assert {(m.tau, m.decay_input, m.surrogate_function.alpha) for m in lifs} == {(3.0, True, 4.0)}
 
 

@@ -87,9 +87,7 @@ def place(out: np.ndarray, sample: np.ndarray, flip: bool, dy: int, dx: int, wra
             out[...] = 0
         to_y, from_y, to_x, from_x = max(dy, 0), max(-dy, 0), max(dx, 0), max(-dx, 0)
         rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)
-        out[..., to_y : to_y + rows, to_x : to_x + columns] = sample[
-            ..., from_y : from_y + rows, from_x : from_x + columns
-        ]
+        out[..., to_y : to_y + rows, to_x : to_x + columns] = sample[..., from_y : from_y + rows, from_x : from_x + columns]
         return
     dy, dx = dy % height, dx % width
     for to_y, from_y in ((slice(dy, None), slice(0, height - dy)), (slice(0, dy), slice(height - dy, None))):

@@ -113,18 +113,12 @@ def opened(directory: Path, made_from: dict[str, Any], count: int | None, shape:
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     number = len(labels) if count is None else count
-    whole = (
-        samples.shape == (number, *shape)
-        and str(samples.dtype) == meta.get("dtype")
-        and samples.dtype in (np.uint8, np.uint16)
-    )
+    whole = samples.shape == (number, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
     whole = whole and labels.shape == (number,) and labels.dtype == np.int64 and sums.shape == (number, 2, shape[-3])
     return Entry(directory, samples, labels, sums, notes) if whole else None
 
 
-def build(
-    directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...], produce: Produce, title: str
-) -> None:
+def build(directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...], produce: Produce, title: str) -> None:
     """Makes an entry beside its final place and moves it there; what other attempts left is swept away (the lock is
     held)."""
     cache = directory.parent

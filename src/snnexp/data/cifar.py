@@ -105,8 +105,7 @@ class CIFARBatches(LabelledSamples):
         super().__init__(
             name=self.data_name,
             classes=entry.notes["classes"],
-            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}"
-            + published(counts, {"train": 50_000, "test": 10_000}),
+            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}" + published(counts, {"train": 50_000, "test": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
@@ -136,23 +135,14 @@ class CIFARBatches(LabelledSamples):
         if not isinstance(content, dict) or "data" not in content or self.label_key not in content:
             raise UserError(f"{shown}: has no 'data' and {self.label_key!r}. Fetch it again.")
         images, labels = content["data"], content[self.label_key]
-        if (
-            not isinstance(images, np.ndarray)
-            or images.dtype != np.uint8
-            or images.ndim != 2
-            or images.shape[1] != 3 * NATIVE**2
-        ):
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * NATIVE**2:
             raise UserError(f"{shown}: 'data' is no uint8 array of {3 * NATIVE**2} columns. Fetch it again.")
         try:
             labels = np.array(labels, dtype=np.int64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{shown}: {self.label_key!r} is no list of whole numbers ({error}). Fetch it again."
-            ) from error
+            raise UserError(f"{shown}: {self.label_key!r} is no list of whole numbers ({error}). Fetch it again.") from error
         if labels.shape != (len(images),) or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
-            raise UserError(
-                f"{shown}: {len(images)} images, but labels of shape {labels.shape}, or outside 0 to {classes - 1}."
-            )
+            raise UserError(f"{shown}: {len(images)} images, but labels of shape {labels.shape}, or outside 0 to {classes - 1}.")
         return images.reshape(-1, 3, NATIVE, NATIVE), labels
 
 
@@ -225,10 +215,7 @@ class PlainUnpickler(pickle.Unpickler):
         modern = module.replace("numpy.core", "numpy._core")
         if (modern, name) in ADMITTED:
             return ADMITTED[modern, name]
-        raise UserError(
-            f"asks for {module}.{name}, which a batch file has no use for; it was not read. Fetch it from its "
-            "publisher."
-        )
+        raise UserError(f"asks for {module}.{name}, which a batch file has no use for; it was not read. Fetch it from its publisher.")
 
 
 def latin1(text: str, encoding: str) -> bytes:

@@ -82,9 +82,7 @@ class CIFAR10DVS(LabelledSamples):
             rows["train"].append(members[:first])
             rows["test"].append(members[first:])
         rows = {name: np.concatenate(of_class) for name, of_class in rows.items()}
-        rows["train"], rows["val"] = carve(
-            entry.labels, rows["train"], val_fraction, split_seed, "dataset.val_fraction"
-        )
+        rows["train"], rows["val"] = carve(entry.labels, rows["train"], val_fraction, split_seed, "dataset.val_fraction")
         super().__init__(
             name="cifar10_dvs",
             classes=CLASSES,

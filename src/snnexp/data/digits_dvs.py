@@ -75,9 +75,7 @@ class DigitsDVS(LabelledSamples):
         if not SIZES[0] <= size <= SIZES[1]:
             raise UserError(f"dataset.size is {size}; the simulated camera has {SIZES[0]} to {SIZES[1]} pixels a side.")
         if val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"dataset.val_fraction + dataset.test_fraction is {val_fraction + test_fraction}; allowed is below 1."
-            )
+            raise UserError(f"dataset.val_fraction + dataset.test_fraction is {val_fraction + test_fraction}; allowed is below 1.")
         check_framing(T, (size, size), (size, size), framing)
         root = Path(root)
 
@@ -98,14 +96,10 @@ class DigitsDVS(LabelledSamples):
             "sensor_seed": sensor_seed,
             "sensor": 1,
         }
-        entry = prepared(
-            root, settings, [("sklearn.datasets.load_digits", COUNT)], COUNT, (T, 2, size, size), produce, "digits_dvs"
-        )
+        entry = prepared(root, settings, [("sklearn.datasets.load_digits", COUNT)], COUNT, (T, 2, size, size), produce, "digits_dvs")
         everything = np.arange(COUNT)
         rest, test = carve(entry.labels, everything, test_fraction, split_seed, "dataset.test_fraction")
-        train, val = carve(
-            entry.labels, rest, val_fraction / (1 - test_fraction), split_seed + 1, "dataset.val_fraction"
-        )
+        train, val = carve(entry.labels, rest, val_fraction / (1 - test_fraction), split_seed + 1, "dataset.val_fraction")
         rows = {"train": train, "val": val, "test": test}
         super().__init__(
             name="digits_dvs",

@@ -93,9 +93,7 @@ def receive(url: str, part: Path) -> None:
     Raises: HTTPError, URLError, ConnectionError if the answer ends early.
     """
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "snnexp"} | ({"Range": f"bytes={have}-"} if have else {})
-    )
+    request = urllib.request.Request(url, headers={"User-Agent": "snnexp"} | ({"Range": f"bytes={have}-"} if have else {}))
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:

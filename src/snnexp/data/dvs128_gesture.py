@@ -103,11 +103,7 @@ class DVS128Gesture(LabelledSamples):
         entry = prepared(
             root,
             {"data": "dvs128_gesture", "T": T, "size": size, "framing": framing},
-            [
-                (name, path.stat().st_size)
-                for s in both
-                for name, path in ((s.file.name, s.file.path), (s.csv.name, s.csv))
-            ],
+            [(name, path.stat().st_size) for s in both for name, path in ((s.file.name, s.file.path), (s.csv.name, s.csv))],
             count,
             (T, 2, size, size),
             produce,
@@ -132,9 +128,7 @@ class DVS128Gesture(LabelledSamples):
         )
 
 
-def carve_users(
-    labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, str]:
+def carve_users(labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Divides the training rows into (train, val, words): val is all of some users, or single trials if there is but
     one user."""
     names = np.unique(users[rows])
@@ -142,9 +136,7 @@ def carve_users(
         train, val = carve(labels, rows, fraction, seed, "dataset.val_fraction")
         return train, val, f"val is {fraction:.0%} of the trials (one training user), stratified, split_seed {seed}"
     # All users are one class here, so that carve draws among them.
-    _, chosen = carve(
-        np.zeros(len(names), dtype=np.int64), np.arange(len(names)), fraction, seed, "dataset.val_fraction"
-    )
+    _, chosen = carve(np.zeros(len(names), dtype=np.int64), np.arange(len(names)), fraction, seed, "dataset.val_fraction")
     held_out = np.isin(users[rows], names[chosen])
     return rows[~held_out], rows[held_out], f"val is {len(chosen)} of {len(names)} training users, split_seed {seed}"
 
@@ -159,10 +151,7 @@ def sessions(folder: Path, listing: str) -> list[Session]:
         path, csv = folder / name, folder / f"{name.removesuffix('.aedat')}_labels.csv"
         for needed in (path, csv):
             if not needed.is_file():
-                raise MissingData(
-                    f"dvs128_gesture: {needed} is missing, but {folder / listing} names it. Unpack DvsGesture.tar.gz "
-                    "again."
-                )
+                raise MissingData(f"dvs128_gesture: {needed} is missing, but {folder / listing} names it. Unpack DvsGesture.tar.gz again.")
         try:
             table = np.loadtxt(csv, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
         except ValueError as error:
@@ -170,9 +159,7 @@ def sessions(folder: Path, listing: str) -> list[Session]:
         if table.ndim != 2 or table.shape[1] != 3 or not len(table):
             raise UserError(f"{csv}: has shape {table.shape}; needed are rows of class,startTime_usec,endTime_usec.")
         if table[:, 0].min() < 1 or table[:, 0].max() > len(CLASSES):
-            raise UserError(
-                f"{csv}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}."
-            )
+            raise UserError(f"{csv}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}.")
         file = File(name, path.stat().st_size, -1, path)
         found.append(Session(file, csv, table[:, 0] - 1, table[:, 1], table[:, 2]))
     return found
@@ -210,9 +197,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             tar.extractall(building, filter="data")
         listing = next(iter(sorted(building.glob("**/trials_to_train.txt"))), None)
         if listing is None or not (listing.parent / "trials_to_test.txt").is_file():
-            raise UserError(
-                f"{archive}: holds no trials_to_train.txt and trials_to_test.txt; is it DvsGesture.tar.gz (md5 {MD5})?"
-            )
+            raise UserError(f"{archive}: holds no trials_to_train.txt and trials_to_test.txt; is it DvsGesture.tar.gz (md5 {MD5})?")
         try:
             os.rename(listing.parent, folder)
         except OSError:
@@ -220,13 +205,9 @@ def unpack(archive: Path, folder: Path) -> Path:
             if not (folder / "trials_to_test.txt").is_file():
                 raise
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{archive}: not a whole or not a harmless tar archive ({error}). Fetch it again (md5 {MD5})."
-        ) from error
+        raise UserError(f"{archive}: not a whole or not a harmless tar archive ({error}). Fetch it again (md5 {MD5}).") from error
     except OSError as error:
-        raise UserError(
-            f"{archive} cannot be unpacked into {folder}: {error.strerror or error}. Make room there, or clear it."
-        ) from error
+        raise UserError(f"{archive} cannot be unpacked into {folder}: {error.strerror or error}. Make room there, or clear it.") from error
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)

@@ -51,9 +51,7 @@ class EventFolder(LabelledSamples):
         split_seed: int = 0,
     ) -> None:
         if root is None:
-            raise MissingData(
-                "event_folder: name the directory of your recordings with dataset.root=DIR (DIR/<class>/FILE)."
-            )
+            raise MissingData("event_folder: name the directory of your recordings with dataset.root=DIR (DIR/<class>/FILE).")
         root = Path(root)
         given = None if sensor is None else (int(sensor[0]), int(sensor[1]))
         check_framing(T, (size, size), given or (size, size), framing)

@@ -43,9 +43,7 @@ class Events:
 # ------------------------------------------------------------------------------------------------------------- framing
 
 
-def frame(
-    events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int, int], framing: str = "count"
-) -> np.ndarray:
+def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int, int], framing: str = "count") -> np.ndarray:
     """Counts of a recording's events in `T` frames of `size` cells, shape [T, C, H, W] with channel 0 OFF and channel
     1 ON, int64.
 
@@ -177,9 +175,7 @@ def parse_aedat3(data: bytes, name: str) -> Events:
     end = data.find(b"#!END-HEADER")
     end = data.find(b"\n", end) + 1 if end >= 0 else 0
     if not data.startswith(b"#!AER-DAT3") or end == 0:
-        raise UserError(
-            f"{name}: the AEDAT 3.1 header ('#!AER-DAT3.1' to '#!END-HEADER') is not complete in {len(data)} bytes."
-        )
+        raise UserError(f"{name}: the AEDAT 3.1 header ('#!AER-DAT3.1' to '#!END-HEADER') is not complete in {len(data)} bytes.")
     packets, times, position = [], [], end
     while position < len(data):
         if position + 28 > len(data):
@@ -202,9 +198,7 @@ def parse_aedat3(data: bytes, name: str) -> Events:
             times.append(words[:, 1].astype(np.int64) + (overflow << 31))
     word = np.concatenate(packets) if packets else np.empty(0, dtype=np.uint32)
     t = np.concatenate(times) if times else np.empty(0, dtype=np.int64)
-    return Events(
-        t, (word >> 17).astype(np.int32), ((word >> 2) & 0x7FFF).astype(np.int32), ((word >> 1) & 1).astype(np.uint8)
-    )
+    return Events(t, (word >> 17).astype(np.int32), ((word >> 2) & 0x7FFF).astype(np.int32), ((word >> 1) & 1).astype(np.uint8))
 
 
 def parse_atis(data: bytes, name: str) -> Events:
@@ -248,14 +242,10 @@ def parse_numpy(data: bytes, name: str) -> Events:
         else:
             columns = by_field(loaded, name)
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise UserError(
-            f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error})."
-        ) from error
+        raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
     missing = [key for key in "txyp" if key not in columns]
     if missing:
-        raise UserError(
-            f"{name}: no array {', '.join(missing)}; needed are t, x, y and p, there are {', '.join(columns)}."
-        )
+        raise UserError(f"{name}: no array {', '.join(missing)}; needed are t, x, y and p, there are {', '.join(columns)}.")
     lengths = {key: columns[key].shape for key in "txyp"}
     if any(len(shape) != 1 for shape in lengths.values()) or len(set(lengths.values())) != 1:
         raise UserError(f"{name}: t, x, y and p must be one-dimensional and of one length; their shapes are {lengths}.")
@@ -272,9 +262,7 @@ def parse_numpy(data: bytes, name: str) -> Events:
             raise UserError(f"{name}: {key} reaches from {whole[key].min()} to {whole[key].max()}; pixels begin at 0.")
     if columns["p"].dtype.kind not in "iufb":
         raise UserError(f"{name}: p has type {columns['p'].dtype}; numbers or booleans are needed.")
-    return Events(
-        whole["t"], whole["x"].astype(np.int32), whole["y"].astype(np.int32), (columns["p"] > 0).astype(np.uint8)
-    )
+    return Events(whole["t"], whole["x"].astype(np.int32), whole["y"].astype(np.int32), (columns["p"] > 0).astype(np.uint8))
 
 
 def by_field(array: np.ndarray, name: str) -> dict[str, np.ndarray]:
@@ -308,9 +296,7 @@ def whole_events(data: bytes, start: int, event_size: int, name: str) -> int:
     if rest:
         raise cut_off(name, len(data), f"the event that begins at byte {len(data) - rest} needs {event_size} bytes")
     if number == 0:
-        raise UserError(
-            f"{name}: holds no events (a header of {start} bytes and nothing after it). Copy or download it again."
-        )
+        raise UserError(f"{name}: holds no events (a header of {start} bytes and nothing after it). Copy or download it again.")
     return number
 
 

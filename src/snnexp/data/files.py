@@ -74,9 +74,7 @@ def in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | N
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not a whole zip archive of {path.stat().st_size} bytes ({error}). Fetch it again."
-        ) from error
+        raise UserError(f"{path}: not a whole zip archive of {path.stat().st_size} bytes ({error}). Fetch it again.") from error
     found = []
     for info in archive.infolist():
         base = info.filename.rsplit("/", 1)[-1]
@@ -102,10 +100,7 @@ def in_class_folders(root: Path, endings: Sequence[str], kind: str) -> tuple[tup
     parts = {child: SPLIT_FOLDERS[child.lower()] for child in children if child.lower() in SPLIT_FOLDERS}
     if parts and len(parts) < len(children):
         others = [child for child in children if child not in parts]
-        raise UserError(
-            f"{root} holds split folders ({', '.join(parts)}) and others ({', '.join(others)}). "
-            f"{folder_help(kind, endings)}"
-        )
+        raise UserError(f"{root} holds split folders ({', '.join(parts)}) and others ({', '.join(others)}). {folder_help(kind, endings)}")
     if len(set(parts.values())) < len(parts):
         raise UserError(f"{root}: {', '.join(parts)} name one split twice.")
     places = {part: child for child, part in parts.items()} or {"all": ""}
@@ -128,11 +123,7 @@ def in_class_folders(root: Path, endings: Sequence[str], kind: str) -> tuple[tup
 def folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         return sorted(
-            (
-                e.name
-                for e in entries
-                if e.is_dir() and not e.name.startswith((".", "__")) and e.name not in OUR_FOLDERS
-            ),
+            (e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")) and e.name not in OUR_FOLDERS),
             key=natural,
         )
 

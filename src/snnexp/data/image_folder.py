@@ -53,9 +53,7 @@ class ImageFolder(LabelledSamples):
         split_seed: int = 0,
     ) -> None:
         if root is None:
-            raise MissingData(
-                "image_folder: name the directory of your images with dataset.root=DIR (DIR/<class>/FILE)."
-            )
+            raise MissingData("image_folder: name the directory of your images with dataset.root=DIR (DIR/<class>/FILE).")
         if channels not in MODES:
             raise UserError(f"dataset.channels is {channels}; allowed are 3 (colour) and 1 (grey).")
         check_size(size)
@@ -111,7 +109,5 @@ def square(file: File, size: int, mode: str) -> np.ndarray:
             fitted = ImageOps.fit(image.convert(mode), (size, size), method=Image.Resampling.BILINEAR)
             pixels = np.asarray(fitted, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{file.shown}: not a whole image, {len(data)} bytes ({error}). Replace or remove it."
-        ) from error
+        raise UserError(f"{file.shown}: not a whole image, {len(data)} bytes ({error}). Replace or remove it.") from error
     return pixels.reshape(size, size, -1).transpose(2, 0, 1)

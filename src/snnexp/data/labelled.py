@@ -176,8 +176,7 @@ class LabelledSamples:
             )
         if state["mean"].shape != self.mean.shape:
             raise UserError(
-                f"The run was trained on {len(state['mean'])} channels, but {self.name} in {self.directory} has "
-                f"{len(self.mean)}."
+                f"The run was trained on {len(state['mean'])} channels, but {self.name} in {self.directory} has {len(self.mean)}."
             )
         self.mean, self.std = state["mean"].float().cpu().clone(), state["std"].float().cpu().clone()
         self._on_device.clear()

@@ -74,14 +74,9 @@ class IdxImages(LabelledSamples):
             for part, (images_file, labels_file) in files.items():
                 images, labels = parse_idx(images_file, 3), parse_idx(labels_file, 1)
                 if len(images) != len(labels) or images.shape[1:] != (NATIVE, NATIVE):
-                    raise UserError(
-                        f"{images_file} holds {images.shape}, {labels_file} {len(labels)} labels; they do not fit "
-                        "together."
-                    )
+                    raise UserError(f"{images_file} holds {images.shape}, {labels_file} {len(labels)} labels; they do not fit together.")
                 if len(labels) and labels.max() >= len(self.class_names):
-                    raise UserError(
-                        f"{labels_file}: holds label {labels.max()}; allowed are 0 to {len(self.class_names) - 1}."
-                    )
+                    raise UserError(f"{labels_file}: holds label {labels.max()}; allowed are 0 to {len(self.class_names) - 1}.")
                 notes[part] = len(images)
                 for i in range(0, len(images), BLOCK):
                     yield resized(images[i : i + BLOCK, None], size), labels[i : i + BLOCK]
@@ -101,8 +96,7 @@ class IdxImages(LabelledSamples):
         super().__init__(
             name=self.data_name,
             classes=self.class_names,
-            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}"
-            + published(counts, {"train": 60_000, "test": 10_000}),
+            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}" + published(counts, {"train": 60_000, "test": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
@@ -137,9 +131,7 @@ class MNIST(IdxImages):
 
 
 class FashionMNIST(IdxImages):
-    __doc__ = (
-        f"Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): articles of clothing.\n\n{IdxImages.__doc__}"
-    )
+    __doc__ = f"Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): articles of clothing.\n\n{IdxImages.__doc__}"
     data_name = "fashion_mnist"
     archive_name = "FashionMNIST"
     class_names = (
@@ -166,18 +158,12 @@ def parse_idx(path: Path, dimensions: int) -> np.ndarray:
     magic = bytes([0, 0, 8, dimensions])
     start = 4 + 4 * dimensions
     if data[:4] != magic:
-        raise UserError(
-            f"{path}: begins with {data[:4].hex()}, an idx file of {dimensions} dimensions with {magic.hex()}. Fetch "
-            "it again."
-        )
+        raise UserError(f"{path}: begins with {data[:4].hex()}, an idx file of {dimensions} dimensions with {magic.hex()}. Fetch it again.")
     if len(data) < start:
         raise UserError(f"{path}: breaks off at byte {len(data)}, within the header of {start}. Fetch it again.")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
     if len(data) != start + int(np.prod(shape)):
-        raise UserError(
-            f"{path}: holds {len(data)} bytes (unpacked), its header promises {start + int(np.prod(shape))}. Fetch it "
-            "again."
-        )
+        raise UserError(f"{path}: holds {len(data)} bytes (unpacked), its header promises {start + int(np.prod(shape))}. Fetch it again.")
     array = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
     return array if dimensions > 1 else array.astype(np.int64)
 

@@ -8,9 +8,7 @@ import numpy as np
 from snnexp.errors import UserError
 
 
-def carve(
-    labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, option: str
-) -> tuple[np.ndarray, np.ndarray]:
+def carve(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, option: str) -> tuple[np.ndarray, np.ndarray]:
     """Divides `rows` into (kept, carved): of every class round(`fraction` * n) rows are carved, drawn by (`seed`,
     class).
 
