@@ -4,19 +4,22 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from snnexp.data import cache
-from snnexp.data.cache import prepared
+from snnexp.data.cache import Source, loose, prepared
+from snnexp.data.files import in_zip
 from snnexp.errors import UserError
 
 SHAPE = (2, 1, 3, 3)
 
 
-class Source:
+class Producer:
     """Produces samples filled with their number and counts how often it was asked."""
 
     def __init__(self, count: int = 5, highest: int = 0) -> None:
@@ -32,12 +35,12 @@ class Source:
             yield block, np.array([i % 3])
 
 
-def entry_of(root: Path, source: Source, count: int | None = 5, **settings):
-    return prepared(root, {"T": 2, **settings}, [("a", 1)], count, SHAPE, source, "test")
+def entry_of(root: Path, source: Producer, count: int | None = 5, **settings):
+    return prepared(root, {"T": 2, **settings}, [Source("a", 1, 7)], count, SHAPE, source, "test")
 
 
 def test_made_once_then_found(tmp_path: Path) -> None:
-    source = Source()
+    source = Producer()
     entry_of(tmp_path, source)
     entry = entry_of(tmp_path, source)
     assert source.asked == 1 and entry.notes == {"asked": 1}
@@ -46,28 +49,55 @@ def test_made_once_then_found(tmp_path: Path) -> None:
     assert entry.labels.tolist() == [0, 1, 2, 0, 1]
     assert entry.sums[3].tolist() == [[3.0 * 18], [9.0 * 18]]
     meta = json.loads((entry.directory / "meta.json").read_text())
-    assert meta["settings"] == {"T": 2} and meta["sources"] == [["a", 1]] and meta["shape"] == [5, *SHAPE]
+    assert (
+        meta["settings"] == {"T": 2}
+        and meta["sources"] == [["a", 1, 7]]
+        and entry.checksums == [("a", 7)]
+        and meta["shape"] == [5, *SHAPE]
+    )
     assert entry.directory.parent == tmp_path / "cache"
 
 
 def test_other_settings_or_sources_are_another_entry(tmp_path: Path) -> None:
-    source = Source()
+    source = Producer()
     entries = {
         entry_of(tmp_path, source).directory,
         entry_of(tmp_path, source, size=4).directory,
-        prepared(tmp_path, {"T": 2}, [("a", 2)], 5, SHAPE, source, "test").directory,
+        prepared(tmp_path, {"T": 2}, [Source("a", 2, 7)], 5, SHAPE, source, "test").directory,
+        prepared(tmp_path, {"T": 2}, [Source("a", 1, 8)], 5, SHAPE, source, "test").directory,
     }
-    assert len(entries) == 3 and source.asked == 3
+    assert len(entries) == 4 and source.asked == 4
+
+
+def test_a_file_of_equal_length_is_another_source(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    first = loose(tmp_path / "a")
+    assert first == loose(tmp_path / "a") and (first.name, first.bytes) == ("a", 3) and loose(tmp_path / "a", "x/a").name == "x/a"
+    assert first.checksum() == zlib.crc32(b"one")
+    (tmp_path / "new").write_bytes(b"two")
+    (tmp_path / "new").replace(tmp_path / "a")
+    assert loose(tmp_path / "a").stamp != first.stamp and loose(tmp_path / "a").checksum() == zlib.crc32(b"two")
+
+
+def test_a_zip_member_is_known_by_its_checksum(tmp_path: Path) -> None:
+    found = []
+    for content in (b"one", b"two", b"one"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("c/1.bin", content)
+        (file,) = in_zip(tmp_path / "a.zip", [".bin"], lambda name: 0)
+        found.append(file.source)
+    assert found[0] == found[2] == Source("c/1.bin", 3, zlib.crc32(b"one")) and found[1] != found[0]
+    assert found[0].checksum() == zlib.crc32(b"one")
 
 
 def test_number_may_be_unknown(tmp_path: Path) -> None:
     for _ in range(2):
-        assert entry_of(tmp_path, Source(7), count=None).samples.shape == (7, *SHAPE)
+        assert entry_of(tmp_path, Producer(7), count=None).samples.shape == (7, *SHAPE)
 
 
 def test_uint16_only_where_a_count_needs_it_and_nothing_is_clipped(tmp_path: Path) -> None:
-    assert entry_of(tmp_path, Source(highest=255)).samples.dtype == np.uint8
-    entry = entry_of(tmp_path, Source(highest=40_000), size=1)
+    assert entry_of(tmp_path, Producer(highest=255)).samples.dtype == np.uint8
+    entry = entry_of(tmp_path, Producer(highest=40_000), size=1)
     assert entry.samples.dtype == np.uint16
     assert entry.samples[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 40_000, 4] and entry.samples[:, 1, 0, 0, 0].tolist() == [
         0,
@@ -77,7 +107,7 @@ def test_uint16_only_where_a_count_needs_it_and_nothing_is_clipped(tmp_path: Pat
         4,
     ]
     with pytest.raises(UserError, match="holds the value 65536"):
-        entry_of(tmp_path, Source(highest=65_536), size=2)
+        entry_of(tmp_path, Producer(highest=65_536), size=2)
 
 
 def cut(directory: Path) -> None:
@@ -114,7 +144,7 @@ def only_a_file(directory: Path) -> None:
     ],
 )
 def test_unusable_entry_is_made_again(tmp_path: Path, damage) -> None:
-    source = Source()
+    source = Producer()
     damage(entry_of(tmp_path, source).directory)
     entry = entry_of(tmp_path, source)
     assert source.asked == 2 and entry.samples[4, 0, 0, 0, 0] == 4
@@ -130,25 +160,25 @@ def test_failed_preparation_leaves_nothing_and_the_next_succeeds(tmp_path: Path)
         raise UserError("a.bin breaks off")
 
     with pytest.raises(UserError, match="breaks off"):
-        prepared(tmp_path, {"T": 2}, [("a", 1)], 5, SHAPE, broken, "test")
+        prepared(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, broken, "test")
     assert not list((tmp_path / "cache").glob(".building*"))
-    assert entry_of(tmp_path, Source()).samples.shape[0] == 5
+    assert entry_of(tmp_path, Producer()).samples.shape[0] == 5
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
-    key = entry_of(tmp_path, Source()).directory.name
+    key = entry_of(tmp_path, Producer()).directory.name
     shutil.rmtree(tmp_path / "cache" / key)
     left = tmp_path / "cache" / f".building-{key}-dead"
     left.mkdir()
     (left / "samples.npy").write_bytes(b"half")
-    entry_of(tmp_path, Source())
+    entry_of(tmp_path, Producer())
     assert not left.exists()
 
 
 def test_no_space_before_the_start(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10))
     with pytest.raises(UserError, match="No space left while preparing test"):
-        entry_of(tmp_path, Source())
+        entry_of(tmp_path, Producer())
     assert not list((tmp_path / "cache").glob(".building*"))
 
 
@@ -156,12 +186,12 @@ def test_no_space_before_the_start(tmp_path: Path, monkeypatch) -> None:
 def test_no_space_on_the_way(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(cache, "start", lambda path, dtype, shape: open("/dev/full", "wb", buffering=0))
     with pytest.raises(UserError, match="No space left.*Make room"):
-        entry_of(tmp_path, Source())
+        entry_of(tmp_path, Producer())
     assert not list((tmp_path / "cache").glob(".building*"))
 
 
 def test_directory_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
-    source = Source()
+    source = Producer()
     entry_of(tmp_path, source)
 
     def refuse(*arguments, **options):
@@ -200,12 +230,12 @@ def test_two_processes_make_one_entry(tmp_path: Path) -> None:
 
 def test_entry_that_appears_meanwhile_does_no_harm(tmp_path: Path) -> None:
     """On a disk without locks another process may finish the same entry while this one is at it."""
-    other = entry_of(tmp_path / "other", Source()).directory
+    other = entry_of(tmp_path / "other", Producer()).directory
 
     def slow(notes):
-        yield from Source()(notes)
+        yield from Producer()(notes)
         shutil.copytree(other, tmp_path / "cache" / other.name)
 
-    entry = prepared(tmp_path, {"T": 2}, [("a", 1)], 5, SHAPE, slow, "test")
+    entry = prepared(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, slow, "test")
     assert entry.samples[4, 0, 0, 0, 0] == 4 and entry.directory.name == other.name
     assert not list((tmp_path / "cache").glob(".building*"))

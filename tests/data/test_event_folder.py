@@ -1,7 +1,9 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data import layouts
 from snnexp.data.event_folder import EventFolder
@@ -48,11 +50,60 @@ def test_sensor_is_found_and_remembered(tmp_path: Path) -> None:
     write(tmp_path / "b" / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
     for _ in range(2):
         made = EventFolder(root=tmp_path, T=2, size=10)
-        assert made.entry.notes["sensor"] == [20, 30] and "30x20 pixels (the smallest that holds all events)" in made.protocol
+        assert made.sensor == (20, 30) and "30x20 pixels (the smallest that holds all training events)" in made.protocol
     with pytest.raises(UserError, match="size is 48x48, but the sensor has 20x30"):
         EventFolder(root=tmp_path, T=2)
     with pytest.raises(UserError, match="outside the sensor of 20x20"):
         EventFolder(root=tmp_path, T=2, size=10, sensor=[20, 20])
+
+
+def test_sensor_is_measured_on_the_training_part(tmp_path: Path) -> None:
+    events = layouts.some_events(500, (20, 30), 0)
+    half = Events(events.t, events.x // 2, events.y // 2, events.p)
+    for part in ("train", "test"):
+        for name in "ab":
+            write(tmp_path / part / name / "1.npz", half)
+    assert EventFolder(root=tmp_path, T=2, size=10, val_fraction=0).sensor == (10, 15)
+    write(tmp_path / "test" / "a" / "2.npz", events)
+    with pytest.raises(UserError, match=r"test/a/2\.npz: event .* outside the sensor of 15x10 .*dataset\.sensor=\[height,width\]"):
+        EventFolder(root=tmp_path, T=2, size=10, val_fraction=0)
+    assert EventFolder(root=tmp_path, T=2, size=10, sensor=[20, 30]).splits["test"] == 3
+    # Without a training part there is nothing else to measure.
+    shutil.rmtree(tmp_path / "train")
+    judged = EventFolder(root=tmp_path, T=2, size=10)
+    assert judged.sensor == (20, 30) and "no train part, no val part" in judged.protocol and "holds all events" in judged.protocol
+
+
+def test_other_data_is_judged_with_the_sensor_of_the_run(tmp_path: Path) -> None:
+    events = layouts.some_events(500, (20, 30), 0)
+    for name in "ab":
+        write(tmp_path / "run" / name / "1.npz", events)
+        write(tmp_path / "other" / name / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
+    run = EventFolder(root=tmp_path / "run", T=2, size=10)
+    state = run.state_dict()
+    assert state["sensor"] == [20, 30] and run.same_samples(state)
+    with pytest.raises(UserError, match=r"saw a sensor of 30x20 pixels.* 15x10\. Give dataset\.sensor=\[20,30\]"):
+        EventFolder(root=tmp_path / "other", T=2, size=10).load_state_dict(state)
+    other = EventFolder(root=tmp_path / "other", T=2, size=10, sensor=state["sensor"])
+    other.load_state_dict(state)
+    assert not other.same_samples(state) and torch.equal(other.std, run.std)
+    # The run's own data, with the sensor now given, is not prepared again.
+    again = EventFolder(root=tmp_path / "run", T=2, size=10, sensor=state["sensor"])
+    assert again.entry.directory == run.entry.directory and again.same_samples(state)
+    with pytest.raises(UserError, match="trained on the classes"):
+        write(tmp_path / "other" / "c" / "1.npz", events)
+        EventFolder(root=tmp_path / "other", T=2, size=10, sensor=[20, 30]).load_state_dict(state)
+
+
+def test_a_replaced_recording_of_equal_length_is_read_again(tmp_path: Path) -> None:
+    first, second = (layouts.some_events(300, (8, 8), seed) for seed in (0, 1))
+    for name in "ab":
+        write(tmp_path / name / "1.bin", first)
+    before = EventFolder(root=tmp_path, T=2, size=8, sensor=[8, 8])
+    write(tmp_path / "a" / "1.bin", second)
+    after = EventFolder(root=tmp_path, T=2, size=8, sensor=[8, 8])
+    assert not np.array_equal(before.entry.samples[0], after.entry.samples[0]) and not after.same_samples(before.state_dict())
+    assert np.array_equal(after.entry.samples[0], frame(second, 2, 8, (8, 8)))
 
 
 def test_new_recording_makes_a_new_cache(tmp_path: Path) -> None:
@@ -66,7 +117,7 @@ def test_new_recording_makes_a_new_cache(tmp_path: Path) -> None:
 
 def test_real_recordings(real_nmnist: Path) -> None:
     made = EventFolder(root=real_nmnist, T=2, size=34)
-    assert made.entry.notes["sensor"] == [34, 34] and sum(made.splits.values()) == 1000
+    assert made.sensor == (34, 34) and sum(made.splits.values()) == 1000
     assert made.classes == tuple("0123456789")
 
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,28 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
 def test_no_root() -> None:
     with pytest.raises(MissingData, match="dataset.root=DIR"):
         ImageFolder(root=None, T=4)
+
+
+def test_protocol_says_which_parts_there_are_not(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(5):
+            write(tmp_path / name / f"{i}.png", np.full((8, 8), 10 * i))
+    made = ImageFolder(root=tmp_path, T=4, size=8, val_fraction=0, test_fraction=0)
+    assert "10 train / 0 val / 0 test; no val part, no test part; 8x8" in made.protocol
+    made = ImageFolder(root=tmp_path, T=4, size=8, val_fraction=0)
+    assert "8 train / 0 val / 2 test; test is 10% of all" in made.protocol and "no val part; 8x8" in made.protocol
+
+
+def test_a_replaced_image_of_equal_length_is_read_again(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name / "1.bmp", np.full((8, 8), 10))
+    before = ImageFolder(root=tmp_path, T=4, size=8)
+    write(tmp_path / "a" / "1.bmp", np.full((8, 8), 99))
+    after = ImageFolder(root=tmp_path, T=4, size=8)
+    assert after.entry.samples[:, 0, 0, 0].tolist() == [99, 10] and not after.same_samples(before.state_dict())
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("cache", "copy"))
+    assert ImageFolder(root=tmp_path / "copy", T=4, size=6).same_samples(after.state_dict())
+    assert before.entry.samples[:, 0, 0, 0].tolist() == [10, 10]
 
 
 def test_real_images(real_images: Path) -> None:

@@ -8,14 +8,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from snnexp.data.augment import Augmentation
-from snnexp.data.cache import prepared
+from snnexp.data.cache import Source, prepared
 from snnexp.data.labelled import LabelledSamples
 from snnexp.errors import UserError
 
 
-def data(root: Path, samples: np.ndarray, **changes) -> LabelledSamples:
+def data(root: Path, samples: np.ndarray, sources=(("a", 7),), **changes) -> LabelledSamples:
     labels = np.arange(len(samples)) % 2
-    entry = prepared(root, {}, [], len(samples), samples.shape[1:], lambda notes: [(samples, labels)], "test")
+    named = [Source(name, 1, checksum) for name, checksum in sources]
+    entry = prepared(root, {}, named, len(samples), samples.shape[1:], lambda notes: [(samples, labels)], "test")
     numbers = np.arange(len(samples))
     arguments = {
         "name": "test",
@@ -58,6 +59,13 @@ def test_views(tmp_path: Path, clips: np.ndarray) -> None:
         made.view("dev")
 
 
+def test_a_batch_of_no_samples_is_empty(tmp_path: Path, clips: np.ndarray) -> None:
+    for augment in (False, True):
+        x, y = data(tmp_path / "a", clips).view("train", augment).__getitems__([])
+        assert x.shape == (3, 0, 2, 6, 5) and y.shape == (0,) and x.dtype == torch.uint8 and y.dtype == torch.int64
+        assert data(tmp_path / "b", clips[:, 0]).view("train", augment).__getitems__([])[0].shape == (0, 2, 6, 5)
+
+
 def test_augmentation_is_the_same_whoever_fetches(tmp_path: Path, clips: np.ndarray) -> None:
     view = data(tmp_path, clips).view("train", augment=True)
     keys = [(epoch, index) for epoch in (0, 1) for index in range(6)]
@@ -72,7 +80,12 @@ def test_augmentation_is_the_same_whoever_fetches(tmp_path: Path, clips: np.ndar
 
 
 def test_pickled_view_maps_the_file_again(tmp_path: Path, clips: np.ndarray) -> None:
-    view = data(tmp_path, np.repeat(clips, 100, axis=0)).view("train")
+    made = data(tmp_path, np.repeat(clips, 100, axis=0))
+    view = made.view("train")
+    for split in ("val", "test", "all"):
+        other = made.view(split, augment=True)
+        key = [(2, len(other) - 1)]
+        assert torch.equal(pickle.loads(pickle.dumps(other)).__getitems__(key)[0], other.__getitems__(key)[0])
     copy = pickle.loads(pickle.dumps(view))
     assert len(pickle.dumps(view)) < 20_000 and isinstance(copy.samples, np.memmap)
     assert torch.equal(copy.__getitems__([(0, 3)])[0], view.__getitems__([(0, 3)])[0])
@@ -126,6 +139,31 @@ def test_state_carries_the_normalisation_and_guards_the_classes(tmp_path: Path, 
         data(tmp_path / "c", clips, classes=("a", "c")).load_state_dict(state)
     with pytest.raises(UserError, match="trained on 2 channels"):
         data(tmp_path / "d", clips[:, :, :1]).load_state_dict(state)
+
+
+def test_state_tells_the_samples_and_their_split(tmp_path: Path, clips: np.ndarray) -> None:
+    run = data(tmp_path / "a", clips)
+    state = torch.load(saved(run.state_dict(), tmp_path), weights_only=True)
+    assert set(state["split"]) == {"train", "val", "test"} and len(set(state["split"].values())) == 3
+    assert data(tmp_path / "b", clips).same_samples(state)  # elsewhere on the disk
+    assert run.same_samples({name: value for name, value in state.items() if name != "split"})
+    rows = {"train": np.arange(6), "val": np.array([7]), "test": np.array([6])}
+    more = clips.copy()
+    more[0, 0, 0, 0, 0] += 1
+    others = {
+        "another split": data(tmp_path / "a", clips, rows=rows),
+        "another event": data(tmp_path / "c", more),
+        "another name": data(tmp_path / "d", clips, sources=[("b", 7)]),
+        "another content": data(tmp_path / "e", clips, sources=[("a", 8)]),
+    }
+    for what, other in others.items():
+        assert not other.same_samples(state), what
+        other.load_state_dict(state)  # to judge other data is allowed
+
+
+def test_the_same_recordings_framed_otherwise_are_the_same_samples(tmp_path: Path, clips: np.ndarray) -> None:
+    whole = clips.sum(axis=1, keepdims=True, dtype=np.int64)
+    assert data(tmp_path / "b", whole).same_samples(data(tmp_path / "a", clips).state_dict())
 
 
 def saved(state: dict, directory: Path) -> Path:

@@ -43,9 +43,19 @@ def test_divide_carves_what_is_missing_and_says_so() -> None:
 
 def test_data_without_a_training_part_is_only_judged() -> None:
     rows, words = divide(np.zeros(9, dtype=int), {"test": np.arange(9)}, 0.1, 0.2, 7)
-    assert [len(rows[name]) for name in ("train", "val", "test")] == [0, 0, 9] and words == "test as given"
+    assert [len(rows[name]) for name in ("train", "val", "test")] == [0, 0, 9] and words == "test as given, no train part, no val part"
 
 
 def test_subset_is_called_one() -> None:
     assert published({"train": 5}, {"train": 5}) == ""
     assert "3 of 60,000 train" in published({"train": 3}, {"train": 60_000})
+
+
+def test_parts_that_do_not_exist_are_named() -> None:
+    labels = np.tile(np.arange(10), 20)
+    assert divide(labels, {"all": np.arange(200)}, 0.0, 0.0, 7)[1] == "no val part, no test part"
+    assert divide(labels, {"all": np.arange(200)}, 0.1, 0.0, 7)[1] == "val is 10% of all, stratified by class, split_seed 7, no test part"
+    words = divide(labels, {"train": np.arange(100), "test": np.arange(100, 200)}, 0.0, 0.2, 7)[1]
+    assert words == "test as given, no val part"
+    one_each = divide(np.arange(10), {"all": np.arange(10)}, 0.1, 0.1, 7)[1]
+    assert one_each == "no val part, no test part"

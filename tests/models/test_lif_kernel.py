@@ -40,13 +40,65 @@ def test_several_at_once_make_one_file(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert build()[0] is not None
+    library, how = build()
+    assert library is not None and "not kept" in how
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_a_cache_that_others_can_write_is_not_used(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "snnexp").mkdir()
+    (tmp_path / "snnexp").chmod(mode)
+    library, how = build()
+    assert library is not None and "another user" in how and not list((tmp_path / "snnexp").iterdir())
+
+
+@needs_compiler
+def test_a_cache_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    someone = os.geteuid() + 1
+    monkeypatch.setattr(lif_kernel.os, "geteuid", lambda: someone)
+    library, how = build()
+    assert library is not None and "another user" in how and not list((tmp_path / "snnexp").iterdir())
+
+
+@needs_compiler
+def test_a_damaged_or_open_library_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build()
+    (made,) = (tmp_path / "snnexp").iterdir()
+    whole = made.read_bytes()
+    assert made.stat().st_mode & 0o777 == 0o700
+    damaged = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    for content, mode in ((damaged, 0o700), (whole[:-1], 0o700), (b"", 0o700), (whole, 0o770)):
+        made.unlink()  # not written in place: this process has it mapped
+        made.write_bytes(content)
+        made.chmod(mode)
+        library, how = build()
+        assert library is not None and "not kept" not in how
+        assert made.read_bytes() == whole and made.stat().st_mode & 0o777 == 0o700
+        assert list((tmp_path / "snnexp").iterdir()) == [made]
+
+
+@needs_compiler
+def test_the_compiler_may_come_with_options(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "cc -O2 -DNAME='a b'")
+    library, how = build()
+    assert library is not None and how
+    monkeypatch.setenv("CC", "cc -O2 -DNAME='c d'")
+    build()
+    assert len(list((tmp_path / "snnexp").iterdir())) == 2
 
 
 def test_no_compiler_and_a_failing_one_are_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert build() == (None, "no C compiler")
+    assert build() == (None, "no C compiler (no-such-compiler)")
+    monkeypatch.setenv("CC", "cc 'unclosed")
+    library, why = build()
+    assert library is None and "unclosed" in why
     broken = tmp_path / "cc"
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\necho no space >&2; exit 1\n')
     broken.chmod(0o755)
@@ -113,8 +165,16 @@ def test_works_in_a_forked_child():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120)
 
 
+OPENMP = """
+from snnexp.models import lif_kernel
+assert lif_kernel.load()
+with open("/proc/self/maps") as maps:
+    print(len({line.split()[-1] for line in maps if "libgomp" in line}))
+"""
+
+
 @needs_compiler
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads /proc")
 def test_shares_torchs_openmp():
-    with open("/proc/self/maps") as maps:
-        assert len({line.split()[-1] for line in maps if "libgomp" in line}) == 1
+    # In a process of its own: other packages, once imported, bring an OpenMP of theirs.
+    assert subprocess.run([sys.executable, "-c", OPENMP], check=True, capture_output=True, text=True, timeout=120).stdout == "1\n"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import app, config, provenance
 from snnexp.errors import RunFailed, UserError
-from snnexp.rundir import RunDir, claim, read_json, write_json
+from snnexp.rundir import RunDir, claim, now, read_json, write_json
 
 
 class JobFailed(RunFailed):
@@ -21,12 +21,13 @@ class JobFailed(RunFailed):
 
 def run(argv: list[str]) -> int:
     """Train what the command line composes; exit code 1 if a job of a sweep failed."""
-    Sweep.directory = None
+    Sweep.directory, started = None, now()
     try:
         app.run("train", argv, job)
     except JobFailed:
-        return summarise(Sweep.directory)
-    return 0 if Sweep.directory is None else summarise(Sweep.directory)
+        summarise(Sweep.directory, started)
+        return 1
+    return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -46,7 +47,8 @@ def job(cfg: DictConfig) -> float | None:
     except Exception as error:
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
         print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
-        if not RunDir(folder).status.exists():
+        status = RunDir(folder).status
+        if not status.exists() or read_json(status)["state"] == "failed":  # a run that has another state keeps it
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
 
@@ -163,15 +165,15 @@ class Sweep(Callback):
         Sweep.directory = Path(config.hydra.sweep.dir)
 
 
-def summarise(folder: Path) -> int:
-    """Say what became of each job of a sweep; exit code 1 if one failed."""
+def summarise(folder: Path, started: str) -> int:
+    """Say what became of each job of a sweep; exit code 1 if one has failed since `started`."""
     failed = 0
     print(f"\nsweep {folder}")
     for path in sorted(folder.glob("*/status.json"), key=lambda p: (len(p.parent.name.split("_")[0]), p.parent.name)):
         status, run = read_json(path), RunDir(path.parent)
         text = status["state"]
         if status["state"] == "failed":
-            failed += 1
+            failed += status["updated"] >= started
             text += f": {(status.get('error') or '').splitlines()[0] if status.get('error') else 'no reason known'}"
         elif run.result.exists():
             result = read_json(run.result)

@@ -13,10 +13,10 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class Augmentation:
     """What a training sample may undergo; the same for all frames of a clip.
 
-    `flip`: mirrored left to right with p = 0.5. `roll`: circular shift by independent integers U{-roll..roll} pixels
-    along x and y (event data). `crop`: the same shift with zeros moving in, which is padding by `crop` and cutting at
-    random (still images). `cutout`: a square of this side, centred on a uniformly drawn pixel and clipped at the
-    border, is set to 0; 0 means none (DeVries, Taylor 2017).
+    `flip`: mirrored left to right with p = 0.5. `roll`: circular shift by independent integers U{-roll..roll} pixels along x and y
+    (event data). `crop`: the same shift with zeros moving in, which is padding by `crop` and cutting at random (still images).
+    `cutout`: a square of this side, centred on a uniformly drawn pixel and clipped at the border, is set to 0; 0 means none (DeVries,
+    Taylor 2017).
     """
 
     flip: bool = False
@@ -26,10 +26,10 @@ class Augmentation:
 
 
 def draws(seed: int, epochs: np.ndarray, indices: np.ndarray, number: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [N, number], that depend on nothing but (seed, epoch, index, position).
+    """The uniform numbers in [0, 1), float64 [N, number], that belong to (seed, epoch, index, position).
 
-    A counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014): no state, so any sample can be drawn by any
-    worker, in any order, after any restart.
+    A counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014): no state, so any sample can be drawn by any worker, in any
+    order, after any restart.
     """
     key = mix(mix(np.uint64(seed % 2**64) + GOLDEN) ^ epochs.astype(np.uint64))
     key = mix(mix(key + GOLDEN) ^ indices.astype(np.uint64))
@@ -53,8 +53,7 @@ def place_augmented(
     epochs: np.ndarray,
     indices: np.ndarray,
 ) -> None:
-    """Writes samples[rows], augmented, into `out`: [T, N, C, H, W] from [M, T, C, H, W], or [N, C, H, W] from [M, C,
-    H, W]."""
+    """Write samples[rows], augmented, into `out`: [T, N, C, H, W] from [M, T, C, H, W], or [N, C, H, W] from [M, C, H, W]."""
     height, width = out.shape[-2:]
     reach = augmentation.roll or augmentation.crop
     u = draws(seed, epochs, indices, 5)
@@ -67,15 +66,12 @@ def place_augmented(
         target = out[:, n] if out.ndim == 5 else out[n]
         place(target, samples[row], bool(flips[n]), int(dy[n]), int(dx[n]), wrap=augmentation.roll > 0)
         if augmentation.cutout:
-            target[
-                ...,
-                max(top[n], 0) : max(top[n] + augmentation.cutout, 0),
-                max(left[n], 0) : max(left[n] + augmentation.cutout, 0),
-            ] = 0
+            band = slice(max(top[n], 0), max(top[n] + augmentation.cutout, 0))
+            target[..., band, max(left[n], 0) : max(left[n] + augmentation.cutout, 0)] = 0
 
 
 def place(out: np.ndarray, sample: np.ndarray, flip: bool, dy: int, dx: int, wrap: bool) -> None:
-    """Writes a sample [..., H, W] into `out`, mirrored if `flip`, then moved down by `dy` and right by `dx` pixels.
+    """Write a sample [..., H, W] into `out`, mirrored if `flip`, then moved down by `dy` and right by `dx` pixels.
 
     What leaves on one side comes in on the other if `wrap`; otherwise zeros come in.
     """

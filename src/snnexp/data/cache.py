@@ -1,10 +1,9 @@
 """The samples of a data set on disk, prepared once: compact integers in one memory-mapped file beside what made them.
 
-<root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W]
-images
+<root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W] images
                    labels.npy    int64 [M]
                    sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of its values
-                   meta.json     settings and sources (name, bytes) that made it, shape, type, notes
+                   meta.json     settings and sources (name, bytes, stamp) that made it, checksums of these, shape, type, notes
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -36,10 +36,43 @@ Produce = Callable[[Notes], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True)
+class Source:
+    """What samples are made from: `name` relative to the data set, `bytes` long, with a `stamp` that changes with its content.
+
+    The stamp of a file at `path` is the time of its last change in ns; that of anything else is a checksum.
+    """
+
+    name: str
+    bytes: int
+    stamp: int
+    path: Path | None = None
+
+    def checksum(self) -> int:
+        """The CRC-32 of the content, which is the same wherever it lies; reads all of a file."""
+        if self.path is None:
+            return self.stamp
+        value = 0
+        with open(self.path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                value = zlib.crc32(chunk, value)
+        return value
+
+
+def loose(path: Path, name: str | None = None) -> Source:
+    """A file as a source, called by its own name or `name`."""
+    status = path.stat()
+    return Source(name or path.name, status.st_size, status.st_mtime_ns, path)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One prepared data set: `samples` is memory-mapped, read-only and shared by all processes of a machine."""
+    """One prepared data set; `samples` is memory-mapped, read-only and shared by all processes of a machine.
+
+    `checksums` are the sources' names and CRC-32.
+    """
 
     directory: Path
+    checksums: list[tuple[str, int]]
     samples: np.ndarray
     labels: np.ndarray
     sums: np.ndarray
@@ -49,21 +82,22 @@ class Entry:
 def prepared(
     root: Path,
     settings: dict[str, Any],
-    sources: list[tuple[str, int]],
+    sources: list[Source],
     count: int | None,
     shape: tuple[int, ...],
     produce: Produce,
     title: str,
 ) -> Entry:
-    """The entry that `settings` and `sources` (name, bytes) make, found in `root`/cache or made there by `produce`.
+    """The entry that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
 
-    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`. An entry is
-    made in a directory of its own and renamed when it is whole and on the disk; an entry that is not whole, or says it
-    was made from something else, is made again. Processes that want the same entry wait for the first one.
+    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`. An entry is made in a directory
+    of its own and renamed when it is whole and on the disk; one that is not whole, or says it was made from something else, is made
+    again. Processes that want the same entry wait for the first one.
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
-    made_from = {"format": FORMAT, "settings": settings, "sources": [list(source) for source in sources]}
+    stamped = [[source.name, source.bytes, source.stamp] for source in sources]
+    made_from = {"format": FORMAT, "settings": settings, "sources": stamped}
     text = json.dumps(made_from, sort_keys=True, separators=(",", ":"))
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     cache = root / "cache"
@@ -77,21 +111,19 @@ def prepared(
         with lock(cache / f"{key}.lock", title):
             entry = opened(directory, made_from, count, shape)
             if entry is None:
-                build(directory, made_from, count, shape, produce, title)
+                build(directory, made_from, sources, count, shape, produce, title)
                 entry = opened(directory, made_from, count, shape)
     except OSError as error:
         if error.errno in NO_SPACE:
+            needed = f" (needed: {mebibytes(count, shape)} MiB)" if count else ""
             raise UserError(
-                f"No space left while preparing {title} in "
-                f"{cache}{f' (needed: {mebibytes(count, shape)} MiB)' if count else ''}. "
-                "Nothing unfinished was left there. Make room, or put the data on another disk (data_dir=DIR)."
+                f"No space left while preparing {title} in {cache}{needed}. Nothing unfinished was left there. "
+                "Make room, or put the data on another disk (data_dir=DIR)."
             ) from error
         if error.errno in NOT_WRITABLE:
             raise UserError(
-                f"{title} must be prepared once in {cache}, which cannot be written ({error.strerror}). Make {root} "
-                "writable, or "
-                "make a directory of your own that links to the files in it, and name that one (data_dir=DIR, or "
-                "dataset.root=DIR)."
+                f"{title} must be prepared once in {cache}, which cannot be written ({error.strerror}). Make {root} writable, or make "
+                "a directory of your own that links to the files in it, and name that one (data_dir=DIR, or dataset.root=DIR)."
             ) from error
         raise
     if entry is None:
@@ -110,18 +142,27 @@ def opened(directory: Path, made_from: dict[str, Any], count: int | None, shape:
         labels = np.load(directory / "labels.npy", allow_pickle=False)
         sums = np.load(directory / "sums.npy", allow_pickle=False)
         notes = meta["notes"]
+        checksums = [(name, value) for name, value in meta["checksums"]]
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     number = len(labels) if count is None else count
     whole = samples.shape == (number, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
     whole = whole and labels.shape == (number,) and labels.dtype == np.int64 and sums.shape == (number, 2, shape[-3])
-    return Entry(directory, samples, labels, sums, notes) if whole else None
+    return Entry(directory, checksums, samples, labels, sums, notes) if whole else None
 
 
-def build(directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...], produce: Produce, title: str) -> None:
-    """Makes an entry beside its final place and moves it there; what other attempts left is swept away (the lock is
-    held)."""
+def build(
+    directory: Path,
+    made_from: dict[str, Any],
+    sources: list[Source],
+    count: int | None,
+    shape: tuple[int, ...],
+    produce: Produce,
+    title: str,
+) -> None:
+    """Make an entry beside its final place and move it there."""
     cache = directory.parent
+    # The lock is held, so nobody is at work on what another attempt left.
     for left_over in cache.glob(f".building-{directory.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     if count and shutil.disk_usage(cache).free < count * int(np.prod(shape)):
@@ -135,7 +176,8 @@ def build(directory: Path, made_from: dict[str, Any], count: int | None, shape: 
             with open(building / name, "wb") as file:
                 np.save(file, array, allow_pickle=False)
                 to_disk(file)
-        meta = {**made_from, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
+        checksums = [(source.name, source.checksum()) for source in sources]
+        meta = {**made_from, "checksums": checksums, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
         with open(building / "meta.json", "wb") as file:
             file.write(json.dumps(meta, indent=1).encode())
             to_disk(file)
@@ -152,11 +194,8 @@ def write_samples(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
     advance: Callable[[int], None],
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Writes the samples as they come, as uint8 until one does not fit; returns the type's name, labels [M] and sums
-    [M, 2, C].
-
-    Written as a file, not through a memory map: on a full disk a map dies of SIGBUS, a file says so.
-    """
+    """Write the samples as they come, as uint8 until one does not fit; the type's name, labels [M] and sums [M, 2, C]."""
+    # Written as a file, not through a memory map: on a full disk a map dies of SIGBUS, a file says so.
     dtype = np.dtype(np.uint8)
     file = start(path, dtype, (0, *shape))
     labels: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
@@ -169,8 +208,7 @@ def write_samples(
             highest, lowest = (int(samples.max()), int(samples.min())) if len(samples) else (0, 0)
             if lowest < 0 or highest > 65535:
                 raise UserError(
-                    f"A frame of sample {done} or after holds the value {lowest if lowest < 0 else highest}; stored "
-                    "are 0 to 65535. "
+                    f"A frame of sample {done} or after holds the value {lowest if lowest < 0 else highest}; stored are 0 to 65535. "
                     "More frames (T) or a finer dataset.size lower the counts."
                 )
             if highest > 255 and dtype == np.uint8:
@@ -205,7 +243,7 @@ def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> Non
 
 
 def widened(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
-    """Starts the file again with a wider type and copies what it held."""
+    """The file begun again with a wider type, with what it held."""
     file.close()
     narrow = path.with_suffix(".narrow")
     path.rename(narrow)
@@ -225,8 +263,8 @@ def to_disk(file: BinaryIO) -> None:
 
 
 def move(building: Path, directory: Path) -> None:
-    """Renames a finished entry to its place; whatever unusable thing lies there goes, a directory that is not empty
-    refuses a rename."""
+    """Rename a finished entry to its place."""
+    # Whatever unusable thing lies there goes first: a directory that is not empty refuses the rename.
     if directory.is_symlink() or directory.is_file():
         directory.unlink()
     elif directory.exists():
@@ -236,8 +274,7 @@ def move(building: Path, directory: Path) -> None:
     try:
         os.rename(building, directory)
     except OSError as error:
-        # Without locks (some network disks) another process may have finished the same entry first: its samples are
-        # ours.
+        # Without locks (some network disks) another process may have finished the same entry first: its samples are ours.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
 

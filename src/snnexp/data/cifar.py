@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from snnexp.data.augment import Augmentation
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes, loose, prepared
 from snnexp.data.download import fetch
 from snnexp.data.labelled import LabelledSamples
 from snnexp.data.resize import check_size, resized
@@ -26,13 +26,12 @@ NATIVE = 32
 class CIFARBatches(LabelledSamples):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as still images, shape of a sample [3, size, size], uint8 R, G, B.
 
-    Files: the folder `batch_folder` in `root` or `root`/extract, or its tar.gz in `root` or `root`/download, read in
-    place. `download` fetches the archive, address and md5 are torchvision's. The batches are pickles; only arrays,
-    lists, dicts, strings and numbers are admitted.
+    Files: the folder `batch_folder` in `root` or `root`/extract, or its tar.gz in `root` or `root`/download, read in place. `download`
+    fetches the archive, address and md5 are torchvision's. The batches are pickles, of which only plain data is admitted.
     Split: the test batch is the test; `val_fraction` of the rest is the validation part (stratified, `split_seed`).
-    Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5,
-    optional cutout. `mean` and `std` per channel for values 0..1; None measures them on the training part. `T` is not
-    used here: the model repeats a still image.
+    Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5, optional cutout.
+    `mean` and `std` per channel for values 0..1; None measures them on the training part.
+    `T` is not used here: the model repeats a still image.
 
     Raises: MissingData if the files are missing, UserError for a damaged one.
     """
@@ -72,10 +71,9 @@ class CIFARBatches(LabelledSamples):
             place = fetch([published_files.url], root / "download" / self.archive_file, published_files.tgz_md5)
         if place is None:
             raise MissingData(
-                f"{self.data_name}: {root} holds neither {self.batch_folder}/ nor {self.archive_file}. Fetch it with: "
-                f"snnexp data dataset={self.data_name}. Or get {self.archive_file} from "
-                "https://www.cs.toronto.edu/~kriz/cifar.html "
-                f"by hand and put it into {root / 'download'}."
+                f"{self.data_name}: {root} holds neither {self.batch_folder}/ nor {self.archive_file}. "
+                f"Fetch it with: snnexp data dataset={self.data_name}. "
+                f"Or get it from https://www.cs.toronto.edu/~kriz/cifar.html by hand and put it into {root / 'download'}."
             )
         wanted = [*(name for names in self.batches.values() for name in names), self.names_file]
 
@@ -93,7 +91,7 @@ class CIFARBatches(LabelledSamples):
         entry = prepared(
             root,
             {"data": self.data_name, "size": size},
-            [(path.name, path.stat().st_size) for path in here],
+            [loose(path) for path in here],
             None,
             (3, size, size),
             produce,
@@ -130,7 +128,7 @@ class CIFARBatches(LabelledSamples):
         return names
 
     def batch(self, data: bytes, shown: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [k, 3, 32, 32] and labels int64 [k] of a batch file."""
+        """The images uint8 [k, 3, 32, 32] and labels int64 [k] of a batch file."""
         content = unpickled(data, shown)
         if not isinstance(content, dict) or "data" not in content or self.label_key not in content:
             raise UserError(f"{shown}: has no 'data' and {self.label_key!r}. Fetch it again.")
@@ -209,7 +207,7 @@ def unpickled(data: bytes, shown: str) -> Any:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Looks names up in a short list instead of importing them, so that loading cannot run foreign code."""
+    """An unpickler that looks names up in a short list instead of importing them, so that loading cannot run foreign code."""
 
     def find_class(self, module: str, name: str) -> Any:
         modern = module.replace("numpy.core", "numpy._core")

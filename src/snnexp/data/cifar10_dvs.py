@@ -21,15 +21,12 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class CIFAR10DVS(LabelledSamples):
-    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309), AEDAT 2.0, as T frames of `size` x `size`
-    cells.
+    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309) as frames, shape of a sample [T, 2, size, size], counts.
 
-    Files, each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
+    Files (AEDAT 2.0), each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
     `root`/download/<class>.zip, `root`/<class>.zip; zips are read in place. `download` fetches the missing zips.
-    Split: there is no official one. Of each class the first ceil(0.9 n) recordings by number are for training, the
-    rest is the test; `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
-    Shape of a sample [T, 2, size, size], counts. An event at pixel (x, y) of 128x128 falls into the cell
-    (floor(x * size / 128), floor(y * size / 128)).
+    Split: there is no official one. Of each class the first ceil(0.9 n) recordings by number are for training, the rest is the test;
+    `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
 
     Raises: MissingData if classes are missing, UserError for a damaged file or a framing that cannot be made.
     """
@@ -56,10 +53,9 @@ class CIFAR10DVS(LabelledSamples):
         missing = [name for label, name in enumerate(CLASSES) if not any(file.label == label for file in files)]
         if missing:
             raise MissingData(
-                f"cifar10_dvs: {root} holds no recordings of {', '.join(missing)}. Fetch them with: snnexp data "
-                "dataset=cifar10_dvs. "
-                "Or get <class>.zip from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 by hand and "
-                "put it into "
+                f"cifar10_dvs: {root} holds no recordings of {', '.join(missing)}. "
+                "Fetch them with: snnexp data dataset=cifar10_dvs. "
+                "Or get <class>.zip from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 by hand and put it into "
                 f"{root / 'download'} (or unpacked: {root}/<class>/*.aedat), classes {', '.join(CLASSES)}."
             )
 
@@ -69,7 +65,7 @@ class CIFAR10DVS(LabelledSamples):
         entry = prepared(
             root,
             {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing},
-            [(file.name, file.bytes) for file in files],
+            [file.source for file in files],
             len(files),
             (T, 2, size, size),
             produce,
@@ -86,11 +82,9 @@ class CIFAR10DVS(LabelledSamples):
         super().__init__(
             name="cifar10_dvs",
             classes=CLASSES,
-            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, "
-            "test the rest "
-            f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed "
-            f"{split_seed}; T={T} frames "
-            f"of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),
+            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
+            f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed {split_seed}; "
+            f"T={T} frames of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
@@ -113,8 +107,7 @@ def recordings(root: Path, label: int) -> list[File]:
 
 
 def fetch_missing(root: Path) -> None:
-    """Downloads the zip of every class that is nowhere yet; addresses and md5 are SpikingJelly's list of the published
-    files."""
+    """Download the zip of every class that is nowhere yet; addresses and md5 are SpikingJelly's."""
     missing = [name for label, name in enumerate(CLASSES) if not recordings(root, label)]
     if not missing:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.data.augment import Augmentation
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes, Source, prepared
 from snnexp.data.events import Events, check_framing, frame
 from snnexp.data.labelled import LabelledSamples
 from snnexp.data.splits import carve, sizes
@@ -17,19 +17,16 @@ from snnexp.errors import UserError
 COUNT = 1797
 SIZES = (8, 256)
 
-# The scene: luminance 0 (paper) to 1 (ink), on top of a dark level that keeps the logarithm finite; contrast ln(11) =
-# 2.4.
+# The scene: luminance 0 (paper) to 1 (ink), on top of a dark level that keeps the logarithm finite; contrast ln(11) = 2.4.
 DARK = 0.1
 MARGIN = 1 / 8  # of the sensor's side, on each side of the digit
 
-# The sensor (Lichtsteiner, Posch, Delbruck 2008: contrast threshold 15 % with 2.1 % mismatch; N-MNIST's has similar
-# ones).
+# The sensor (Lichtsteiner, Posch, Delbruck 2008: contrast threshold 15 % with 2.1 % mismatch; N-MNIST's has similar ones).
 THRESHOLD = 0.25  # in units of ln luminance, for ON and OFF
 MISMATCH = 0.03  # standard deviation of a pixel's threshold, relative
 NOISE_HZ = 0.3  # background events per pixel and second, ON and OFF alike
 
-# The movement: around a triangle, its turn keeps every edge oblique to every movement (an edge along it makes no
-# events).
+# The movement: around a triangle, its turn keeps every edge oblique to every movement (an edge along it makes no events).
 SACCADE_US = 100_000
 SACCADE_STEPS = 12
 RADIUS = 0.9  # of the triangle's circumcircle, in pixels of the 8x8 image
@@ -37,21 +34,18 @@ TURN = np.deg2rad(17.0)
 
 
 class DigitsDVS(LabelledSamples):
-    """1,797 real handwritten digits (8x8, 17 grey levels) as recordings of a simulated event camera with `size` x
-    `size` pixels.
+    """1,797 real handwritten digits (8x8) seen by a simulated event camera of `size` x `size` pixels, as frames.
 
     Scene: the 8x8 image, interpolated by Keys' cubic (1981), fills the sensor but for a margin of 1/8 on each side.
-    Movement: three saccades of 100 ms, as N-MNIST's (Orchard et al. 2015), around an equilateral triangle with a
-    circumradius of 0.9 image pixels (0.9 * 3/32 of the sensor's side); within a saccade the gaze accelerates and
-    brakes as (1 - cos) / 2.
-    Pixel: each remembers the ln(luminance + 0.1) of its last event; a departure from it by 0.25 (with 3 % fixed
-    mismatch between pixels) is an ON or OFF event and moves the memory by as much. The scene is computed every 8.3 ms
-    and ln luminance taken as linear between, so that events are timed to 1 microsecond. Noise: 0.3 events per pixel
-    and second, uniform.
+    Movement: three saccades of 100 ms, as N-MNIST's (Orchard et al. 2015), around an equilateral triangle with a circumradius of 0.9
+    image pixels (0.9 * 3/32 of the sensor's side); within a saccade the gaze accelerates and brakes as (1 - cos) / 2.
+    Pixel: each remembers the ln(luminance + 0.1) of its last event; a departure from it by 0.25 (with 3 % fixed mismatch between
+    pixels) is an ON or OFF event and moves the memory by as much. The scene is computed every 8.3 ms and ln luminance taken as linear
+    between, so that events are timed to 1 microsecond. Noise: 0.3 events per pixel and second, uniform.
     Not modelled: refractory period, bandwidth of the photoreceptor, leak events.
 
-    Shape of a sample [T, 2, size, size], counts, channel 0 OFF and 1 ON, framed as a real recording. The recordings
-    are fixed by (`sensor_seed`, index in the digits of scikit-learn); `seed` moves the augmentation only.
+    Shape of a sample [T, 2, size, size], counts, channel 0 OFF and 1 ON, framed as a real recording. The recordings are fixed by
+    (`sensor_seed`, index in the digits of scikit-learn); `seed` moves the augmentation only.
 
     Raises: UserError for a size outside 8..256.
     """
@@ -88,15 +82,10 @@ class DigitsDVS(LabelledSamples):
                 yield np.stack([frame(e, T, size, (size, size), framing) for e in block]), labels[first : first + 64]
             notes["events_per_recording"] = round(events / COUNT)
 
-        settings = {
-            "data": "digits_dvs",
-            "T": T,
-            "size": size,
-            "framing": framing,
-            "sensor_seed": sensor_seed,
-            "sensor": 1,
-        }
-        entry = prepared(root, settings, [("sklearn.datasets.load_digits", COUNT)], COUNT, (T, 2, size, size), produce, "digits_dvs")
+        settings = {"data": "digits_dvs", "T": T, "size": size, "framing": framing, "sensor_seed": sensor_seed, "sensor": 1}
+        entry = prepared(
+            root, settings, [Source("sklearn.datasets.load_digits", COUNT, 0)], COUNT, (T, 2, size, size), produce, "digits_dvs"
+        )
         everything = np.arange(COUNT)
         rest, test = carve(entry.labels, everything, test_fraction, split_seed, "dataset.test_fraction")
         train, val = carve(entry.labels, rest, val_fraction / (1 - test_fraction), split_seed + 1, "dataset.val_fraction")
@@ -104,10 +93,8 @@ class DigitsDVS(LabelledSamples):
         super().__init__(
             name="digits_dvs",
             classes=[str(digit) for digit in range(10)],
-            protocol=f"digits_dvs: {sizes(rows)} of scikit-learn's 1,797 digits, "
-            f"stratified by class (split_seed {split_seed}), simulated camera {size}x{size} (sensor_seed "
-            f"{sensor_seed}), "
-            f"T={T} frames of equal {framing}",
+            protocol=f"digits_dvs: {sizes(rows)} of scikit-learn's 1,797 digits, stratified by class (split_seed {split_seed}), "
+            f"simulated camera {size}x{size} (sensor_seed {sensor_seed}), T={T} frames of equal {framing}",
             directory=root,
             entry=entry,
             rows=rows,
@@ -118,7 +105,7 @@ class DigitsDVS(LabelledSamples):
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: luminance float64 [1797, 8, 8] in 0..1, labels int64 [1797]."""
+    """The digits of scikit-learn: luminance float64 [1797, 8, 8] in 0..1, labels int64 [1797]."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -157,22 +144,15 @@ def simulate(images: np.ndarray, size: int, sensor_seed: int, first: int) -> lis
         begin = memory[image, pixel] - before[image, pixel]
         share = (np.repeat(begin, repeats) + k * np.repeat(height, repeats)) / np.repeat(slope, repeats)
         t = times[step - 1] + share.clip(0.0, 1.0) * (times[step] - times[step - 1])
-        keys.append(
-            pack(
-                np.repeat(image, repeats),
-                t.astype(np.int64),
-                np.repeat(pixel, repeats),
-                np.repeat(number > 0, repeats),
-                size,
-            )
-        )
+        image_of, pixel_of, on_of = (np.repeat(of_pair, repeats) for of_pair in (image, pixel, number > 0))
+        keys.append(pack(image_of, t.astype(np.int64), pixel_of, on_of, size))
         memory[image, pixel] += repeats * height
         before = now
     return unpack(np.sort(np.concatenate(keys)), len(images), size)
 
 
 def saccades() -> tuple[np.ndarray, np.ndarray]:
-    """Times in microseconds [K] and gaze [K, 2] (x, y) in pixels of the 8x8 image along the three saccades."""
+    """The times in microseconds [K] and gaze [K, 2] (x, y) in pixels of the 8x8 image along the three saccades."""
     angles = TURN + np.deg2rad([90.0, 210.0, 330.0, 90.0])
     corners = RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     share = (1 - np.cos(np.pi * np.arange(1, SACCADE_STEPS + 1) / SACCADE_STEPS)) / 2
@@ -181,7 +161,7 @@ def saccades() -> tuple[np.ndarray, np.ndarray]:
 
 
 def resampling(gaze: np.ndarray, size: int) -> np.ndarray:
-    """Matrices [K, size, 8] that interpolate a line of 8 image pixels at the sensor's pixels, for K gaze positions.
+    """The matrices [K, size, 8] that interpolate a line of 8 image pixels at the sensor's pixels, for K gaze positions.
 
     Keys' cubic convolution with a = -1/2; outside the image lies paper (0).
     """
@@ -194,7 +174,7 @@ def resampling(gaze: np.ndarray, size: int) -> np.ndarray:
 
 
 def noise(position: int, size: int, sensor_seed: int, index: int, duration: int) -> np.ndarray:
-    """Packed background events of the recording `index`, a Poisson process over all pixels."""
+    """The packed background events of the recording `index`, a Poisson process over all pixels."""
     chance = np.random.default_rng([sensor_seed, index])
     number = chance.poisson(NOISE_HZ * size * size * duration * 1e-6)
     t, pixel = chance.integers(0, duration, number), chance.integers(0, size * size, number)
@@ -202,7 +182,7 @@ def noise(position: int, size: int, sensor_seed: int, index: int, duration: int)
 
 
 def pack(image: np.ndarray, t: np.ndarray, pixel: np.ndarray, p: np.ndarray, size: int) -> np.ndarray:
-    """Events as one int64 each that sorts by image, then time."""
+    """The events as one int64 each that sorts by image, then time."""
     return (((image << 20) + t) * (size * size) + pixel) * 2 + p
 
 

@@ -23,12 +23,11 @@ CHUNK = 1 << 18
 
 
 def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
-    """Downloads `path` from the first of `urls` that answers, unless it is there; what came of it before is continued.
+    """Download `path` from the first of `urls` that answers, unless it is there; what came of it before is continued.
 
     Until its md5 is right the file is called `<path>.part`. Processes that want the same file wait for the first one.
 
-    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5
-    or a full disk.
+    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5 or a full disk.
     """
     if path.exists():
         return path
@@ -57,15 +56,14 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
             os.replace(part, path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. Make room or choose another directory "
-            "(data_dir=DIR); "
+            f"{path} cannot be written: {error.strerror or error}. Make room or choose another directory (data_dir=DIR); "
             "what was fetched so far is kept and continued."
         ) from error
     return path
 
 
 def receive_from_any(urls: Sequence[str], part: Path, path: Path) -> None:
-    """Tries the addresses in turn, several rounds; every attempt continues what the one before it left."""
+    """Try the addresses in turn, several rounds; every attempt continues what the one before it left."""
     said = ""
     for attempt in range(ROUNDS * len(urls)):
         if attempt >= len(urls):
@@ -88,7 +86,7 @@ def receive_from_any(urls: Sequence[str], part: Path, path: Path) -> None:
 
 
 def receive(url: str, part: Path) -> None:
-    """Appends to `part` what is missing of `url`, or writes all of it where the server cannot give a part.
+    """Append to `part` what is missing of `url`, or write all of it where the server cannot give a part.
 
     Raises: HTTPError, URLError, ConnectionError if the answer ends early.
     """

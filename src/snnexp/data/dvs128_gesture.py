@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.data.augment import Augmentation
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes, loose, prepared
 from snnexp.data.events import DVS128, check_framing, check_sensor, frame, parse_aedat3
 from snnexp.data.files import File, read_ahead
 from snnexp.data.labelled import LabelledSamples
@@ -40,8 +40,7 @@ MD5 = "8a5c71fb11e24e5ca5b11866ca6c00a1"
 
 @dataclass(frozen=True)
 class Session:
-    """One AEDAT file and its trials: `labels` [n] 0..10, `starts` and `ends` [n] in microseconds of the sensor's
-    clock."""
+    """One AEDAT file and its trials: `labels` [n] 0..10, `starts` and `ends` [n] in microseconds of the sensor's clock."""
 
     file: File
     csv: Path
@@ -55,16 +54,14 @@ class Session:
 
 
 class DVS128Gesture(LabelledSamples):
-    """DVS128 Gesture (Amir et al. 2017, CVPR), AEDAT 3.1 with a table of trials per file, as T frames of `size` x
-    `size` cells.
+    """DVS128 Gesture (Amir et al. 2017, CVPR), cut into trials, as frames, shape of a sample [T, 2, size, size], counts.
 
-    Files: DvsGesture.tar.gz in `root` or `root`/download (unpacked once into `root`/extract), or its folder with
-    trials_to_train.txt in `root`, `root`/DvsGesture or `root`/extract/DvsGesture. It cannot be fetched by a program.
-    A sample is a row of *_labels.csv: the events with start <= t < end (1,176 to train and 288 to test, as
-    SpikingJelly counts).
-    Split: users 1 to 23 train, 24 to 29 test, as published; the validation part is `val_fraction` of the training
-    users, drawn by `split_seed`, so that nobody is in two parts.
-    Shape of a sample [T, 2, size, size], counts.
+    Files (AEDAT 3.1, with a table of trials each): DvsGesture.tar.gz in `root` or `root`/download (unpacked once into `root`/extract),
+    or its folder with trials_to_train.txt in `root`, `root`/DvsGesture or `root`/extract/DvsGesture. They cannot be fetched by a
+    program. A sample is a row of *_labels.csv: the events with start <= t < end (1,176 to train and 288 to test, as SpikingJelly
+    counts).
+    Split: users 1 to 23 train, 24 to 29 test, as published; the validation part is `val_fraction` of the training users, drawn by
+    `split_seed`, so that nobody is in two parts.
 
     Raises: MissingData with instructions, UserError for a damaged file or table or a framing that cannot be made.
     """
@@ -103,7 +100,7 @@ class DVS128Gesture(LabelledSamples):
         entry = prepared(
             root,
             {"data": "dvs128_gesture", "T": T, "size": size, "framing": framing},
-            [(name, path.stat().st_size) for s in both for name, path in ((s.file.name, s.file.path), (s.csv.name, s.csv))],
+            [source for s in both for source in (s.file.source, loose(s.csv))],
             count,
             (T, 2, size, size),
             produce,
@@ -116,9 +113,8 @@ class DVS128Gesture(LabelledSamples):
         super().__init__(
             name="dvs128_gesture",
             classes=CLASSES,
-            protocol=f"dvs128_gesture: {sizes(rows)}; test users as published; {words}; T={T} frames of equal "
-            f"{framing}, "
-            f"{size}x{size}" + published({"train": number, "test": count - number}, {"train": 1176, "test": 288}),
+            protocol=f"dvs128_gesture: {sizes(rows)}; test users as published; {words}; T={T} frames of equal {framing}, {size}x{size}"
+            + published({"train": number, "test": count - number}, {"train": 1176, "test": 288}),
             directory=root,
             entry=entry,
             rows=rows,
@@ -129,8 +125,7 @@ class DVS128Gesture(LabelledSamples):
 
 
 def carve_users(labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Divides the training rows into (train, val, words): val is all of some users, or single trials if there is but
-    one user."""
+    """Divide the training rows into (train, val, words): val is all of some users, or single trials if there is but one user."""
     names = np.unique(users[rows])
     if len(names) < 2:
         train, val = carve(labels, rows, fraction, seed, "dataset.val_fraction")
@@ -160,7 +155,7 @@ def sessions(folder: Path, listing: str) -> list[Session]:
             raise UserError(f"{csv}: has shape {table.shape}; needed are rows of class,startTime_usec,endTime_usec.")
         if table[:, 0].min() < 1 or table[:, 0].max() > len(CLASSES):
             raise UserError(f"{csv}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}.")
-        file = File(name, path.stat().st_size, -1, path)
+        file = File(loose(path, name), -1, path)
         found.append(Session(file, csv, table[:, 0] - 1, table[:, 1], table[:, 2]))
     return found
 
@@ -177,15 +172,14 @@ def unpacked(root: Path) -> Path:
         if archive.is_file():
             return unpack(archive, root / "extract" / "DvsGesture")
     raise MissingData(
-        f"dvs128_gesture: {root} holds no DVS128 Gesture. It must be fetched by hand: from "
-        f"https://research.ibm.com/interactive/dvsgesture/ get DvsGesture.tar.gz (md5 {MD5}), put it into "
-        f"{root / 'download'} as it "
-        f"is, or unpacked as {root}/DvsGesture/; then: snnexp data dataset=dvs128_gesture."
+        f"dvs128_gesture: {root} holds no DVS128 Gesture. It must be fetched by hand: get DvsGesture.tar.gz (md5 {MD5}) from "
+        f"https://research.ibm.com/interactive/dvsgesture/ and put it into {root / 'download'} as it is, "
+        f"or unpacked as {root}/DvsGesture/; then: snnexp data dataset=dvs128_gesture."
     )
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpacks into `folder`, under another name until it is whole; members that would land elsewhere are refused.
+    """Unpack into `folder`, under another name until it is whole; members that would land elsewhere are refused.
 
     Raises: UserError.
     """

@@ -20,8 +20,7 @@ PACKET = struct.Struct("<HHIIIIII")
 
 @dataclass(frozen=True)
 class Events:
-    """The events of one recording in the order of the file: `t` in microseconds, pixel `x`, `y`, polarity `p` (0 OFF,
-    1 ON).
+    """The events of one recording in the order of the file: `t` in microseconds, pixel `x`, `y`, polarity `p` (0 OFF, 1 ON).
 
     Shapes: all four [E]; `t` int64, `x` and `y` int32, `p` uint8. `x` runs to the right, `y` downwards.
     """
@@ -44,17 +43,16 @@ class Events:
 
 
 def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int, int], framing: str = "count") -> np.ndarray:
-    """Counts of a recording's events in `T` frames of `size` cells, shape [T, C, H, W] with channel 0 OFF and channel
-    1 ON, int64.
+    """The counts of a recording's events in `T` frames of `size` cells, int64 [T, C, H, W] with channel 0 OFF and channel 1 ON.
 
     `size` is one side or (H, W), `sensor` (H, W) in pixels. The event at pixel (x, y) falls into cell
-    (floor(x * W / sensor W), floor(y * H / sensor H)): counts stay integers and their sum is the number of events.
-    Where the ratio is not a whole number, cells cover one pixel more or less than their neighbours.
+    (floor(x * W / sensor W), floor(y * H / sensor H)): counts stay integers and their sum is the number of events. Where the ratio is
+    not a whole number, cells cover one pixel more or less than their neighbours.
 
-    `framing="count"`: frame i takes the events i*floor(E/T) to (i+1)*floor(E/T) in the order of the file, the last
-    frame also the E mod T that are left. `framing="time"`: frame i takes floor((t - t_min) / floor((t_max - t_min) /
-    T)), the last one also what is left; the order of events does not matter. Both are SpikingJelly's definitions
-    (`split_by` number and time), here also for recordings with empty frames or fewer events than `T`.
+    `framing="count"`: frame i takes the events i * floor(E / T) to (i + 1) * floor(E / T) in the order of the file, the last frame also
+    the E mod T that are left. `framing="time"`: the event at t falls into frame floor((t - t_min) / floor((t_max - t_min) / T)), the
+    last frame takes also what is left; the order of events does not matter. Both are SpikingJelly's definitions (`split_by` number and
+    time), here also for recordings with empty frames or fewer events than `T`.
 
     Raises: UserError for another framing, T < 1 or a size that the sensor does not have.
     """
@@ -76,7 +74,7 @@ def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int
 
 
 def check_framing(T: int, size: tuple[int, int], sensor: tuple[int, int], framing: str) -> None:
-    """Refuses a framing that cannot be made.
+    """Refuse a framing that cannot be made.
 
     Raises: UserError.
     """
@@ -92,7 +90,7 @@ def check_framing(T: int, size: tuple[int, int], sensor: tuple[int, int], framin
 
 
 def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
-    """Gives the events back if every one lies on the sensor (H, W).
+    """The same events, every one of which lies on the sensor (H, W).
 
     Raises: UserError naming the file and the first event that does not.
     """
@@ -100,10 +98,9 @@ def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
     if outside.any():
         i = int(outside.argmax())
         raise UserError(
-            f"{name}: event {i} lies at x={events.x[i]}, y={events.y[i]}, outside the sensor of "
-            f"{sensor[1]}x{sensor[0]} pixels "
-            "(width x height). The file is damaged or comes from another sensor (event_folder: set "
-            "dataset.sensor=[height,width])."
+            f"{name}: event {i} lies at x={events.x[i]}, y={events.y[i]}, outside the sensor of {sensor[1]}x{sensor[0]} pixels "
+            "(width x height). The file is damaged or comes from another sensor, or the recordings that the sensor was measured on "
+            "reach less far (event_folder: set dataset.sensor=[height,width])."
         )
     return events
 
@@ -127,14 +124,13 @@ def parse(data: bytes, name: str) -> Events:
 
 
 def parse_aedat2(data: bytes, name: str) -> Events:
-    """Events of an AEDAT 2.0 file of a DVS128, the format of CIFAR10-DVS: '#' lines, then pairs of big-endian 32-bit
-    address and time.
+    """The events of an AEDAT 2.0 file of a DVS128, the format of CIFAR10-DVS.
 
-    Address of the DVS128: bit 0 polarity (0 means ON), bits 1 to 7 the column counted from the right, bits 8 to 14 the
-    row counted from below, bit 15 marks an external trigger, which is no pixel's event and is left out. x and y are
-    exchanged, as SpikingJelly's reader does, because CIFAR10-DVS was recorded with the sensor on its side: x = 127 -
-    row, y = 127 - column. The 32-bit clock counts microseconds; a step back of more than half its range is a wrap and
-    is undone, a smaller one is kept.
+    '#' lines, then pairs of big-endian 32-bit address and time. Address of the DVS128: bit 0 polarity (0 means ON), bits 1 to 7 the
+    column counted from the right, bits 8 to 14 the row counted from below, bit 15 marks an external trigger, which is no pixel's event
+    and is left out. x and y are exchanged, as SpikingJelly's reader does, because CIFAR10-DVS was recorded with the sensor on its side:
+    x = 127 - row, y = 127 - column. The 32-bit clock counts microseconds; a step back of more than half its range is a wrap and is
+    undone, a smaller one is kept.
 
     Raises: UserError for an empty file, a missing header, another version, or a file that ends within an event.
     """
@@ -162,13 +158,12 @@ def parse_aedat2(data: bytes, name: str) -> Events:
 
 
 def parse_aedat3(data: bytes, name: str) -> Events:
-    """Polarity events of an AEDAT 3.1 file, the format of DVS128 Gesture: '#' lines to '#!END-HEADER', then
-    little-endian packets.
+    """The polarity events of an AEDAT 3.1 file, the format of DVS128 Gesture.
 
-    A packet has a header of 28 bytes (event type, source, event size, offset of the time stamp, overflow counter of
-    the clock, capacity, number, number of valid ones) and `number` events. A polarity event (type 1) has 8 bytes: bit
-    0 valid, bit 1 polarity (1 means ON), bits 2 to 16 y, bits 17 to 31 x; then the time in microseconds, 31 bits, to
-    which the overflow counter adds 2^31 each. Packets of other types are skipped, events not marked valid are left out.
+    '#' lines to '#!END-HEADER', then little-endian packets: a header of 28 bytes (event type, source, event size, offset of the time
+    stamp, overflow counter of the clock, capacity, number, number of valid ones) and `number` events. A polarity event (type 1) has 8
+    bytes: bit 0 valid, bit 1 polarity (1 means ON), bits 2 to 16 y, bits 17 to 31 x; then the time in microseconds, 31 bits, to which
+    the overflow counter adds 2^31 each. Packets of other types are skipped, events not marked valid are left out.
 
     Raises: UserError for a header without end, or a file that ends within a packet.
     """
@@ -186,9 +181,8 @@ def parse_aedat3(data: bytes, name: str) -> Events:
         if position > len(data) or (kind == 1 and (event_size != 8 or number > capacity)):
             if position <= len(data):
                 raise UserError(
-                    f"{name}: damaged packet header at byte {body - 28} ({number} events of {event_size} bytes in "
-                    "room for "
-                    f"{capacity}). Copy or download the file again."
+                    f"{name}: damaged packet header at byte {body - 28} ({number} events of {event_size} bytes in room for {capacity}). "
+                    "Copy or download the file again."
                 )
             raise cut_off(name, len(data), f"the packet that begins at byte {body - 28} reaches to byte {position}")
         if kind == 1:
@@ -202,12 +196,11 @@ def parse_aedat3(data: bytes, name: str) -> Events:
 
 
 def parse_atis(data: bytes, name: str) -> Events:
-    """Events of an ATIS .bin file, the format of N-MNIST: 5 bytes an event, big-endian: x, y, polarity (top bit), 23
-    bits of time.
+    """The events of an ATIS .bin file, the format of N-MNIST.
 
-    An event with y = 240 is no pixel's: the camera sends it when its 13-bit counter overflows, so 2^13 microseconds
-    are added to all later times and the event itself is left out (Orchard et al. 2015, their reading script). A step
-    back of more than half of the 23-bit clock is a wrap and is undone.
+    5 bytes an event, big-endian: x, y, polarity (top bit), 23 bits of time. An event with y = 240 is no pixel's: the camera sends it
+    when its 13-bit counter overflows, so 2^13 microseconds are added to all later times and the event itself is left out (Orchard et
+    al. 2015, their reading script). A step back of more than half of the 23-bit clock is a wrap and is undone.
 
     Raises: UserError for an empty file or one that ends within an event.
     """
@@ -223,11 +216,9 @@ def parse_atis(data: bytes, name: str) -> Events:
 
 
 def parse_numpy(data: bytes, name: str) -> Events:
-    """Events of a NumPy file: .npz with arrays t, x, y, p; .npy with a structured array of these fields or [E, 4]
-    columns t, x, y, p.
+    """The events of a NumPy file: .npz with arrays t, x, y, p; .npy with a structured array of these fields, or [E, 4] in this order.
 
-    Times are whole microseconds. A polarity above 0 is ON, so {0, 1}, {-1, 1} and booleans all mean what they should.
-    Pickled objects are refused.
+    Times are whole microseconds. A polarity above 0 is ON: {0, 1}, {-1, 1} and booleans all mean what they should. No pickled objects.
 
     Raises: UserError for anything else.
     """
@@ -272,14 +263,13 @@ def by_field(array: np.ndarray, name: str) -> dict[str, np.ndarray]:
     if array.ndim == 2 and array.shape[1] == 4:
         return dict(zip("txyp", array.T, strict=True))
     raise UserError(
-        f"{name}: an array of shape {array.shape} and type {array.dtype}; needed is [E, 4] with columns t, x, y, p, "
-        "or a structured array with these fields."
+        f"{name}: an array of shape {array.shape} and type {array.dtype}; "
+        "needed is [E, 4] with columns t, x, y, p, or a structured array with these fields."
     )
 
 
 def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
-    """Times of a clock of `bits` bits as int64, without its wraps: a step back of more than half the range adds the
-    range."""
+    """The times of a clock of `bits` bits as int64, without its wraps: a step back of more than half the range adds the range."""
     t = clock.astype(np.int64)
     wraps = np.diff(t) < -(2 ** (bits - 1))
     if wraps.any():
@@ -288,7 +278,7 @@ def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
 
 
 def whole_events(data: bytes, start: int, event_size: int, name: str) -> int:
-    """How many events of `event_size` bytes follow `start`.
+    """The number of events of `event_size` bytes that follow `start`.
 
     Raises: UserError if there is none or a part of one.
     """

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from snnexp.data.cache import Source, loose
 from snnexp.errors import MissingData, UserError
 
 # Folders of these names are splits, whatever their case; any other folder is a class.
@@ -24,17 +25,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class File:
-    """One sample's file: `name` relative to the data set, `bytes` long, of class `label`; in `archive` if it is not on
-    its own."""
+    """One sample's file, `source` to the cache, of class `label`; a member of `archive` if it is not on its own."""
 
-    name: str
-    bytes: int
+    source: Source
     label: int
     path: Path
     archive: zipfile.ZipFile | None = None
 
+    @property
+    def name(self) -> str:
+        """Its name relative to the data set."""
+        return self.source.name
+
     def read(self) -> bytes:
-        """All bytes.
+        """All its bytes.
 
         Raises: UserError if the file cannot be read or the archive's checksum denies it.
         """
@@ -50,7 +54,7 @@ class File:
 
 
 def natural(name: str) -> list[tuple[int, str | int]]:
-    """Sort key that counts: a2 before a10."""
+    """The sort key that counts: a2 before a10."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
@@ -58,7 +62,7 @@ def in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str) -> 
     """The files of a folder that end in one of `endings`, in natural order, named `prefix`/name."""
     with os.scandir(folder) as entries:
         found = [
-            File(f"{prefix}/{entry.name}", entry.stat().st_size, label, Path(entry.path))
+            File(loose(Path(entry.path), f"{prefix}/{entry.name}"), label, Path(entry.path))
             for entry in entries
             if entry.name.lower().endswith(tuple(endings)) and not entry.name.startswith(".") and entry.is_file()
         ]
@@ -66,8 +70,7 @@ def in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str) -> 
 
 
 def in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | None]) -> list[File]:
-    """The files in a zip archive that end in one of `endings` and get a label from their name, in natural order, read
-    in place.
+    """The files in a zip archive that end in one of `endings` and get a label from their name, in natural order.
 
     Raises: UserError if the archive is not whole.
     """
@@ -82,17 +85,16 @@ def in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | N
             continue
         label = label_of(info.filename)
         if label is not None:
-            found.append(File(info.filename, info.file_size, label, path, archive))
+            found.append(File(Source(info.filename, info.file_size, info.CRC), label, path, archive))
     return sorted(found, key=lambda file: natural(file.name))
 
 
 def in_class_folders(root: Path, endings: Sequence[str], kind: str) -> tuple[tuple[str, ...], dict[str, list[File]]]:
-    """Class names and files of `root`/<class>/ (as part "all") or `root`/{train,val,test}/<class>/ (as these parts).
+    """The class names and files of `root`/<class>/ (as part "all") or `root`/{train,val,test}/<class>/ (as these parts).
 
     Classes are the folder names in natural order, the same numbering in all parts.
 
-    Raises: MissingData if there are no class folders, UserError if a class has no file of the kind or splits and
-    classes mix.
+    Raises: MissingData if there are no class folders, UserError if a class has no file of the kind or splits and classes mix.
     """
     if not root.is_dir():
         raise MissingData(f"{root} does not exist. {folder_help(kind, endings)}")
@@ -130,13 +132,13 @@ def folders(path: Path) -> list[str]:
 
 def folder_help(kind: str, endings: Sequence[str]) -> str:
     return (
-        f"Needed are {kind} ({', '.join(endings)}) as <root>/<class>/FILE, which is split by class, or as "
-        "<root>/{train,val,test}/<class>/FILE. Name the directory with dataset.root=DIR."
+        f"Needed are {kind} ({', '.join(endings)}) as <root>/<class>/FILE, which is split by class, "
+        "or as <root>/{train,val,test}/<class>/FILE. Name the directory with dataset.root=DIR."
     )
 
 
 def read_ahead(items: Iterable[File], work: Callable[[File], Result]) -> Iterator[Result]:
-    """work(file) for every file, in order, computed by a few threads that stay a little ahead."""
+    """`work` of every file, in order, computed by a few threads that stay a little ahead."""
     threads = min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(threads) as pool:
         rest = iter(items)

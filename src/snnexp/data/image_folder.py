@@ -21,15 +21,14 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFolder(LabelledSamples):
-    """Images in class folders, `root`/<class>/ or `root`/{train,val,test}/<class>/, shape of a sample [channels, size,
-    size], uint8.
+    """Images in class folders as squares, shape of a sample [channels, size, size], uint8.
 
-    An image is scaled so that its shorter side is `size` (bilinear, antialiased), then cut to the square in the
-    middle; one of another number of channels is converted (`channels` 3: RGB, 1: luminance). Of an animation the first
-    picture is taken.
+    Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. An image is scaled so that its shorter side is `size` (bilinear,
+    antialiased), then cut to the square in the middle; one of another number of channels is converted (`channels` 3: RGB, 1:
+    luminance). Of an animation the first picture is taken.
     Split: what is not there is carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
-    `mean` and `std` per channel for values 0..1; None measures them on the training part. `T` is not used here: the
-    model repeats a still image.
+    `mean` and `std` per channel for values 0..1; None measures them on the training part.
+    `T` is not used here: the model repeats a still image.
 
     Raises: MissingData if there are no class folders, UserError for a file that is no whole image.
     """
@@ -70,7 +69,7 @@ class ImageFolder(LabelledSamples):
         entry = prepared(
             root,
             {"data": "image_folder", "size": size, "channels": channels},
-            [(file.name, file.bytes) for file in files],
+            [file.source for file in files],
             len(files),
             (channels, size, size),
             produce,
@@ -95,7 +94,7 @@ class ImageFolder(LabelledSamples):
 
 
 def square(file: File, size: int, mode: str) -> np.ndarray:
-    """The middle square of an image as uint8 [C, size, size].
+    """The middle square of an image, uint8 [C, size, size].
 
     Raises: UserError if the file is no whole image that Pillow reads.
     """
@@ -104,8 +103,7 @@ def square(file: File, size: int, mode: str) -> np.ndarray:
     data = file.read()
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # ImageOps.fit scales to cover the square and cuts evenly; BILINEAR in Pillow widens its support when it
-            # shrinks.
+            # ImageOps.fit scales to cover the square and cuts evenly; BILINEAR in Pillow widens its support when it shrinks.
             fitted = ImageOps.fit(image.convert(mode), (size, size), method=Image.Resampling.BILINEAR)
             pixels = np.asarray(fitted, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

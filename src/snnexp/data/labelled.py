@@ -1,9 +1,9 @@
-"""What every classification data set of this room is once prepared: samples on disk, labels, a split and a
-normalisation."""
+"""What every classification data set of this room is once prepared: samples on disk, labels, a split and a normalisation."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ SPLITS = ("train", "val", "test")
 
 
 class View(Dataset):
-    """One split of a data set; hands out whole batches, event frames as [T, N, C, H, W] and still images as [N, C, H,
-    W]."""
+    """One split of a data set in whole batches, event frames [T, N, C, H, W] or still images [N, C, H, W]."""
 
     def __init__(self, entry: Entry, rows: np.ndarray, augmentation: Augmentation | None, seed: int) -> None:
         self.samples = entry.samples
@@ -35,8 +34,7 @@ class View(Dataset):
         return len(self.rows)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch of `keys` = (epoch, index) pairs: x uint8 or uint16, y int64 [N]; the epoch moves the augmentation
-        only."""
+        """The batch of `keys` = (epoch, index) pairs, x uint8 or uint16 and y int64 [N]; the epoch moves the augmentation only."""
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         rows = self.rows[indices]
         shape = self.samples.shape[1:]
@@ -61,9 +59,9 @@ class View(Dataset):
 class LabelledSamples:
     """Samples with a class each, a split and a normalisation that comes from the training part only.
 
-    `centred`: normalisation subtracts the mean of each channel (still images) or leaves 0 at 0, where no event
-    happened, and only divides (event frames, by the root of the mean square). `mean` and `std` in units of the stored
-    integers replace the statistics of the data.
+    `centred`: normalisation subtracts the mean of each channel (still images); otherwise it only divides, by the root of the mean
+    square, and 0 stays 0 where no event happened (event frames). `mean` and `std`, in units of the stored integers, replace the
+    statistics of the data.
     """
 
     name: str
@@ -106,11 +104,12 @@ class LabelledSamples:
         measured_mean, measured_std = self.statistics(self.rows["train"])
         self.mean = torch.tensor(mean if mean is not None else measured_mean, dtype=torch.float32)
         self.std = torch.tensor(std if std is not None else measured_std, dtype=torch.float32)
+        self.digests = {split: self.digest(self.rows[split]) for split in SPLITS}
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def splits(self) -> dict[str, int]:
-        """Number of samples of train, val and test."""
+        """The number of samples of train, val and test."""
         return {split: len(self.rows[split]) for split in SPLITS}
 
     def view(self, split: str, augment: bool = False) -> View:
@@ -124,8 +123,7 @@ class LabelledSamples:
         return View(self.entry, rows, self.augmentation if augment else None, self.seed)
 
     def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch with x as normalised float32, (x - mean) / std per channel, on the device where it lies; y is
-        passed on."""
+        """The batch with x as normalised float32, (x - mean) / std per channel, on the device where it lies."""
         x, y = batch
         if x.device not in self._on_device:
             # (x - mean) / std as x * scale + offset, one pass over the batch.
@@ -136,8 +134,7 @@ class LabelledSamples:
         return (x.add_(offset) if self.centred else x), y
 
     def statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel over samples, frames and pixels, for `prepare`; 0 and 1 without
-        samples."""
+        """The mean and standard deviation of each channel over samples, frames and pixels; 0 and 1 without samples."""
         channels = self.shape[-3]
         total = len(rows) * int(np.prod(self.shape)) / channels
         if total == 0:
@@ -149,29 +146,32 @@ class LabelledSamples:
         return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a constant channel stays as it is
 
     def state_dict(self) -> dict[str, Any]:
-        """Classes, normalisation and the identity of each split: what a checkpoint must keep to know its data again, or judge others."""
-        return {"classes": list(self.classes), "mean": self.mean.clone(), "std": self.std.clone(), "split": self.digests()}
+        """What a checkpoint must keep to know its data again, or to judge others: classes, normalisation and a digest of each split."""
+        return {"classes": list(self.classes), "mean": self.mean.clone(), "std": self.std.clone(), "split": dict(self.digests)}
 
-    def digests(self) -> dict[str, str]:
-        """A fingerprint of each split: its samples' sums and classes in order, whatever their files are called."""
-        return {
-            split: hashlib.sha256(self.entry.sums[rows].tobytes() + self.entry.labels[rows].tobytes()).hexdigest()[:16]
-            for split, rows in self.rows.items()
-        }
+    def digest(self, rows: np.ndarray) -> str:
+        """The hash of a choice of samples: rows, classes, names and checksums of the sources, numbers of events.
+
+        It is the same on every machine, wherever the data lie, and for every T, framing and size.
+        """
+        sources = json.dumps(self.entry.checksums)
+        parts = [sources.encode(), rows.astype("<i8").tobytes(), self.entry.labels[rows].astype("<i8").tobytes()]
+        if not self.centred:  # a simulated recording has no file; event frames always add up to the number of its events
+            parts.append(self.entry.sums[rows, 0].astype("<i8").tobytes())
+        return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()[:16]
 
     def same_samples(self, state: dict[str, Any]) -> bool:
-        """True if the splits are those of a saved state."""
-        return state["split"] == self.digests()
+        """Whether a run's `state_dict` is of the same samples in the same splits; True where it says nothing about them."""
+        return state.get("split", self.digests) == self.digests
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over the normalisation of a run.
+        """Take over the normalisation of a run, whatever its samples (`same_samples`).
 
         Raises: UserError if the run knows other classes or channels.
         """
         if list(state["classes"]) != list(self.classes):
             raise UserError(
-                f"The run was trained on the classes {', '.join(state['classes'])}, but {self.name} in "
-                f"{self.directory} has "
+                f"The run was trained on the classes {', '.join(state['classes'])}, but {self.name} in {self.directory} has "
                 f"{', '.join(self.classes)}. Give data with the same classes in the same order."
             )
         if state["mean"].shape != self.mean.shape:

@@ -14,7 +14,7 @@ NOTICE_SECONDS = 2.0
 
 @contextmanager
 def lock(path: Path, title: str) -> Iterator[None]:
-    """Holds an advisory lock that dies with its process; where the disk knows no locks it holds nobody up."""
+    """Hold an advisory lock that dies with its process; where the disk knows no locks it holds nobody up."""
     try:
         import fcntl
     except ImportError:  # not on Windows

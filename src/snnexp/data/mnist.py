@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.data.augment import Augmentation
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes, loose, prepared
 from snnexp.data.download import fetch
 from snnexp.data.labelled import LabelledSamples
 from snnexp.data.resize import check_size, resized
@@ -29,10 +29,10 @@ BLOCK = 2048
 class IdxImages(LabelledSamples):
     """The four idx files of MNIST or one of its successors as still images, shape of a sample [1, size, size], uint8.
 
-    Files: *-ubyte or *-ubyte.gz in `root`, `root`/download, `root`/raw or `root`/<archive_name>/raw (torchvision's
-    place). `download` fetches what is missing, addresses and md5 are torchvision's.
-    Split: the t10k files are the test; `val_fraction` of the train files is the validation part (stratified,
-    `split_seed`). `T` is not used here: the model repeats a still image.
+    Files: *-ubyte or *-ubyte.gz in `root`, `root`/download, `root`/raw or `root`/<archive_name>/raw (torchvision's place). `download`
+    fetches what is missing, addresses and md5 are torchvision's.
+    Split: the t10k files are the test; `val_fraction` of the train files is the validation part (stratified, `split_seed`).
+    `T` is not used here: the model repeats a still image.
 
     Raises: MissingData if a file is missing, UserError for a damaged one.
     """
@@ -65,8 +65,8 @@ class IdxImages(LabelledSamples):
         missing = [name for part in FILES for name, path in zip(FILES[part], found[part], strict=True) if path is None]
         if missing:
             raise MissingData(
-                f"{self.data_name}: {root} holds no {', '.join(missing)} (.gz or not). Fetch them with: "
-                f"snnexp data dataset={self.data_name}. Or put the original files there by hand."
+                f"{self.data_name}: {root} holds no {', '.join(missing)} (.gz or not). "
+                f"Fetch them with: snnexp data dataset={self.data_name}. Or put the original files there by hand."
             )
         files = {part: (images, labels) for part, (images, labels) in found.items() if images and labels}
 
@@ -84,7 +84,7 @@ class IdxImages(LabelledSamples):
         entry = prepared(
             root,
             {"data": self.data_name, "size": size},
-            [(path.name, path.stat().st_size) for pair in files.values() for path in pair],
+            [loose(path) for pair in files.values() for path in pair],
             None,
             (1, size, size),
             produce,
@@ -134,23 +134,13 @@ class FashionMNIST(IdxImages):
     __doc__ = f"Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): articles of clothing.\n\n{IdxImages.__doc__}"
     data_name = "fashion_mnist"
     archive_name = "FashionMNIST"
-    class_names = (
-        "t-shirt_top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle_boot",
-    )
+    class_names = ("t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
 
 
 def parse_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array in an idx file: two zero bytes, type 8 (unsigned byte), number of dimensions, sizes as
-    big-endian 32 bit.
+    """The uint8 array in an idx file (labels: int64).
+
+    Two zero bytes, type 8 (unsigned byte), number of dimensions, sizes as big-endian 32 bit, then the values.
 
     Raises: UserError for another magic number or a file that is shorter or longer than its header says.
     """

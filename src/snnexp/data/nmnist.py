@@ -22,14 +22,12 @@ MD5 = {"Train": "20959b8e626244a1b502305a9e6e2031", "Test": "69ca8762b2fe404d9b9
 
 
 class NMNIST(LabelledSamples):
-    """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437), ATIS .bin files, as T frames of `size`
-    x `size` cells.
+    """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437) as frames, shape of a sample [T, 2, size, size], counts.
 
-    Files, for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
+    Files (ATIS .bin), for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
     `root`/download/Train.zip, `root`/Train.zip. The archives cannot be fetched by a program.
-    Split: Test is the test; `val_fraction` of Train is the validation part. If there is no Test, `test_fraction` of
-    Train becomes the test first, and the protocol says so. If there is only Test, the data can be judged but not
-    trained on. Shape of a sample [T, 2, size, size], counts.
+    Split: Test is the test; `val_fraction` of Train is the validation part. If there is no Test, `test_fraction` of Train becomes the
+    test first, and the protocol says so. If there is only Test, the data can be judged but not trained on.
 
     Raises: MissingData with instructions, UserError for a damaged file or a framing that cannot be made.
     """
@@ -54,11 +52,9 @@ class NMNIST(LabelledSamples):
         of_part = {part: files for part in ("Train", "Test") if (files := recordings(root, part))}
         if not of_part:
             raise MissingData(
-                f"nmnist: {root} holds no recordings. They must be fetched by hand: from "
-                f"https://www.garrickorchard.com/datasets/n-mnist get Train.zip (md5 {MD5['Train']}) and Test.zip "
-                f"(md5 {MD5['Test']}), put both into {root / 'download'} as they are, or unpacked as "
-                f"{root}/Train/<0-9>/*.bin and "
-                f"{root}/Test/<0-9>/*.bin; then: snnexp data dataset=nmnist."
+                f"nmnist: {root} holds no recordings. They must be fetched by hand: from https://www.garrickorchard.com/datasets/n-mnist "
+                f"get Train.zip (md5 {MD5['Train']}) and Test.zip (md5 {MD5['Test']}), put both into {root / 'download'} as they are, "
+                f"or unpacked as {root}/Train/<0-9>/*.bin and {root}/Test/<0-9>/*.bin; then: snnexp data dataset=nmnist."
             )
         files = [file for part in of_part.values() for file in part]
 
@@ -68,7 +64,7 @@ class NMNIST(LabelledSamples):
         entry = prepared(
             root,
             {"data": "nmnist", "T": T, "size": size, "framing": framing},
-            [(file.name, file.bytes) for file in files],
+            [file.source for file in files],
             len(files),
             (T, 2, size, size),
             produce,

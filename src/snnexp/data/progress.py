@@ -18,19 +18,12 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Shows `title` with the share of `total` (None: not known) done on standard error; the function it gives is
-    called with every step forward."""
+    """Show on standard error how much of `total` (None: not known) is done; the function it gives is called with every step forward."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda by: bar.advance(task, by)

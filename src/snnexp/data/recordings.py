@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from snnexp.data.cache import prepared
 from snnexp.data.events import Events, check_sensor, frame
 from snnexp.data.files import File, read_ahead
+from snnexp.errors import UserError
 
 Parse = Callable[[bytes, str], Events]
 
@@ -15,7 +18,7 @@ Parse = Callable[[bytes, str], Events]
 def framed(
     files: Sequence[File], parse: Parse, T: int, size: int, sensor: tuple[int, int], framing: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frames [1, T, 2, size, size] and label [1] of each file.
+    """The frames [1, T, 2, size, size] and label [1] of each file.
 
     Raises: UserError for a damaged file or an event outside the sensor.
     """
@@ -27,14 +30,21 @@ def framed(
     yield from read_ahead(files, work)
 
 
-def sensor_of(files: Sequence[File], parse: Parse) -> tuple[int, int]:
-    """(H, W) of the smallest sensor on which all events of all files lie; reads every file."""
+def extents(root: Path, files: Sequence[File], parse: Parse, title: str) -> np.ndarray:
+    """The (height, width) in pixels of the smallest sensor on which all events of each file lie, int64 [M, 2].
 
-    def work(file: File) -> tuple[int, int]:
+    Every file is read once; what was found is kept in `root`/cache.
+
+    Raises: UserError for a damaged file.
+    """
+
+    def work(file: File) -> tuple[np.ndarray, np.ndarray]:
         events = parse(file.read(), file.shown)
-        return (int(events.y.max()) + 1, int(events.x.max()) + 1) if len(events) else (1, 1)
+        extent = (int(events.y.max()) + 1, int(events.x.max()) + 1) if len(events) else (1, 1)
+        if max(extent) > 65535:
+            raise UserError(f"{file.shown}: events reach to {extent[1]}x{extent[0]} pixels; no sensor is wider than 65535.")
+        return np.array(extent).reshape(1, 1, 1, 2), np.array([file.label])
 
-    height, width = 1, 1
-    for rows, columns in read_ahead(files, work):
-        height, width = max(height, rows), max(width, columns)
-    return height, width
+    sources = [file.source for file in files]
+    entry = prepared(root, {"data": "extents"}, sources, len(files), (1, 1, 2), lambda notes: read_ahead(files, work), title)
+    return entry.samples.reshape(-1, 2).astype(np.int64)

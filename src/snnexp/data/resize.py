@@ -9,13 +9,16 @@ from snnexp.errors import UserError
 
 
 def check_size(size: int) -> None:
-    """Raises: UserError for a side that no image can have."""
+    """Refuse a side that no image can have.
+
+    Raises: UserError.
+    """
     if not 1 <= size <= 4096:
         raise UserError(f"dataset.size is {size}; allowed are 1 to 4096 pixels.")
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Images uint8 [k, C, H, W] as uint8 [k, C, size, size]: bilinear, with antialiasing where it shrinks, rounded."""
+    """The images uint8 [k, C, H, W] as uint8 [k, C, size, size]: bilinear, with antialiasing where it shrinks, rounded."""
     if images.shape[-2:] == (size, size):
         return images
     x = torch.from_numpy(images.astype(np.float32))

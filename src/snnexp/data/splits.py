@@ -1,5 +1,4 @@
-"""Splits by class that depend on a fixed seed only: never on the seed of a training, the order of a directory or the
-machine."""
+"""Splits by class that depend on a fixed seed only: never on the seed of a training, the order of a directory or the machine."""
 
 from __future__ import annotations
 
@@ -9,11 +8,10 @@ from snnexp.errors import UserError
 
 
 def carve(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, option: str) -> tuple[np.ndarray, np.ndarray]:
-    """Divides `rows` into (kept, carved): of every class round(`fraction` * n) rows are carved, drawn by (`seed`,
-    class).
+    """Divide `rows` into (kept, carved): of every class round(`fraction` * n) rows are carved, drawn by (`seed`, class).
 
-    Shapes: labels int64 [M], rows int64 [k] pointing into labels; both results ascend. A class of two rows or more
-    keeps one and gives one, unless the fraction is 0.
+    Shapes: labels int64 [M], rows int64 [k] pointing into labels; both results ascend. A class of two rows or more keeps one and gives
+    one, unless the fraction is 0.
 
     Raises: UserError if the fraction is not in [0, 1), naming the `option` that gave it.
     """
@@ -33,28 +31,32 @@ def carve(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, opti
 def divide(
     labels: np.ndarray, parts: dict[str, np.ndarray], val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Rows of train, val and test from the parts that a data set brings along, and words that say how they came about.
+    """The rows of train, val and test from the parts that a data set brings along, and words that say how they came about.
 
-    `parts` are rows called train, val and test (any of them), or "all" for an undivided set. A missing test part is
-    `test_fraction` of the training rows, a missing val part is `val_fraction` of what then remains; both stratified by
-    class. Without training rows nothing is carved: such data can only be judged.
+    `parts` are rows called train, val and test (any of them), or "all" for an undivided set. A missing test part is `test_fraction` of
+    the training rows, a missing val part is `val_fraction` of what then remains; both stratified by class. Without training rows
+    nothing is carved: such data can only be judged.
     """
     rows = {name: np.sort(parts.get(name, np.empty(0, dtype=np.int64))) for name in ("train", "val", "test")}
-    given = [name for name in ("val", "test") if name in parts]
+    given = [name for name in ("val", "test") if name in parts and len(parts[name])]
     words = [f"{' and '.join(given)} as given"] if given else []
     if "all" in parts:
         rows["train"] = np.sort(parts["all"])
+    carved = []
     if len(rows["train"]):
         pool = "all" if "all" in parts else "train"
         if "test" not in parts:
             rows["train"], rows["test"] = carve(labels, rows["train"], test_fraction, seed, "dataset.test_fraction")
-            words.append(f"test is {test_fraction:.0%} of {pool} (no test part was there)")
+            if len(rows["test"]):
+                carved.append(f"test is {test_fraction:.0%} of {pool} (no test part was there)")
         if "val" not in parts:
             # Another seed than the test's, so that a class of equal number does not draw the same positions again.
             rows["train"], rows["val"] = carve(labels, rows["train"], val_fraction, seed + 1, "dataset.val_fraction")
-            words.append(f"val is {val_fraction:.0%} of {'train' if 'test' in parts else 'the rest'}")
-        if len(given) < 2:
-            words.append(f"stratified by class, split_seed {seed}")
+            if len(rows["val"]):
+                carved.append(f"val is {val_fraction:.0%} of {'the rest' if len(rows['test']) and 'test' not in parts else pool}")
+    if carved:
+        words += [*carved, f"stratified by class, split_seed {seed}"]
+    words += [f"no {name} part" for name in ("train", "val", "test") if not len(rows[name])]
     return rows, ", ".join(words)
 
 
@@ -64,7 +66,7 @@ def sizes(rows: dict[str, np.ndarray]) -> str:
 
 
 def published(found: dict[str, int], original: dict[str, int]) -> str:
-    """Words for the protocol if the data at hand is not as large as the published one."""
+    """The words for the protocol if the data at hand is not as large as the published one."""
     if found == original:
         return ""
     there = ", ".join(f"{found.get(name, 0):,} of {number:,} {name}" for name, number in original.items())

@@ -15,7 +15,7 @@ from snnexp.build import Experiment
 from snnexp.engine import results
 from snnexp.engine.evaluation import Evaluation, evaluate, to_device
 from snnexp.engine.progress import Stopwatch
-from snnexp.engine.restart import link, restore, save, save_error
+from snnexp.engine.restart import discard, link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
@@ -177,9 +177,12 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     """Count the epoch as done, log its metrics, choose the best epoch, write the checkpoints that are due."""
     training = x.task.metrics(x.ranks.total(state.counts))
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
+    ranked = {epoch for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
     results.log_epoch(x, state, training, validation)
     save(x, state, *names_due(x, state, is_best))
+    if x.ranks.main:
+        discard(x, state, fallen=ranked - {epoch for _, epoch in state.ranking})
 
 
 def names_due(x: Experiment, state: State, is_best: bool) -> list[str]:

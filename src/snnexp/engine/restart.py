@@ -22,13 +22,12 @@ OTHER_SAMPLES = (
 
 
 def save(x: "Experiment", state: State, name: str, *more: str) -> None:
-    """Write checkpoint `name`, and give it the other names, in this order; old ones go. Every rank must call it."""
+    """Write checkpoint `name`, and give it the other names, in this order. Every rank must call it."""
     ranks = x.ranks.gather(rank_state(x, state))
     if x.ranks.main:
         checkpoint.save(x.run.checkpoint(name), contents(x, state, ranks))
         for other in more:
             checkpoint.link(x.run.checkpoint(name), x.run.checkpoint(other))
-        discard(x, state)
         x.run.update_status(epoch=state.epoch, step=state.step)
     x.ranks.barrier()
 
@@ -84,14 +83,15 @@ def circumstances(x: "Experiment") -> dict[str, Any]:
     }
 
 
-def discard(x: "Experiment", state: State) -> None:
-    """Remove the epoch checkpoints that are neither due by `save_freq`, at most `keep_last` of them, nor among the `keep_best` best."""
+def discard(x: "Experiment", state: State, fallen: set[int]) -> None:
+    """Remove the epoch checkpoints that fell out of the `keep_best` best, unless due by `save_freq`, and those beyond `keep_last`."""
     paths = x.run.checkpoints.glob("checkpoint_epoch*.pth")
     files = {int(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch(\d+)\.pth", path.name))}
-    best = {int(epoch) for _, epoch in state.ranking} if x.config.keep_best > 1 else set()
-    regular = sorted(epoch for epoch in files if epoch % x.config.save_freq == 0)
-    kept = best | set(regular if x.config.keep_last is None else regular[-x.config.keep_last :])
-    for epoch in files.keys() - kept:
+    best = {epoch for _, epoch in state.ranking} if x.config.keep_best > 1 else set()
+    gone = {epoch for epoch in fallen if epoch % x.config.save_freq}
+    if x.config.keep_last is not None:
+        gone |= set(sorted(files.keys() - best)[: -x.config.keep_last])
+    for epoch in gone & files.keys():
         files[epoch].unlink()
 
 

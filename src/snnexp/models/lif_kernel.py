@@ -5,7 +5,9 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
@@ -14,8 +16,8 @@ from pathlib import Path
 import torch
 
 SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf")
-# No contraction to FMA: spikes and membranes must equal SpikingJelly's bit for bit.
-FLAGS = "-std=c99 -O3 -march=native -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC".split()
+# No contraction to FMA, no fast math (not even from CC): spikes and membranes must equal SpikingJelly's bit for bit.
+FLAGS = "-std=c99 -O3 -fno-fast-math -march=native -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC".split()
 SOURCE = Path(__file__).with_name("lif_kernel.c")
 
 _building = threading.Lock()
@@ -31,34 +33,40 @@ class Parameters(ctypes.Structure):
 
 
 def load() -> ctypes.CDLL | None:
-    """Return the compiled library, or None where this machine cannot make it (`reason` then says why)."""
+    """The compiled library, or None where this machine cannot make it (`reason` then says why)."""
     with _building:
         return _load()[0]
 
 
 def reason() -> str:
-    """Return how the library was made, or why there is none."""
+    """How the library was made, or why there is none."""
     with _building:
         return _load()[1]
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        return None, "no C compiler"
+    wanted = os.environ.get("CC", "").strip() or "cc"
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        program, *options = shlex.split(wanted)
+    except ValueError as error:
+        return None, f"CC={wanted} is no command ({error})"
+    compiler = shutil.which(program)
+    if compiler is None:
+        return None, f"no C compiler ({program})"
+    command = [compiler, *options]
+    try:
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
         # -march=native: a library made on another machine of the same home directory may hold unknown instructions.
-        key = "\0".join([SOURCE.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()])
-        name = f"lif-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+        key = "\0".join([SOURCE.read_text(), *options, *FLAGS, version, platform.machine(), _processor()])
+        name = f"lif-{_digest(key.encode())}"
+        how = (version.splitlines() or [compiler])[0]
         try:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnexp"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            library = _compile(compiler, folder, name)
-        except (OSError, RuntimeError):  # a home that is read-only, full or absent: good for this process alone
+            library = _cached(command, _cache_folder(), name)
+        except (OSError, RuntimeError) as error:  # a home that is read-only, full, absent or open to others: good for this process alone
             with tempfile.TemporaryDirectory(prefix="snnexp-") as folder:
-                library = _compile(compiler, Path(folder), name)
+                library = _cached(command, Path(folder), name)
+            how += f", not kept: {error}"
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} failed: {(error.stderr or '').strip()[-300:]}"
     except OSError as error:
@@ -66,22 +74,49 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.lif_forward.argtypes = [pointer, number, number, integer, integer] + [pointer] * 4
     library.lif_backward.argtypes = [pointer, number, number, integer, integer] + [pointer] * 6
-    return library, version.splitlines()[0]
+    return library, how
 
 
-def _compile(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
-    path = folder / name
-    if not path.exists():
-        # Several processes may come here at once: each builds its own file, the rename is atomic, the last one stays.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
-        os.close(handle)
-        try:
-            command = [compiler, *FLAGS, str(SOURCE), "-o", temporary, "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return ctypes.CDLL(str(path))
+def _cache_folder() -> Path:
+    """The folder that keeps the library; PermissionError if another user could put one of his own there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnexp"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _only_ours(folder):
+        raise PermissionError(f"{folder} belongs to, or can be written by, another user")
+    return folder
+
+
+def _only_ours(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _cached(command: list[str], folder: Path, name: str) -> ctypes.CDLL:
+    # The digest of its content is in the name of a library, so that one damaged on the disk is not loaded but made again.
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if _only_ours(path) and path.name == f"{name}-{_digest(path.read_bytes())}.so":
+            return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(_compile(command, folder, name)))
+
+
+def _compile(command: list[str], folder: Path, name: str) -> Path:
+    # Several processes may come here at once: each builds its own file, the rename is atomic, the last one stays.
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
+    os.close(handle)
+    try:
+        subprocess.run([*command, *FLAGS, str(SOURCE), "-o", temporary, "-lm"], capture_output=True, text=True, check=True)
+        os.chmod(temporary, 0o700)  # the linker made the file anew, as the umask has it
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+            path = folder / f"{name}-{_digest(file.read())}.so"
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _processor() -> str:
@@ -94,7 +129,7 @@ def _processor() -> str:
 
 
 def threads() -> int:
-    """Return how many threads a call may use: torch's, or 1 after a fork, which GNU OpenMP's pool does not survive."""
+    """How many threads a call may use: torch's, or 1 after a fork, which GNU OpenMP's pool does not survive."""
     return 1 if _in_forked_child else torch.get_num_threads()
 
 
