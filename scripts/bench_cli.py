@@ -1,6 +1,6 @@
 """How long a person waits: `snnexp --help`, and from Enter to the first training step.
 
-    python scripts/bench_cli.py [RUNS]
+python scripts/bench_cli.py [RUNS]
 """
 
 import re

@@ -190,9 +190,7 @@ def test_other_data_of_the_same_kind_are_judged_by_the_runs_own_statistics(train
             data.load_state_dict(saved["data"])
         model = build.model(settings, data)
         model.load_state_dict(saved["state_dict"])
-        judged = evaluate(
-            model, build.task(settings), data, "test", batch_size=16, ranks=Ranks(0, 1, CPU), precision=resolve("fp32", CPU)
-        )
+        judged = evaluate(model, build.task(settings), data, "test", batch_size=16, ranks=Ranks(0, 1, CPU), precision=resolve("fp32", CPU))
         losses[statistics] = judged.metrics["Loss"]
     assert report["metrics"]["Loss"] == pytest.approx(losses["the run's"]) != pytest.approx(losses["their own"])
 

@@ -268,9 +268,7 @@ def test_it_is_quick_and_does_not_import_torch(repository, run_dir):
     )
     environment = os.environ | {"PYTHONPATH": str(Path(snnexp.__file__).parents[1])}
     run = [sys.executable, "-c", program, str(run_dir)]
-    took = [
-        float(subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout) for _ in range(3)
-    ]
+    took = [float(subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout) for _ in range(3)]
     assert min(took) < 0.3
     start = time.perf_counter()
     written(run_dir)

@@ -19,6 +19,7 @@ from snnexp.rundir import read_json
 GROUPS = ("optimizer", "scheduler", "logger", "task", "dataset", "model", "experiment", "debug")
 """The config groups; all but the last two are nodes of the config."""
 
+
 @dataclass
 class TrainConfig:
     """The keys that mean one thing everywhere; conf/train.yaml says what each is for, and gives it its value."""

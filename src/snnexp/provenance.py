@@ -98,9 +98,7 @@ class _Repository:
         return "\n".join(lines).encode(errors="surrogateescape") + b"\n" + self.patch
 
 
-def _record(
-    argv: list[str], seed: int, source_dir: Path | None, run_dir: Path | None
-) -> tuple[dict[str, Any], list[_Repository]]:
+def _record(argv: list[str], seed: int, source_dir: Path | None, run_dir: Path | None) -> tuple[dict[str, Any], list[_Repository]]:
     reasons: dict[str, str] = {}
 
     def found(name: str, look: Callable[[], Any]) -> Any:

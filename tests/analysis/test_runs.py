@@ -292,7 +292,6 @@ def test_a_thousand_runs_are_quick(tmp_path):
 
 def test_neither_torch_nor_hydra_is_imported():
     program = (
-        "import sys, snnexp.analysis.runs, snnexp.commands.runs\n"
-        "assert not {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)"
+        "import sys, snnexp.analysis.runs, snnexp.commands.runs\nassert not {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -50,10 +50,7 @@ def test_made_once_then_found(tmp_path: Path) -> None:
     assert entry.sums[3].tolist() == [[3.0 * 18], [9.0 * 18]]
     meta = json.loads((entry.directory / "meta.json").read_text())
     assert (
-        meta["settings"] == {"T": 2}
-        and meta["sources"] == [["a", 1, 7]]
-        and entry.checksums == [("a", 7)]
-        and meta["shape"] == [5, *SHAPE]
+        meta["settings"] == {"T": 2} and meta["sources"] == [["a", 1, 7]] and entry.checksums == [("a", 7)] and meta["shape"] == [5, *SHAPE]
     )
     assert entry.directory.parent == tmp_path / "cache"
 

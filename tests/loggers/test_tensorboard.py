@@ -157,7 +157,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_the_module_imports_neither_torch_nor_tensorboard():
     program = (
-        "import sys, snnexp.loggers.tensorboard, snnexp.loggers.wandb\n"
-        "assert not {'torch', 'wandb', 'tensorboard'} & set(sys.modules)"
+        "import sys, snnexp.loggers.tensorboard, snnexp.loggers.wandb\nassert not {'torch', 'wandb', 'tensorboard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

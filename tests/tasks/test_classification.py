@@ -33,11 +33,7 @@ def test_tet_by_formula_and_gradient():
     o, y = torch.randn(4, 3, 5, requires_grad=True), torch.tensor([4, 0, 2])
     task = Classification(means=0.7, lamb=0.1)
     values = o.tolist()
-    ce = [
-        -math.log(math.exp(o_tn[label]) / sum(map(math.exp, o_tn)))
-        for o_t in values
-        for o_tn, label in zip(o_t, y, strict=True)
-    ]
+    ce = [-math.log(math.exp(o_tn[label]) / sum(map(math.exp, o_tn))) for o_t in values for o_tn, label in zip(o_t, y, strict=True)]
     mse = [(v - 0.7) ** 2 for o_t in values for o_tn in o_t for v in o_tn]
     loss = loss_of(task, o, y)
     assert loss.dtype == torch.float32 and loss.ndim == 0

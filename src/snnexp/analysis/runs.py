@@ -371,9 +371,7 @@ def differing(runs: list[Run]) -> list[str]:
 def _copy(key: str, other: str, runs: list[Run]) -> bool:
     """True if `key` has the last name of `other` and its value wherever it stands."""
     same_name = key.rpartition(".")[2] == other.rpartition(".")[2]
-    return same_name and all(
-        key not in run.settings or _exact(run.settings[key]) == _exact(run.settings.get(other)) for run in runs
-    )
+    return same_name and all(key not in run.settings or _exact(run.settings[key]) == _exact(run.settings.get(other)) for run in runs)
 
 
 def _exact(value: Any) -> str:

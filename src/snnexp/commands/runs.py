@@ -379,8 +379,5 @@ def _table(columns: list[Column], rows: list[Any], keep: int, wanted: int) -> No
 def _plain(columns: list[Column], cells: list[list[str]], filled: list[int], widths: dict[int, int]) -> None:
     titles = [title for title, _, _ in columns]
     for row in [titles, *cells]:
-        parts = [
-            row[number].rjust(widths[number]) if columns[number][1] else row[number].ljust(widths[number])
-            for number in filled
-        ]
+        parts = [row[number].rjust(widths[number]) if columns[number][1] else row[number].ljust(widths[number]) for number in filled]
         print("  ".join(parts).rstrip())

@@ -190,4 +190,3 @@ def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
     if before["epochs"] != after["epochs"]:
         lines.append(f"epochs {before['epochs']} -> {after['epochs']}: the learning rate follows the new curve from here.")
     return lines
-

@@ -25,13 +25,9 @@ class TensorBoard:
         _let_the_clock_pass(log_dir)
         again = bool(_event_files(log_dir))
         try:
-            self._writer = SummaryWriter(
-                log_dir=str(log_dir), purge_step=first_epoch if again else None, flush_secs=flush_secs
-            )
+            self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=first_epoch if again else None, flush_secs=flush_secs)
         except OSError as error:
-            raise UserError(
-                f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without."
-            ) from error
+            raise UserError(f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without.") from error
         self._next = first_epoch
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:

@@ -36,8 +36,7 @@ class Wandb:
             import wandb
         except ImportError as error:
             raise UserError(
-                f'logger=wandb needs the package wandb ({error}). Install it: pip install "snnexp[wandb]",\n'
-                "or take logger=tensorboard."
+                f'logger=wandb needs the package wandb ({error}). Install it: pip install "snnexp[wandb]",\nor take logger=tensorboard.'
             ) from error
 
         run_dir = Path(run_dir).resolve()
@@ -58,9 +57,7 @@ class Wandb:
                 resume="allow",
             )
         except wandb.Error as error:
-            raise UserError(
-                f"Weights & Biases refused the run: {error}\nLog in with `wandb login`, or set logger.mode=offline."
-            ) from error
+            raise UserError(f"Weights & Biases refused the run: {error}\nLog in with `wandb login`, or set logger.mode=offline.") from error
         self._next = max(first_epoch, getattr(self._run, "step", 0) or 0)
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:

@@ -113,9 +113,7 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
     """
     settings = PRESETS[_one_of("model.neuron", preset, PRESETS)]
     given = {
-        _one_of("model.lif", key, settings): value
-        for key, value in overrides.items()
-        if not (isinstance(value, str) and value == "preset")
+        _one_of("model.lif", key, settings): value for key, value in overrides.items() if not (isinstance(value, str) and value == "preset")
     }
     name = _one_of("model.lif.surrogate", given.get("surrogate", settings["surrogate"]), SURROGATES)
     values = settings | given
@@ -125,9 +123,7 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
     v_threshold = _number("model.lif.v_threshold", values["v_threshold"])
     v_reset = None if values["v_reset"] is None else _number("model.lif.v_reset", values["v_reset"])
     if (v_reset or 0.0) >= v_threshold:
-        raise UserError(
-            f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above rest, {v_reset or 0:g}."
-        )
+        raise UserError(f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above rest, {v_reset or 0:g}.")
     function = SURROGATES[name]()
     if "alpha" in given or name == settings["surrogate"]:
         alpha = _number("model.lif.alpha", values["alpha"])

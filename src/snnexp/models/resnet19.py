@@ -59,9 +59,7 @@ class ResNet19(nn.Module):
         if size < 4:
             raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take 4 or more.")
         if not width > 0:
-            raise UserError(
-                f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0."
-            )
+            raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
         self.T, self.in_channels = T, in_channels
         make = partial(make_lif, neuron, **(lif or {}))
 
@@ -91,8 +89,7 @@ class ResNet19(nn.Module):
             x = x.unsqueeze(0).expand(self.T, -1, -1, -1, -1)
         if x.ndim != 5 or x.shape[2] != self.in_channels:
             raise UserError(
-                f"ResNet-19 was made for [T, N, {self.in_channels}, H, W] and got {list(x.shape)}; "
-                "set model.in_channels to the data's."
+                f"ResNet-19 was made for [T, N, {self.in_channels}, H, W] and got {list(x.shape)}; set model.in_channels to the data's."
             )
         x = self.blocks(self.stem_lif(self.stem(x)))
         return self.fc2(self.fc1_lif(self.fc1(self.pool(x))))

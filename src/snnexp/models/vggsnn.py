@@ -19,9 +19,7 @@ class ConvLIF(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, lif: partial) -> None:
         super().__init__()
-        self.conv = layer.SeqToANNContainer(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels)
-        )
+        self.conv = layer.SeqToANNContainer(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels))
         self.lif = lif()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,15 +48,11 @@ class VGGSNN(nn.Module):
     ) -> None:
         super().__init__()
         if size < SMALLEST:
-            raise UserError(
-                f"model.size: {size} is too small for VGGSNN, which halves it four times; take {SMALLEST} or more."
-            )
+            raise UserError(f"model.size: {size} is too small for VGGSNN, which halves it four times; take {SMALLEST} or more.")
         if pool not in ("avg", "stride"):
             raise UserError(f"model.pool: {pool!r} is not known; allowed: avg, stride.")
         if not width > 0:
-            raise UserError(
-                f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0."
-            )
+            raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
         self.T, self.in_channels, self.size = T, in_channels, size
         make = partial(make_lif, neuron, **(lif or {}))
 

@@ -40,9 +40,7 @@ class Classification:
             if self.kind == "ce":
                 return F.cross_entropy(o.mean(0), y, reduction="none", label_smoothing=self.label_smoothing)
             T, N = o.shape[:2]
-            each = F.cross_entropy(
-                o.flatten(0, 1), y.repeat(T), reduction="none", label_smoothing=self.label_smoothing
-            ).view(T, N)
+            each = F.cross_entropy(o.flatten(0, 1), y.repeat(T), reduction="none", label_smoothing=self.label_smoothing).view(T, N)
             return (1 - self.lamb) * each.mean(0) + self.lamb * (o - self.means).square().mean((0, 2))
 
     @torch.no_grad()
