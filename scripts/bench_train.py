@@ -1,7 +1,7 @@
 """Our training step beside a plain one, in one run: two processes take turns, step by step; medians and ratios.
 
 Plain is what people write: fp32, contiguous layout, SpikingJelly's LIFNode over a folded VGGSNN, cross entropy of the time mean, Adam,
-torch's and the C library's defaults. Ours is the runner's own step (`loop.forward_backward` and `loop.update`) with default settings and
+torch's and the C library's defaults. Ours is the runner's own step (of `engine/loop.py`) with default settings and
 the same loss. Both see the same batches of digits_dvs, from the same initial weights.
 
     python scripts/bench_train.py                      # T=10, 48x48, batch 8, 50 steps
@@ -148,6 +148,7 @@ def ours(arguments: argparse.Namespace) -> None:
     def step() -> dict[str, float]:
         loop.set_rate(x, state)
         loss, _ = loop.forward_backward(x, state, range(1), stream)
+        loss, _ = loop.on_host(loss, loop.clip_gradient(x))
         loop.update(x)
         return {"loss": loss, "wait": waited[0]}
 

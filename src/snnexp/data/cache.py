@@ -232,7 +232,7 @@ def write_samples(
 
 
 def start(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
-    file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+    file = open(path, "wb")  # the caller closes it
     write_header(file, dtype, shape)
     return file
 
