@@ -49,6 +49,7 @@ def test_what_suits_a_data_set_is_beaten_by_an_experiment_and_that_by_the_comman
         ("keep_last=0", "keep_last=0"),
         ("seed=-1", "seed=-1"),
         ("seed=9223372036854775808", "below 2.63"),
+        ("exp_name=../up", "exp_name=.*a name below output_dir=outputs"),
         ("lr=0", "lr=0.0: must be greater than 0"),
         ("lr=nan", "lr=nan: must be greater than 0"),
         ("save_minutes=0", "save_minutes=0"),

@@ -187,6 +187,9 @@ def check_ranges(settings: dict[str, Any]) -> None:
         raise UserError(f"seed={settings['seed']}: must be below 2^63.")
     if settings["batch_size"] < settings["devices"]:
         raise UserError(f"batch_size={settings['batch_size']}: must be at least devices={settings['devices']}: it counts all samples.")
+    name = settings["exp_name"]
+    if name is not None and (not name.strip() or name.startswith(("/", "~")) or ".." in Path(name).parts):
+        raise UserError(f"exp_name={name!r}: a name below output_dir={settings['output_dir']}; set output_dir to go elsewhere.")
     for key in ABOVE_ZERO:
         if settings.get(key) is not None and not settings[key] > 0:
             raise UserError(f"{key}={settings[key]}: must be greater than 0.")
