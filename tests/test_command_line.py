@@ -510,7 +510,7 @@ def test_a_model_of_ones_own_trains_and_is_judged_with_trust(said, tmp_path, mon
 # ----------------------------------------------------------------------------------------------------- while it runs
 
 
-def test_a_second_ctrl_c_stops_at_once(start, said, tmp_path):
+def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
     words = [word for word in TINY if not word.startswith(("limit_", "batch_size", "model.width"))]
     big = [*words, "model.width=0.5", "batch_size=2", "accumulate=1000", "exp_name=run"]  # one step of 629 batches
     process = start("train", *big, cwd=tmp_path)
@@ -522,10 +522,10 @@ def test_a_second_ctrl_c_stops_at_once(start, said, tmp_path):
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT and "Traceback" not in output, output  # 130 in a shell
+    assert process.returncode == 130 and "Traceback" not in output, output
     assert time.monotonic() - began < 5  # the step would take longer
     assert not (run / "checkpoints/checkpoint_interrupted.pth").exists()
-    assert [line.split()[1] for line in said("runs").splitlines() if line.startswith("run ")][-1] == "killed"
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
 
 
 def test_early_stop_monitor_and_timed_checkpoints(said, tmp_path):

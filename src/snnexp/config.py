@@ -157,6 +157,11 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     settings["choices"] = {group: choices.get(group) or _class_name(settings.get(group)) for group in GROUPS}
+    for group in targets.VERBS:
+        if not isinstance(settings[group], dict) or "_target_" not in settings[group]:
+            raise UserError(
+                f"{group}={settings['choices'][group]}: its file names no class; it needs a line `_target_: package.module.Class`."
+            )
     check_ranges(settings)
     targets.check_nodes(settings, trust=settings["trust"] if saved else None)
     if not saved:

@@ -15,7 +15,7 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Holds the number of the first stop signal while the context is open; a SIGINT after it ends the process at once.
+    """Holds the number of the first stop signal while the context is open; a SIGINT after it interrupts at once.
 
     A signal that was being ignored (nohup ignores SIGHUP) stays ignored.
     """
@@ -35,9 +35,9 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.number = self.number or number
-        if signal.SIGINT in self._previous:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C now ends the process, even inside a long kernel
 
 
 def ignore_stop_signals() -> None:

@@ -27,7 +27,8 @@ class Terminal:
         """One message, stamped with the time in the log."""
         if not self.main:
             return
-        self.console.print(text, markup=False)
+        with contextlib.suppress(OSError, SystemExit):  # rich leaves when the reader of a pipe has gone; a run goes on
+            self.console.print(text, markup=False)
         self.note(text)
 
     def note(self, text: str) -> None:
