@@ -121,7 +121,10 @@ def _read(path: Path) -> Any:
         ) from error
     except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} is not a whole checkpoint ({reason}). There is: {_listing(path.parent)}") from error
+        others = ", ".join(sorted(p.name for p in path.parent.glob("*.pth") if p != path)) or "none"
+        raise UserError(
+            f"{path} is not a whole checkpoint ({reason}). Others there: {others}; `snnexp resume PATH` goes on from one of them."
+        ) from error
 
 
 def _sync_directory(path: Path) -> None:
