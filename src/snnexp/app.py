@@ -258,7 +258,7 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
     if match := re.search(r"Error merging override (\S+)", text):
         reason = next((part for part in text.splitlines() if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
-    if "mismatched input" in text or "missing EQUAL" in text or "no viable alternative" in text or "token recognition" in text:
+    if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
         wrong = next((word for word in line.overrides if not parses(word)), "")
         if "=" not in wrong:
             return f"{wrong!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]

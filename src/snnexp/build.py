@@ -276,7 +276,7 @@ def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
     path, weights = weights_of(source)
     own = model.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
+    if not any(value.dim() > 1 for value in fitting.values()):  # counters and biases alone are no weights
         raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
     model.load_state_dict(fitting, strict=False)
     left = [name for name in own if name not in fitting]

@@ -9,7 +9,7 @@ from snnexp import app, config
 def run(argv: list[str]) -> int:
     """List the data sets, or prepare the one that the command line names."""
     line = app.read_command_line(argv)
-    if not line.flags and not any(word.startswith("dataset=") for word in line.overrides):
+    if not line.flags and not any("dataset=" in word or "=" not in word for word in line.overrides):
         list_all()
         return 0
     app.run("data", argv, job)

@@ -1,0 +1,5 @@
+"""`python -m snnexp` is `snnexp`."""
+
+from snnexp.cli import main
+
+main()
