@@ -102,3 +102,32 @@ def test_infinite_and_not_a_number_do_what_spikingjelly_does(monkeypatch):
     x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 0.4]] * 3)
     spikes, _ = multi_step_lif(x, None, TET)
     assert torch.equal(spikes, expected(x, torch.ones(3, 4), monkeypatch)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_spikes_of_each_step_are_counted_in_any_layout(layout, dtype):
+    x = LAYOUTS[layout]((torch.randn(4, 3, 5, 7, 3) + 0.4).to(dtype))
+    counts = torch.zeros(4, dtype=torch.int64)
+    spikes, v_last = multi_step_lif(x, None, TET, counts)
+    assert torch.equal(counts, spikes.count_nonzero((1, 2, 3, 4))) and counts.sum() > 0
+    plain, v = multi_step_lif(x, None, TET)
+    assert torch.equal(plain, spikes) and torch.equal(v, v_last), "to count changes nothing"
+    multi_step_lif(x, None, TET, counts)
+    assert torch.equal(counts, 2 * spikes.count_nonzero((1, 2, 3, 4))), "they add up"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_counts_are_exact_for_any_size_and_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for T, shape in enumerate(
+            [(1,), (7,), (1023,), (1024,), (1025,), (3, 1025), (2, 2048), (5, 1, 1, 1), (9, 4, 31, 17), (40_001,)], 1
+        ):
+            x = (torch.randn(T, *shape) * 2).requires_grad_(T % 2 == 0)
+            counts = torch.zeros(T, dtype=torch.int64)
+            spikes, _ = multi_step_lif(x, None, TET, counts)
+            assert counts.tolist() == [int(step.count_nonzero()) for step in spikes], (T, shape)
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,7 @@
  *
  * x is [T, M]: T frames of M neurons, fp32 or bf16. The membrane lives in fp32 and never leaves the cache, except v0 and
  * v_last at the two ends. The backward computes h again from x, so that x is all that a training step keeps.
+ * Spikes are counted, where asked for, while they are still in the cache.
  * The order of the arithmetic is SpikingJelly's: built without contraction to FMA, spikes and membranes are equal bit
  * for bit.
  */
@@ -183,11 +184,18 @@ static void start(const Lif *p, float *restrict v, const float *restrict v0, int
         for (int i = 0; i < n; i++) v[i] = p->soft_reset ? 0.0f : p->reset;
 }
 
-/* v0 NULL: the membrane starts at its resting value. Returns 0. */
+static int64_t ones(const float *s, int n) {
+    int32_t count = 0;
+    for (int i = 0; i < n; i++) count += (int32_t)s[i];
+    return count;
+}
+
+/* v0 NULL: the membrane starts at its resting value. counts [T] gains the spikes of each step; NULL: not wanted. Returns 0. */
 int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0, void *spikes,
-                float *v_last) {
-    const int64_t blocks = (M + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+                float *v_last, int64_t *counts) {
+    const int64_t blocks = (M + BLOCK - 1) / BLOCK, counted = counts ? T : 1;
+    int64_t unwanted = 0, *const sums = counts ? counts : &unwanted;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : sums[:counted])
     for (int64_t b = 0; b < blocks; b++) {
         float v[BLOCK], h[BLOCK], s[BLOCK], frame[BLOCK];
         const int64_t at = b * BLOCK;
@@ -197,6 +205,7 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
             load(frame, x, t * M + at, n, bf16);
             advance(p, h, s, v, frame, n);
             store(spikes, s, t * M + at, n, bf16);
+            if (counts) sums[t] += ones(s, n);
         }
         memcpy(v_last + at, v, n * sizeof(float));
     }

@@ -72,7 +72,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"the compiled kernel does not load: {error}"
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    library.lif_forward.argtypes = [pointer, number, number, integer, integer] + [pointer] * 4
+    library.lif_forward.argtypes = [pointer, number, number, integer, integer] + [pointer] * 5
     library.lif_backward.argtypes = [pointer, number, number, integer, integer] + [pointer] * 6
     return library, how
 

@@ -28,24 +28,24 @@ class Dynamics:
     alpha: float
 
 
-def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
+def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return its spikes [T, ...] and last membrane [...].
 
     `v` [...] fp32 is the membrane before the first step, None the resting value. The spikes have the dtype and memory
-    layout of x, the last membrane is fp32.
+    layout of x, the last membrane is fp32. `counts` [T] int64, if given, gains the number of spikes of each step.
     """
-    return _MultiStepLIF.apply(x, v, dynamics, lif_kernel.load())
+    return _MultiStepLIF.apply(x, v, dynamics, counts, lif_kernel.load())
 
 
 class _MultiStepLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v, dynamics, library):
+    def forward(ctx, x, v, dynamics, counts, library):
         if not _frames_are_dense(x):
             x = x.contiguous()
         if v is not None:
             v = _laid_out_like(x[0], v)
         run = _forward_torch if library is None else _forward_c
-        spikes, v_last = run(x, v, dynamics, library)
+        spikes, v_last = run(x, v, dynamics, counts, library)
         ctx.save_for_backward(x, v)
         ctx.dynamics, ctx.library = dynamics, library
         ctx.set_materialize_grads(False)
@@ -55,7 +55,7 @@ class _MultiStepLIF(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_spikes, g_v_last):
         if g_spikes is None and g_v_last is None:
-            return None, None, None, None
+            return None, None, None, None, None
         x, v = ctx.saved_tensors
         if g_spikes is not None:
             g_spikes = _laid_out_like(x, g_spikes)
@@ -63,7 +63,7 @@ class _MultiStepLIF(torch.autograd.Function):
             g_v_last = _laid_out_like(x[0], g_v_last)
         run = _backward_torch if ctx.library is None else _backward_c
         g_x, g_v = run(x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics, ctx.library)
-        return g_x, g_v, None, None
+        return g_x, g_v, None, None, None
 
 
 def _frames_are_dense(x: Tensor) -> bool:
@@ -103,9 +103,9 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _forward_c(x, v, dynamics, library):
+def _forward_c(x, v, dynamics, counts, library):
     spikes, v_last = torch.empty_like(x), torch.empty_like(x[0], dtype=torch.float32)
-    library.lif_forward(*_c_arguments(x, dynamics), *map(_address, (x, v, spikes, v_last)))
+    library.lif_forward(*_c_arguments(x, dynamics), *map(_address, (x, v, spikes, v_last, counts)))
     return spikes, v_last
 
 
@@ -136,13 +136,15 @@ def _start(x, v, dynamics):
     return torch.full_like(x[0], dynamics.v_reset or 0.0, dtype=torch.float32) if v is None else v
 
 
-def _forward_torch(x, v, dynamics, library):
+def _forward_torch(x, v, dynamics, counts, library):
     spikes, v = torch.empty_like(x), _start(x, v, dynamics)
     for t in range(x.shape[0]):
         h = _charge(x[t], v, dynamics)
         spike = h.ge(dynamics.v_threshold).float()
         v = _reset(h, spike, dynamics)
         spikes[t] = spike
+        if counts is not None:
+            counts[t] += spike.count_nonzero()
     return spikes, v
 
 
