@@ -22,6 +22,12 @@ TINY = [
 ]  # fmt: skip
 """A VGGSNN of an eighth of the width on 64 small digits: about a second of training."""
 
+GRAPHS = [
+    "model=spiking_gnn", "model.width=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "logger=none",
+    "device=cpu",
+]  # fmt: skip
+"""A spiking GCN of a sixteenth of the width on 64 pixel graphs."""
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -84,7 +84,7 @@ def test_the_directory_of_a_run(trained):
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "events.out" not in path.name} - {".lock"}
     checkpoints = {f"checkpoints/checkpoint_{name}.pth" for name in ("latest", "best", "final", "epoch1", "epoch2")}
     logs = {"logs/metrics.jsonl", "logs/progress.jsonl", "logs/train.log"}
-    tests = {"test_y_pred.npy", "test_y_true.npy", "test_metrics.npy"}
+    tests = {"test_y_pred.npy", "test_y_true.npy", "test_metrics.npy", "test_spikes.npz"}
     hydra = {".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"}
     assert files == {"config.json", "provenance.json", "diff.patch", "status.json", "result.json"} | checkpoints | logs | tests | hydra
 
@@ -188,9 +188,10 @@ def test_other_data_of_the_same_kind_are_judged_by_the_runs_own_statistics(train
         assert not torch.allclose(data.std, saved["data"]["std"], rtol=0.5)
         if statistics == "the run's":
             data.load_state_dict(saved["data"])
-        model = build.model(settings, data)
+        task = build.task(settings)
+        model = build.model(settings, data, task)
         model.load_state_dict(saved["state_dict"])
-        judged = evaluate(model, build.task(settings), data, "test", batch_size=16, ranks=Ranks(0, 1, CPU), precision=resolve("fp32", CPU))
+        judged = evaluate(model, task, data, "test", batch_size=16, ranks=Ranks(0, 1, CPU), precision=resolve("fp32", CPU))
         losses[statistics] = judged.metrics["Loss"]
     assert report["metrics"]["Loss"] == pytest.approx(losses["the run's"]) != pytest.approx(losses["their own"])
 
@@ -269,7 +270,7 @@ def test_flags_and_settings_come_in_any_order(said, tmp_path):
         assert shown["T"] == 3 and shown["model"]["_target_"].endswith("ResNet19")
     assert yaml.safe_load(said("train", "--cfg", "job", "--resolve", "T=3"))["model"]["T"] == 3
     text = said("train", "--help")
-    for words in ("model: resnet19, vggsnn", "dataset: ", "optimizer: ", "batch_size: 32", "experiment: "):
+    for words in ("model: resnet19, spiking_gnn, vggsnn", "dataset: ", "optimizer: ", "batch_size: 32", "experiment: "):
         assert words in text, words
     assert not list(tmp_path.iterdir())  # looking leaves nothing behind
 
@@ -350,7 +351,7 @@ def test_the_list_of_data_sets(said):
     for name in ("digits_dvs", "cifar10_dvs", "nmnist", "image_folder"):
         assert re.search(rf"^  {name} +\S", listed, re.M), name
     shown = said("data", "dataset=digits_dvs", "dataset.size=16", "T=2")
-    assert "1,797" in shown and "splits train 1259, val 269, test 269" in shown and "(2, 2, 16, 16)" in shown
+    assert "1,797" in shown and "splits train 1259, val 269, test 269" in shown and "2 x 2 x 16 x 16" in shown
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -361,7 +362,7 @@ def test_the_list_of_data_sets(said):
     [
         (["epcohs=3"], ["there is no key 'epcohs'", "Did you mean 'epochs'"]),
         (["model.widht=2"], ["there is no key 'model.widht'", "Did you mean 'model.width'"]),
-        (["model=vgsnn"], ["model=vgsnn", "resnet19, vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
+        (["model=vgsnn"], ["model=vgsnn", "resnet19, spiking_gnn, vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
         (["optimzer=sgd"], ["optimzer", "Did you mean 'optimizer'"]),
         (["hydra/launcher=submitit_slrum"], ["hydra/launcher=submitit_slrum"]),
         (["epochs=three"], ["epochs=three", "'three'", "Integer"]),

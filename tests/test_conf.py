@@ -7,12 +7,20 @@ import pytest
 from conftest import composed
 from snnexp import app, build, config, targets
 from snnexp.config import GROUPS
-from snnexp.errors import MissingData
+from snnexp.errors import MissingData, UserError
 
 CONF = app.conf_dir()
 OPTIONS = sorted(
     (folder.name, path.stem) for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra" for path in folder.glob("*.yaml")
 )
+
+MUST_BE_GIVEN = {
+    "image_folder": ["dataset.root=somewhere"],
+    "event_folder": ["dataset.root=somewhere"],
+    "tu": ["dataset.name=PROTEINS"],
+    "smiles_csv": ["dataset.file=somewhere.csv", "dataset.target=y"],
+}
+EMBEDDED = ("digits_dvs", "digits_graph")
 
 
 def test_all_groups_are_known():
@@ -22,11 +30,13 @@ def test_all_groups_are_known():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_an_option_composes_and_fits_its_constructor(group, option):
-    given = ["dataset.root=somewhere"] if option.endswith("_folder") else []
+    given = MUST_BE_GIVEN.get(option, [])
     whole = composed(f"{group}={option}", *given)  # holds every node to its constructor
     assert whole["choices"][group] == option
     if group == "dataset":
-        assert whole["dataset"]["root"] == (given or [f"{whole['data_dir']}/{option}"])[0].removeprefix("dataset.root=")
+        assert whole["dataset"]["root"] == ("somewhere" if option.endswith("_folder") else f"{whole['data_dir']}/{option}")
+    if group == "tracker":
+        assert list(whole["tracker"]) == ([] if option == "none" else [option])
     if group in ("optimizer", "scheduler", "logger", "task", "dataset", "model"):
         target = whole[group]["_target_"]
         assert target is None or targets.locate(target, trust=[])  # a saved run of ours needs no trust=
@@ -35,14 +45,14 @@ def test_an_option_composes_and_fits_its_constructor(group, option):
         assert settable <= set(whole[group]), "every argument of the constructor is a key that --help shows"
 
 
-@pytest.mark.parametrize("option", sorted(option for group, option in OPTIONS if group == "dataset" and option != "digits_dvs"))
+@pytest.mark.parametrize("option", sorted(option for group, option in OPTIONS if group == "dataset" and option not in EMBEDDED))
 def test_a_data_set_that_is_not_there_says_how_to_get_it(option, tmp_path):
-    given = [f"dataset.root={tmp_path / 'none'}"] if option.endswith("_folder") else []
+    given = [word.replace("somewhere", f"{tmp_path / 'none'}") for word in MUST_BE_GIVEN.get(option, [])]
     with pytest.raises(MissingData) as missing:
         build.data(composed(f"dataset={option}", f"data_dir={tmp_path / 'none'}", *given))
     said = str(missing.value)
     assert str(tmp_path / "none") in said
-    assert f"snnexp data dataset={option}" in said or "dataset.root" in said or option.endswith("_folder")
+    assert f"snnexp data dataset={option}" in said or "dataset.root" in said or "dataset.file" in said
 
 
 @pytest.mark.parametrize("name", ["optuna", "slurm"])
@@ -52,10 +62,32 @@ def test_a_preset_of_a_sweep_composes(name):
 
 
 @pytest.mark.parametrize("model", sorted(option for group, option in OPTIONS if group == "model"))
-@pytest.mark.parametrize("dataset", ["digits_dvs"])
-def test_every_model_takes_the_shape_of_the_embedded_data(model, dataset, data_dir):
-    whole = composed(f"model={model}", f"dataset={dataset}", f"data_dir={data_dir}", "dataset.size=16", "T=2")
-    build.check(whole)
+@pytest.mark.parametrize("dataset", EMBEDDED)
+def test_every_model_takes_the_shape_of_embedded_data_of_its_kind(model, dataset, data_dir):
+    size = ["dataset.size=16"] if dataset == "digits_dvs" else []
+    whole = composed(f"model={model}", f"dataset={dataset}", f"data_dir={data_dir}", *size, "T=2")
+    if (model == "spiking_gnn") == (dataset == "digits_graph"):
+        build.check(whole)
+    else:
+        with pytest.raises(UserError, match=f"model={model} needs .*, which {dataset} does not have"):
+            build.check(whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        (["model=spiking_gnn"], {"dataset": "digits_graph", "task": "graph_classification"}),
+        (["model=spiking_gnn", "dataset=zinc"], {"dataset": "zinc", "task": "graph_regression"}),
+        (["dataset=mutag", "task=classification"], {"dataset": "mutag", "task": "classification"}),
+        (["experiment=spiking_gnn_zinc", "dataset=tu", "dataset.name=X"], {"dataset": "tu", "task": "graph_regression"}),
+        (["tracker=[lif,lif_full]"], {"tracker": "lif+lif_full"}),
+        (["experiment=sgt_zinc"], {"tracker": "lif", "dataset": "zinc_full"}),
+        (["experiment=sgt_zinc", "tracker=none"], {"tracker": "none"}),
+    ],
+)
+def test_a_later_group_suits_the_earlier_ones_and_the_command_line_beats_all(words, chosen):
+    choices = composed(*words)["choices"]
+    assert {group: choices[group] for group in chosen} == chosen
 
 
 @pytest.mark.parametrize("path", sorted(chain(CONF.rglob("*.yaml"))), ids=lambda path: str(path.relative_to(CONF)))

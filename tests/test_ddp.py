@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY, assert_same, load, wait_for
+from conftest import GRAPHS, TINY, assert_same, load, wait_for
 from test_resume import assert_same_run
 
 TWO = [*TINY, "devices=2", "batch_size=15", "limit_train=61", "limit_val=31"]
@@ -163,3 +163,22 @@ def test_two_machines_join_one_run(snnexp, environment, tmp_path):
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert sum("test Acc1" in output for output in outputs) == 1  # one of them speaks
     assert (run / "logs/metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_spikes_are_counted_over_the_whole_batch(snnexp, tmp_path):
+    trackers = ["tracker=lif_full", "tracker.lif_full.splits=[train,val,test]", "tracker.lif_full.flush_every=2"]
+    settings = [*GRAPHS, *trackers, "batch_size=15", "limit_train=61", "limit_val=17", "epochs=2"]
+    snnexp("train", *settings, "exp_name=one", cwd=tmp_path)
+    snnexp("train", *settings, "devices=2", "exp_name=two", cwd=tmp_path)
+    names = ["lif_activation_stats.json", "lif_activation_stats_val.json", "lif_activation_stats_test.json"]
+    one, two = ([json.loads((tmp_path / "outputs" / run / name).read_text()) for name in names] for run in ("one", "two"))
+    # Rounding differs from the first step on, and spikes with it: the first forward has the weights of both runs.
+    assert two[0]["total_forward_count"] == 2 * 4 < one[0]["total_forward_count"]  # the last batch, of one graph, is left out by two
+    for layer, record in one[0]["all_forward_steps"].items():
+        assert record[0] == two[0]["all_forward_steps"][layer][0]
+        assert 0 < record[0]["timesteps"]["T1"] < 1
+    # 17 graphs to judge: 9 and 8, in rounds of 7 on each rank; the second process has no fewer rounds than the first.
+    assert two[1]["total_forward_count"] == 2 * 2
+    for whole, parts in zip(one[1:], two[1:], strict=True):
+        for layer, averages in whole["summary"]["timestep_averages"].items():
+            assert parts["summary"]["timestep_averages"][layer] == pytest.approx(averages, abs=0.05)

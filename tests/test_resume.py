@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, assert_same, load, wait_for
+from conftest import GRAPHS, TINY, assert_same, load, wait_for
 from snnexp.engine.schedule import Cosine
 
 
@@ -53,6 +53,25 @@ def test_sigkill_in_mid_epoch_after_a_timed_checkpoint(name, snnexp, start, tmp_
     assert json.loads((tmp_path / "outputs/killed/status.json").read_text())["state"] == "running"
     snnexp("resume", "outputs/killed", cwd=tmp_path)
     assert_same_run(tmp_path / "outputs/whole", tmp_path / "outputs/killed")
+
+
+def test_the_record_of_spikes_has_no_gap_and_no_repeat(snnexp, start, tmp_path):
+    trackers = ["tracker=[lif,lif_full]", "tracker.lif_full.flush_every=3", "tracker.lif_full.splits=[train,val,test]"]
+    settings = [*GRAPHS, *trackers, "dataset.node_budget=300", "save_minutes=0.00001", "batch_size=8"]
+    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *settings, "exp_name=killed", cwd=tmp_path)
+    whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
+    kill_in_mid_epoch(process, killed, epoch=1)
+    snnexp("resume", killed, cwd=tmp_path)
+    assert_same_run(whole, killed)
+    names = ["lif_activation_stats", "lif_activation_stats_full", "lif_activation_stats_full_val", "lif_activation_stats_full_test"]
+    for name in names:
+        assert (whole / f"{name}.json").read_bytes() == (killed / f"{name}.json").read_bytes(), name
+    full = json.loads((killed / "lif_activation_stats_full.json").read_text())
+    steps = load(killed / "checkpoints/checkpoint_final.pth")["step"]
+    assert full["total_forward_count"] == steps > 20
+    assert [entry["forward_idx"] for entry in full["all_forward_steps"]["gnn_model.lif1"]] == list(range(steps))
+    assert json.loads((killed / "lif_activation_stats.json").read_text())["latest_forward"].keys() == full["all_forward_steps"].keys()
 
 
 def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(snnexp, start, tmp_path):

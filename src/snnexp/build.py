@@ -1,5 +1,6 @@
 """From a configuration to objects: the only place that does so."""
 
+import inspect
 import os
 import traceback
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine import checkpoint
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.ema import MovingAverage
-from snnexp.engine.loader import loader
+from snnexp.engine.loader import budget, loader
 from snnexp.engine.precision import Precision, resolve
 from snnexp.engine.restart import OTHER_SAMPLES
 from snnexp.engine.schedule import Constant
@@ -53,6 +54,7 @@ class Experiment:
     ema: MovingAverage | None
     train_batches: TrainBatches
     train_loader: DataLoader
+    trackers: dict[str, Any]
     metrics: MetricsLog | None  # on the main rank
     loggers: list[Any] = field(default_factory=list)
 
@@ -131,15 +133,24 @@ def data(settings: dict[str, Any], **context: Any) -> Any:
     return instantiate(settings["dataset"], settings["trust"], **context)
 
 
-def model(settings: dict[str, Any], data: Any) -> nn.Module:
-    """The model of a run, with the shape that its data ask for."""
-    for name, there in (("in_channels", data.shape[-3]), ("num_classes", len(data.classes))):
-        given = settings["model"].get(name)
-        if given is not None and (given != there if name == "in_channels" else given < there):
-            raise UserError(f"model.{name}={given}: {data.name} has {there}; leave it null to take the data's.")
-    built = instantiate(
-        settings["model"], settings["trust"], in_channels=data.shape[-3], num_classes=len(data.classes), size=data.shape[-1]
-    )
+def model(settings: dict[str, Any], data: Any, task: Any) -> nn.Module:
+    """The model of a run, with the shape that its data and its task ask for.
+
+    Raises: UserError if the model wants what the data do not have.
+    """
+    node, there = settings["model"], {"num_outputs": task.outputs(data)} | data.provides
+    for name in ("in_channels", "num_features", "num_outputs", "num_classes"):
+        given, needed = node.get(name), there.get(name)
+        if given is not None and needed is not None and (given < needed if name == "num_classes" else given != needed):
+            raise UserError(f"model.{name}={given}: {data.name} has {needed}; leave it null to take the data's.")
+    accepted = targets.parameters(targets.locate(node["_target_"], settings["trust"]))
+    for name in targets.FROM_DATA:
+        if name in accepted and node.get(name) is None and name not in there and accepted[name].default is inspect.Parameter.empty:
+            raise UserError(
+                f"model={settings['choices']['model']} needs {name}, which {data.name} does not have: frames, images and graphs are "
+                "for different models. Choose another model= or dataset=."
+            )
+    built = instantiate(node, settings["trust"], **there)
     return built.to(memory_format=torch.channels_last) if settings["channels_last"] else built
 
 
@@ -155,6 +166,13 @@ def task(settings: dict[str, Any]) -> Any:
     return built
 
 
+def trackers(settings: dict[str, Any], model: nn.Module, run: RunDir, ranks: Ranks) -> dict[str, Any]:
+    """The trackers of a run, by name."""
+    names = list(settings["tracker"])
+    supplied = {"model": model, "folder": run.root, "main": ranks.main, "reduce": ranks.summed, "trackers": names}
+    return {name: instantiate(settings["tracker"][name], settings["trust"], **supplied) for name in names}
+
+
 def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
     """Prepare the data and try every part of a run, so that input at fault is refused before a run exists.
 
@@ -167,10 +185,10 @@ def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
     resolve(settings["precision"], device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
-    its_data = data(settings)
-    task(settings)
+    its_data, its_task = data(settings), task(settings)
     with torch.device("meta"):
-        model(settings, its_data)
+        its_model = model(settings, its_data, its_task)
+    trackers(settings, its_model, RunDir(Path()), Ranks(0, 1, device))
     instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
     schedule = instantiate(settings["scheduler"], trust)
     check_splits(settings, its_data, listens=type(schedule).observe is not Constant.observe)
@@ -200,7 +218,7 @@ def check_fits(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> N
     if not its_data.same_samples(saved["data"]):
         raise UserError(OTHER_SAMPLES)
     with torch.device("meta"):
-        checkpoint.check_fits(model(settings, its_data), saved["state_dict"], path)
+        checkpoint.check_fits(model(settings, its_data, task(settings)), saved["state_dict"], path)
 
 
 def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Terminal) -> Experiment:
@@ -209,19 +227,20 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     set_determinism(config.deterministic)
     its_data, its_task = data(settings), task(settings)
     seed_everything(config.seed, rank=0)  # every rank builds the same weights
-    its_model = model(settings, its_data).to(ranks.device)
+    its_model = model(settings, its_data, its_task).to(ranks.device)
     if config.init_from is not None and not run.checkpoint("latest").exists():
         transfer(its_model, config.init_from, terminal)
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
 
+    its_trackers = trackers(settings, its_model, run, ranks)  # before the model is compiled, which looks at it once
     optimizer = instantiate(settings["optimizer"], config.trust, params=its_model.parameters())
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     precision = resolve(config.precision, ranks.device)
     indices = pool(its_data.splits["train"], config.limit_train)
-    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world)
+    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(its_data, "train"))
     if min(len(indices), config.batch_size) < ranks.world:
         raise UserError(
             f"{len(indices)} training samples in batches of {config.batch_size} do not give each of the {ranks.world} processes one; "
@@ -244,6 +263,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         ema=MovingAverage(its_model, config.ema) if config.ema is not None else None,
         train_batches=batches,
         train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda"),
+        trackers=its_trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
     )
 

@@ -16,7 +16,7 @@ from snnexp import targets
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import read_json
 
-GROUPS = ("optimizer", "scheduler", "logger", "task", "dataset", "model", "experiment", "debug")
+GROUPS = ("optimizer", "scheduler", "logger", "tracker", "task", "dataset", "model", "experiment", "debug")
 """The config groups; all but the last two are nodes of the config."""
 
 
@@ -59,6 +59,7 @@ class TrainConfig:
     optimizer: Any
     scheduler: Any
     logger: Any
+    tracker: dict[str, Any]
     task: Any
     dataset: Any
     model: Any
@@ -104,7 +105,7 @@ OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 def anchor_paths(cfg: DictConfig) -> None:
     """Make the paths of a new run absolute, so that it can be resumed from any directory."""
     with open_dict(cfg):
-        for key in ("data_dir", "init_from", "dataset.root"):
+        for key in ("data_dir", "init_from", "dataset.root", "dataset.file"):
             node = OmegaConf.select(cfg, key)
             parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
             name = key.rpartition(".")[2]
@@ -157,6 +158,7 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     settings["choices"] = {group: choices.get(group) or _class_name(settings.get(group)) for group in GROUPS}
+    settings["choices"]["tracker"] = "+".join(settings["tracker"]) or "none"
     for group in targets.VERBS:
         if not isinstance(settings[group], dict) or "_target_" not in settings[group]:
             raise UserError(
@@ -210,7 +212,7 @@ def check_ranges(settings: dict[str, Any]) -> None:
 
 NEUTRAL = {
     "exp_name", "output_dir", "data_dir", "workers", "save_freq", "save_minutes", "keep_last", "keep_best", "epochs", "early_stop",
-    "devices", "logger", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split", "dataset.root",
+    "devices", "logger", "tracker", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split", "dataset.root",
 }  # fmt: skip
 """Keys that may change without changing the next training step."""
 

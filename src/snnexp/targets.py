@@ -14,22 +14,25 @@ from typing import Any
 
 from snnexp.errors import UserError, nearest
 
-FROM_DATA = ("in_channels", "num_classes", "size")
-"""Arguments of a model that may be null: the data fill them in."""
+FROM_DATA = ("in_channels", "num_classes", "size", "num_features", "num_outputs", "atom_types", "bond_types")
+"""Arguments of a model that may be null: the data, or the task on them, fill them in."""
 
-SUPPLIED = {*FROM_DATA, "params", "run_dir", "first_epoch"}
+SUPPLIED = {*FROM_DATA, "params", "run_dir", "first_epoch", "model", "folder", "main", "reduce", "trackers"}
 """Arguments that the runner itself supplies."""
 
 
 VERBS = {
-    "dataset": ("view", "prepare", "state_dict", "load_state_dict"),
-    "task": ("loss", "counts", "metrics", "predict"),
+    "dataset": ("view", "prepare", "provides", "state_dict", "load_state_dict"),
+    "task": ("outputs", "loss", "counts", "metrics", "predict"),
     "scheduler": ("factor", "observe", "state_dict"),
-    "logger": ("scalars", "finish", "close"),
+    "logger": ("scalars", "upload", "finish", "close"),
     "model": ("forward", "state_dict"),
     "optimizer": ("step", "state_dict"),
 }
 """What the class of a node must be able to do."""
+
+TRACKER_VERBS = ("observe", "close_epoch", "state_dict", "load_state_dict", "finish", "rows")
+"""The same of each node below `tracker`."""
 
 
 def check_verbs(path: str, target: type) -> None:
@@ -37,7 +40,9 @@ def check_verbs(path: str, target: type) -> None:
 
     Raises: UserError.
     """
-    if lacking := [verb for verb in VERBS.get(path, ()) if not hasattr(target, verb)]:
+    group, _, rest = path.partition(".")
+    wanted = TRACKER_VERBS if group == "tracker" and "." not in rest else VERBS.get(path, ())
+    if lacking := [verb for verb in wanted if not hasattr(target, verb)]:
         raise UserError(f"{path}._target_={target.__module__}.{target.__qualname__}: not a {path}; it has no {lacking[0]}().")
 
 

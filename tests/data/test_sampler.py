@@ -75,3 +75,76 @@ def test_a_pool_is_everything_or_a_fixed_choice():
     few, more = pool(1000, 10), pool(1000, 100)
     assert len(set(few.tolist())) == 10 and few.tolist() == sorted(few) and set(few) < set(more)
     assert pool(1000, 10).tolist() == few.tolist()
+
+
+SIZES = np.random.default_rng(0).integers(1, 60, 300)
+SIZES[9] = 500  # beyond any budget
+
+
+def budgeted(world: int, epoch: int = 2, start: int = 0, seed: int = 3, budget: int = 200, batch_size: int = 8) -> list[TrainBatches]:
+    """The batches of each rank, over every third sample of the split."""
+    indices = np.arange(0, 300, 3)
+    ranks = [TrainBatches(indices, batch_size, seed, rank, world, sizes=SIZES, budget=budget) for rank in range(world)]
+    for batches in ranks:
+        batches.seek(epoch, start)
+    return ranks
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_a_budget_ends_a_batch_before_it_is_exceeded(epoch):
+    (batches,) = budgeted(1, epoch)
+    found = [[index for _, index in keys] for keys in batches]
+    assert len(found) == len(batches) and sorted(sum(found, [])) == list(range(0, 300, 3))
+    sums = [SIZES[batch].sum() for batch in found]
+    for number, batch in enumerate(found):
+        assert batches.size(number) == batches.share(number) == len(batch) <= 8
+        assert sums[number] <= 200 or batch == [9]
+        if number + 1 < len(found) and len(batch) < 8:  # no batch ends sooner than it must
+            assert sums[number] + SIZES[found[number + 1][0]] > 200
+    assert [9] in found and len({len(batch) for batch in found}) > 2
+
+
+def test_batches_under_a_budget_follow_from_seed_and_epoch():
+    def keys(**given):
+        return list(budgeted(1, **given)[0])
+
+    assert keys() == keys() and keys() != keys(seed=4)
+    (batches,) = budgeted(1, epoch=0)
+    lengths = []
+    for epoch in range(6):  # the number of batches is that of the epoch that was sought
+        batches.seek(epoch, 0)
+        lengths.append(len(batches))
+        assert len(list(batches)) == lengths[-1] and sum(batches.size(k) for k in range(lengths[-1])) == 100
+    assert len(set(lengths)) > 1
+    whole = keys(epoch=4)
+    assert all(keys(epoch=4, start=start) == whole[start:] for start in (0, 1, len(whole) - 1, len(whole)))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_has_a_share_of_a_batch_under_a_budget(world):
+    ranks = budgeted(world, budget=40)
+    shares = [list(batches) for batches in ranks]
+    for number, parts in enumerate(zip(*shares, strict=True)):
+        assert [len(part) for part in parts] == [batches.share(number) for batches in ranks] and min(map(len, parts)) > 0
+        assert sum(map(len, parts)) == ranks[0].size(number) >= world
+    taken = [index for parts in shares for keys in parts for _, index in keys]
+    assert len(taken) == len(set(taken)) > 100 - world
+
+
+def test_without_a_budget_sizes_do_not_matter():
+    with_sizes = TrainBatches(np.arange(23), 7, 3, sizes=SIZES)
+    assert list(with_sizes) == list(TrainBatches(np.arange(23), 7, 3))
+    assert list(EvaluationBatches(np.arange(23), 7, sizes=SIZES)) == list(EvaluationBatches(np.arange(23), 7))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_an_evaluation_under_a_budget_holds_every_sample_once_in_order(world):
+    indices = np.arange(0, 300, 2)
+    shares = [EvaluationBatches(indices, 12, rank, world, sizes=SIZES, budget=200) for rank in range(world)]
+    assert [index for share in shares for keys in share for _, index in keys] == indices.tolist()
+    for share in shares:
+        assert len(share) == len(list(share))
+        for keys in share:
+            assert len(keys) <= 12 // world and (len(keys) == 1 or sum(SIZES[index] for _, index in keys) <= 200 // world)
+    assert list(EvaluationBatches(indices[:0], 12, sizes=SIZES, budget=200)) == []
+    assert len(TrainBatches(indices[:0], 12, 0, sizes=SIZES, budget=200)) == 0

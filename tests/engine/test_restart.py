@@ -1,13 +1,15 @@
 """From a checkpoint back to a run, in this process; whole commands are in test_resume.py."""
 
+import json
 import re
+import signal
 
 import pytest
 import torch
 
-from conftest import assert_same, load
+from conftest import GRAPHS, assert_same, load
 from snnexp.engine import checkpoint, loop, restart
-from snnexp.engine.signals import StopFlag
+from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import UserError
 
@@ -111,3 +113,22 @@ def test_a_best_epoch_whose_weights_are_gone_is_chosen_anew(make):
     state = restart.restore(again)
     assert state.best is None and state.ranking == [] and state.stale == 0
     assert "chosen anew" in again.run.train_log.read_text()
+
+
+def test_a_stop_in_a_validation_does_not_count_its_forwards_twice(make, monkeypatch):
+    x = make("tracker=lif_full", "tracker.lif_full.splits=[val]", "batch_size=4", "epochs=1", base=GRAPHS)
+    flag, seen = StopFlag(), []
+    real = x.trackers["lif_full"].observe
+
+    def stop_in_the_middle(split: str) -> None:
+        real(split)
+        seen.append(split)
+        if seen.count("val") == 3:
+            flag.number = signal.SIGTERM
+
+    monkeypatch.setattr(x.trackers["lif_full"], "observe", stop_in_the_middle)
+    with pytest.raises(Stopped):
+        loop.train(x, flag)
+    y = make("tracker=lif_full", "tracker.lif_full.splits=[val]", "batch_size=4", "epochs=1", base=GRAPHS)
+    loop.train(y, StopFlag())
+    assert json.loads((y.run.root / "lif_activation_stats_val.json").read_text())["total_forward_count"] == 32 // 4

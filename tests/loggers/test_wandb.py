@@ -18,10 +18,14 @@ class Config(dict):
 class Run:
     def __init__(self, options):
         self.options, self.step, self.history, self.config, self.summary, self.ended = options, 0, {}, Config(), {}, 0
+        self.files = []
 
     def log(self, values, step, commit):
         assert step >= self.step and commit
         self.history[step], self.step = values, step + 1
+
+    def save(self, glob_str, base_path, policy):
+        self.files.append((glob_str, base_path, policy))
 
     def finish(self):
         self.ended += 1
@@ -73,6 +77,13 @@ def test_a_run_and_its_resume_are_one_run_there(tmp_path, service):
     assert run.config == {"lr": 0.1, "T": 4, "epochs": 9}
     assert run.summary == {"Best/Val/Acc1": 4.0, "Test/Acc1": 3.5}
     assert run.ended == 1
+
+
+def test_a_file_of_the_run_goes_along_at_once(tmp_path, service):
+    logger = Wandb(run_dir=tmp_path)
+    logger.upload(tmp_path / "lif_activation_stats.json")
+    (run,) = service.values()
+    assert run.files == [(str(tmp_path / "lif_activation_stats.json"), str(tmp_path), "now")]
 
 
 def test_two_runs_are_two_runs_there(tmp_path, service):

@@ -20,7 +20,8 @@ def list_all() -> None:
     """Print each data set with the first line of its config file."""
     for path in sorted((app.conf_dir() / "dataset").glob("*.yaml")):
         comments = [text.lstrip("# ").strip() for text in path.read_text().splitlines() if text.startswith("#") and "@package" not in text]
-        print(f"  {path.stem:<16} {comments[0] if comments else ''}")
+        said = comments[0].removeprefix(f"{path.stem}: ") if comments else ""
+        print(f"  {path.stem:<16} {said}")
     print("Fetch, verify and prepare one: snnexp data dataset=NAME [data_dir=DIR]")
 
 
@@ -31,6 +32,8 @@ def job(cfg: DictConfig) -> None:
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     data = build.data(settings, download=True)
     print(f"{data.name}: {data.protocol}")
-    classes = ", ".join([*data.classes[:12], "..."] if len(data.classes) > 12 else data.classes)
-    print(f"  sample {tuple(data.shape)}; {len(data.classes)} classes: {classes}")
+    names = data.classes or data.targets
+    kind = "classes" if data.classes else "targets"
+    listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
+    print(f"  sample {' x '.join(map(str, data.shape))}; {len(names)} {kind}: {listed}")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

@@ -34,10 +34,11 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     """
     from snnexp import build
     from snnexp.engine import allocator, checkpoint
+    from snnexp.engine.activity import measure
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
     from snnexp.engine.precision import resolve
-    from snnexp.engine.results import limited, write_predictions
+    from snnexp.engine.results import as_json, limited, write_predictions
     from snnexp.engine.terminal import Terminal
 
     before = config.read_saved(run.config)
@@ -59,7 +60,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
         if not own_samples:
             terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
     data.load_state_dict(saved["data"])
-    model = build.model(settings, data).to(ranks.device)
+    model = build.model(settings, data, task).to(ranks.device)
     checkpoint.load_into(model, checkpoint.weights(saved), path)
 
     split, view = settings["split"], data.view(settings["split"])
@@ -79,6 +80,16 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
             limit=settings["limit_val"],
             on_batch=bar.advance,
         )
+    active = measure(
+        model,
+        task,
+        data,
+        split=split,
+        batch_size=settings["batch_size"],
+        device=ranks.device,
+        precision=precision,
+        limit=settings["limit_val"],
+    )
     protocol = limited(data.protocol, None, settings["limit_val"])
     report: dict[str, Any] = {
         "run": str(run.root),
@@ -86,7 +97,8 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
         "epoch": saved["epoch"],
         "split": split,
         "samples": len(judged.true),
-        "metrics": judged.metrics,
+        "metrics": as_json(judged.metrics),
+        "activity": active.summary(),
         "protocol": protocol,
         "data": dataset.get("root"),
         "samples_of_the_run": own_samples,
@@ -97,6 +109,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     }
     folder = claim_stamp(run)
     write_predictions(folder, split, judged)
+    active.write(folder / f"{split}_spikes.npz")
     write_json(folder / f"{split}.json", report)
     values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
     terminal.say(f"{protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")

@@ -179,7 +179,7 @@ def summarise(folder: Path, started: str) -> int:
             result = read_json(run.result)
             best = result["best"]
             text += f"  {best['metric']} {best['value']:.4g}" if best else ""
-            text += "".join(f"  test {name} {value:.4g}" for name, value in result["test"].items())
+            text += "".join(f"  test {name} {value:.4g}" for name, value in result["test"].items() if value is not None)
         print(f"  {path.parent.name}  {text}")
     if failed:
         print(f"{failed} failed; the same command with exp_name={folder.name} does them again and skips what is done.")

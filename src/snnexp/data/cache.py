@@ -1,9 +1,10 @@
-"""The samples of a data set on disk, prepared once: compact integers in one memory-mapped file beside what made them.
+"""The samples of a data set on disk, prepared once: memory-mapped arrays beside what made them.
 
 <root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W] images
                    labels.npy    int64 [M]
                    sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of its values
-                   meta.json     settings and sources (name, bytes, stamp) that made it, checksums of these, shape, type, notes
+                   <name>.npy    instead of these three, in a set of another make: any named arrays
+                   meta.json     settings and sources (name, bytes, stamp) that made it, checksums of these, shapes, types, notes
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -33,6 +35,10 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEX
 Notes = dict[str, Any]
 # Yields (samples [k, ...] of any integer type, labels [k]); may write into the notes, which are kept with the entry.
 Produce = Callable[[Notes], Iterable[tuple[np.ndarray, np.ndarray]]]
+# Yields blocks of the named arrays, each to be joined along its first axis; may write into the notes, which are kept with the entry.
+ProduceArrays = Callable[[Notes], Iterable[dict[str, np.ndarray]]]
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,22 @@ class Entry:
     notes: Notes
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """One prepared data set of named arrays; they are memory-mapped, read-only and shared by all processes of a machine.
+
+    `checksums` are the CRC-32 of the arrays' content. A copy for another process maps the files again.
+    """
+
+    directory: Path
+    arrays: dict[str, np.ndarray]
+    checksums: dict[str, int]
+    notes: Notes
+
+    def __reduce__(self) -> tuple[Callable[[Path], Arrays], tuple[Path]]:
+        return map_arrays, (self.directory,)
+
+
 def prepared(
     root: Path,
     settings: dict[str, Any],
@@ -90,9 +112,60 @@ def prepared(
 ) -> Entry:
     """The entry that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
 
-    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`. An entry is made in a directory
-    of its own and renamed when it is whole and on the disk; one that is not whole, or says it was made from something else, is made
-    again. Processes that want the same entry wait for the first one.
+    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`.
+
+    Raises: UserError if the disk is full or the directory cannot be written.
+    """
+
+    def read(directory: Path, meta: dict[str, Any]) -> Entry | None:
+        return opened(directory, meta, count, shape)
+
+    def write(building: Path) -> dict[str, Any]:
+        notes: Notes = {}
+        with progress(f"Preparing {title}", count, "samples") as advance:
+            dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), advance)
+        for name, array in (("labels.npy", labels), ("sums.npy", sums)):
+            with open(building / name, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+                to_disk(file)
+        checksums = [(source.name, source.checksum()) for source in sources]
+        return {"checksums": checksums, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
+
+    return kept(root, settings, sources, read, write, title, needed=int(np.prod(shape)) * (count or 0))
+
+
+def prepared_arrays(root: Path, settings: dict[str, Any], sources: list[Source], produce: ProduceArrays, title: str) -> Arrays:
+    """The named arrays that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
+
+    Raises: UserError if the disk is full or the directory cannot be written.
+    """
+
+    def read(directory: Path, meta: dict[str, Any]) -> Arrays:
+        return map_arrays(directory)
+
+    def write(building: Path) -> dict[str, Any]:
+        notes: Notes = {}
+        arrays = write_arrays(building, produce(notes))
+        return {"arrays": arrays, "notes": notes}
+
+    return kept(root, settings, sources, read, write, title)
+
+
+def kept(
+    root: Path,
+    settings: dict[str, Any],
+    sources: list[Source],
+    read: Callable[[Path, dict[str, Any]], Kept | None],
+    write: Callable[[Path], dict[str, Any]],
+    title: str,
+    needed: int = 0,
+) -> Kept:
+    """What `read` makes of the entry of `settings` and `sources` in `root`/cache and its meta.json, once `write` has made that entry.
+
+    An entry is made in a directory of its own and renamed when it is whole and on the disk; one that is not whole (`read` gives None
+    or fails), or says it was made from something else, is made again. Processes that want the same entry wait for the first one.
+    `write` fills the directory it is given and returns what the meta.json shall say beside settings and sources; `needed` bytes it
+    takes at least.
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
@@ -103,21 +176,21 @@ def prepared(
     cache = root / "cache"
     directory = cache / key
     made_from = json.loads(text)
-    entry = opened(directory, made_from, count, shape)
+    entry = found(directory, made_from, read)
     if entry is not None:
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with lock(cache / f"{key}.lock", title):
-            entry = opened(directory, made_from, count, shape)
+            entry = found(directory, made_from, read)
             if entry is None:
-                build(directory, made_from, sources, count, shape, produce, title)
-                entry = opened(directory, made_from, count, shape)
+                build(directory, made_from, write, needed)
+                entry = found(directory, made_from, read)
     except OSError as error:
         if error.errno in NO_SPACE:
-            needed = f" (needed: {mebibytes(count, shape)} MiB)" if count else ""
+            size = f" (needed: {mebibytes(needed)} MiB)" if needed else ""
             raise UserError(
-                f"No space left while preparing {title} in {cache}{needed}. Nothing unfinished was left there. "
+                f"No space left while preparing {title} in {cache}{size}. Nothing unfinished was left there. "
                 "Make room, or put the data on another disk (data_dir=DIR)."
             ) from error
         if error.errno in NOT_WRITABLE:
@@ -131,53 +204,57 @@ def prepared(
     return entry
 
 
-def opened(directory: Path, made_from: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
-    """The entry in a directory, or None if it is missing, not whole or not made from these settings and sources."""
+def found(directory: Path, made_from: dict[str, Any], read: Callable[[Path, dict[str, Any]], Kept | None]) -> Kept | None:
+    """What `read` makes of a directory, or None if it is missing, not whole or not made from these settings and sources."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
         if {name: meta[name] for name in made_from} != made_from:
             return None
-        # NumPy maps a file only if it is as long as its header says, so that a cut one is found here.
-        samples = np.load(directory / "samples.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(directory / "labels.npy", allow_pickle=False)
-        sums = np.load(directory / "sums.npy", allow_pickle=False)
-        notes = meta["notes"]
-        checksums = [(name, value) for name, value in meta["checksums"]]
+        return read(directory, meta)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
+
+
+def opened(directory: Path, meta: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
+    """The samples in a directory, or None if they are not whole."""
+    # NumPy maps a file only if it is as long as its header says, so that a cut one is found here.
+    samples = np.load(directory / "samples.npy", mmap_mode="r", allow_pickle=False)
+    labels = np.load(directory / "labels.npy", allow_pickle=False)
+    sums = np.load(directory / "sums.npy", allow_pickle=False)
+    checksums = [(name, value) for name, value in meta["checksums"]]
     number = len(labels) if count is None else count
     whole = samples.shape == (number, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
     whole = whole and labels.shape == (number,) and labels.dtype == np.int64 and sums.shape == (number, 2, shape[-3])
-    return Entry(directory, checksums, samples, labels, sums, notes) if whole else None
+    return Entry(directory, checksums, samples, labels, sums, meta["notes"]) if whole else None
 
 
-def build(
-    directory: Path,
-    made_from: dict[str, Any],
-    sources: list[Source],
-    count: int | None,
-    shape: tuple[int, ...],
-    produce: Produce,
-    title: str,
-) -> None:
+def map_arrays(directory: Path) -> Arrays:
+    """The named arrays in a directory.
+
+    Raises: OSError, ValueError, KeyError if they are not whole.
+    """
+    meta = json.loads((directory / "meta.json").read_text())
+    arrays, checksums = {}, {}
+    for name, (dtype, shape, checksum) in meta["arrays"].items():
+        array = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if str(array.dtype) != dtype or list(array.shape) != shape:
+            raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, not {dtype} {shape}")
+        # Still the map, but without the class that makes every small access dear.
+        arrays[name], checksums[name] = np.asarray(array), checksum
+    return Arrays(directory, arrays, checksums, meta["notes"])
+
+
+def build(directory: Path, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]], needed: int) -> None:
     """Make an entry beside its final place and move it there."""
     cache = directory.parent
     # The lock is held, so nobody is at work on what another attempt left.
     for left_over in cache.glob(f".building-{directory.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    if count and shutil.disk_usage(cache).free < count * int(np.prod(shape)):
+    if needed and shutil.disk_usage(cache).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
     building = Path(tempfile.mkdtemp(prefix=f".building-{directory.name}-", dir=cache))
     try:
-        notes: Notes = {}
-        with progress(f"Preparing {title}", count, "samples") as advance:
-            dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), advance)
-        for name, array in (("labels.npy", labels), ("sums.npy", sums)):
-            with open(building / name, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-                to_disk(file)
-        checksums = [(source.name, source.checksum()) for source in sources]
-        meta = {**made_from, "checksums": checksums, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
+        meta = {**made_from, **write(building)}
         with open(building / "meta.json", "wb") as file:
             file.write(json.dumps(meta, indent=1).encode())
             to_disk(file)
@@ -185,6 +262,34 @@ def build(
         move(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def write_arrays(directory: Path, blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[str, list[int], int]]:
+    """Write named arrays as they come, <name>.npy each; the type's name, the shape and the CRC-32 of each."""
+    files: dict[str, BinaryIO] = {}
+    forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+    lengths: dict[str, int] = {}
+    checksums: dict[str, int] = {}
+    with ExitStack() as stack:
+        for block in blocks:
+            for name, array in block.items():
+                array = np.ascontiguousarray(array)
+                form = (array.dtype, array.shape[1:])
+                if name not in files:
+                    files[name] = stack.enter_context(start(directory / f"{name}.npy", form[0], (0, *form[1])))
+                    forms[name], lengths[name], checksums[name] = form, 0, 0
+                if form != forms[name]:
+                    raise ValueError(f"got {name} of {form[0]} {form[1]} after {forms[name][0]} {forms[name][1]}")
+                content = array.reshape(-1).view(np.uint8)
+                files[name].write(content.data)
+                checksums[name] = zlib.crc32(content, checksums[name])
+                lengths[name] += len(array)
+        for name, file in files.items():
+            # Only now is the number known; NumPy pads the header so that any number fits its place.
+            file.seek(0)
+            write_header(file, forms[name][0], (lengths[name], *forms[name][1]))
+            to_disk(file)
+    return {name: (str(dtype), [lengths[name], *tail], checksums[name]) for name, (dtype, tail) in forms.items()}
 
 
 def write_samples(
@@ -279,5 +384,5 @@ def move(building: Path, directory: Path) -> None:
             raise
 
 
-def mebibytes(count: int, shape: tuple[int, ...]) -> int:
-    return int(np.ceil(count * np.prod(shape) / 2**20))
+def mebibytes(size: int) -> int:
+    return -(-size // 2**20)

@@ -9,6 +9,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +23,15 @@ TIMEOUT_SECONDS = 30.0
 CHUNK = 1 << 18
 
 
-def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
+def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
     """Download `path` from the first of `urls` that answers, unless it is there; what came of it before is continued.
 
-    Until its md5 is right the file is called `<path>.part`. Processes that want the same file wait for the first one.
+    Until its md5 is right the file is called `<path>.part`. Where no md5 is published (None) the file is taken at the length that the
+    server names, a zip if it is one at all, and whoever reads it has to check what it holds. Processes that want the same file wait for
+    the first one.
 
-    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5 or a full disk.
+    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5, for what is no
+    zip or for a full disk.
     """
     if path.exists():
         return path
@@ -39,7 +43,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
                 return path
             continued = part.exists()
             receive_from_any(urls, part, path)
-            found = md5_of(part)
+            found = md5_of(part) if md5 else None
             if found != md5 and continued:
                 # The beginning may have come from another version of the file: once again from byte 0.
                 part.unlink()
@@ -49,6 +53,13 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> Path:
                 part.unlink()
                 raise UserError(
                     f"{path.name} from {urls[0]} has md5 {found}, published is {md5}. It was not kept. Try again; "
+                    f"if that does not help, get the file by hand and put it at {path}."
+                )
+            if md5 is None and path.suffix == ".zip" and not zipfile.is_zipfile(part):
+                size = part.stat().st_size
+                part.unlink()
+                raise UserError(
+                    f"{path.name} from {urls[0]} is no zip archive ({size} bytes; perhaps a web page). It was not kept. Try again; "
                     f"if that does not help, get the file by hand and put it at {path}."
                 )
             with open(part, "rb+") as file:

@@ -7,11 +7,11 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from snnexp.data.cache import Source, loose
 from snnexp.errors import MissingData, UserError
@@ -20,6 +20,7 @@ from snnexp.errors import MissingData, UserError
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 OUR_FOLDERS = ("cache", "download", "extract")
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -46,6 +47,13 @@ class File:
             return self.archive.read(self.name) if self.archive else self.path.read_bytes()
         except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
             raise UserError(f"{self.shown}: cannot be read ({error}). Copy or download it again.") from error
+
+    def open(self) -> BinaryIO:
+        """Its bytes as a stream, for a large file; the caller closes it.
+
+        Raises: OSError, BadZipFile.
+        """
+        return self.archive.open(self.name) if self.archive else open(self.path, "rb")
 
     @property
     def shown(self) -> str:
@@ -87,6 +95,20 @@ def in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | N
         if label is not None:
             found.append(File(Source(info.filename, info.file_size, info.CRC), label, path, archive))
     return sorted(found, key=lambda file: natural(file.name))
+
+
+def listings(root: Path, folders: Sequence[str], archives: Sequence[str], endings: Sequence[str]) -> Iterator[tuple[Path, dict[str, File]]]:
+    """The places where the files of a set may lie, in order, and what ends in one of `endings` there, by base name.
+
+    First folders of `root`, then zip archives in `root` or `root`/download. Raises: UserError if an archive is not whole.
+    """
+    for folder in folders:
+        if (root / folder).is_dir():
+            yield root / folder, {file.path.name: file for file in in_folder(root / folder, endings, 0, folder or ".")}
+    for archive in archives:
+        for path in (root / archive, root / "download" / archive):
+            if path.is_file():
+                yield path, {file.name.rpartition("/")[2]: file for file in in_zip(path, endings, lambda name: 0)}
 
 
 def in_class_folders(root: Path, endings: Sequence[str], kind: str) -> tuple[tuple[str, ...], dict[str, list[File]]]:
@@ -141,12 +163,17 @@ def read_ahead(items: Iterable[File], work: Callable[[File], Result]) -> Iterato
     """`work` of every file, in order, computed by a few threads that stay a little ahead."""
     threads = min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(threads) as pool:
-        rest = iter(items)
-        waiting = [pool.submit(work, item) for item in islice(rest, 2 * threads)]
-        try:
-            while waiting:
-                yield waiting.pop(0).result()
-                waiting += [pool.submit(work, item) for item in islice(rest, 1)]
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield from ahead(pool, 2 * threads, items, work)
+
+
+def ahead(pool: Executor, number: int, items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """`work` of every item, in order, computed by a pool that stays `number` items ahead."""
+    rest = iter(items)
+    waiting = [pool.submit(work, item) for item in islice(rest, number)]
+    try:
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(work, item) for item in islice(rest, 1)]
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -108,6 +108,11 @@ class LabelledSamples:
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
+    def provides(self) -> dict[str, int]:
+        """What a model may leave to the data: the channels, the number of classes, the side of a frame."""
+        return {"in_channels": self.shape[-3], "num_classes": len(self.classes), "size": self.shape[-1]}
+
+    @property
     def splits(self) -> dict[str, int]:
         """The number of samples of train, val and test."""
         return {split: len(self.rows[split]) for split in SPLITS}

@@ -15,16 +15,44 @@ def pool(count: int, limit: int | None) -> np.ndarray:
     return np.sort(np.random.Generator(np.random.Philox(0)).permutation(count)[:limit])
 
 
+def bounds(sizes: np.ndarray, batch_size: int, budget: int, world: int) -> np.ndarray:
+    """Where to cut samples of `sizes`, in their order, into batches of at most `batch_size` samples and `budget` in sum; [batches + 1].
+
+    A batch has `world` samples, one for each rank, even where these exceed the budget; only the last can have fewer.
+    """
+    ends = np.cumsum(sizes)
+    cuts = [0]
+    while cuts[-1] < len(sizes):
+        first = cuts[-1]
+        fitting = int(np.searchsorted(ends, budget + (ends[first - 1] if first else 0), side="right"))
+        cuts.append(min(max(fitting, first + world), first + batch_size, len(sizes)))
+    return np.array(cuts)
+
+
 class TrainBatches:
     """Shuffled batches of one epoch for one rank; `batch_size` counts the samples of all ranks together.
 
-    The last, smaller batch is kept, unless it has fewer samples than there are ranks.
+    The last, smaller batch is kept, unless it has fewer samples than there are ranks. With a `budget` a batch ends before the sum of
+    its `sizes` (one for each sample of the split) exceeds it, so that the number of batches differs from epoch to epoch.
     """
 
-    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        sizes: np.ndarray | None = None,
+        budget: int | None = None,
+    ) -> None:
         self.indices, self.count = indices, len(indices)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.sizes = sizes[indices] if sizes is not None and budget is not None else None
+        self.budget = budget
         self.epoch, self.start = 0, 0
+        self._cut: tuple[int, np.ndarray] | None = None
 
     def seek(self, epoch: int, start: int) -> None:
         """Go to batch `start` of `epoch`."""
@@ -32,36 +60,72 @@ class TrainBatches:
 
     def size(self, batch: int) -> int:
         """Number of samples of batch `batch` over all ranks."""
-        return min(self.batch_size, self.count - batch * self.batch_size)
+        cuts = self.cuts()
+        return int(cuts[batch + 1] - cuts[batch])
 
     def share(self, batch: int) -> int:
         """Number of samples of batch `batch` on this rank."""
         size = self.size(batch)
         return size // self.world + (self.rank < size % self.world)
 
+    def after(self, samples: int) -> int:
+        """The batch of the epoch that comes after so many samples, or that they end in."""
+        return int(np.searchsorted(self.cuts(), samples, side="right")) - 1
+
     def __len__(self) -> int:
-        """Number of batches of an epoch."""
-        full, rest = divmod(self.count, self.batch_size)
-        return full + (rest >= self.world)
+        """Number of batches of the epoch."""
+        return len(self.cuts()) - 1
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.count)
-        for batch in range(self.start, len(self)):
-            chosen = self.indices[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+        order, cuts = self.order(), self.cuts()
+        for batch in range(self.start, len(cuts) - 1):
+            chosen = self.indices[order[cuts[batch] : cuts[batch + 1]]]
             yield [(self.epoch, int(index)) for index in np.array_split(chosen, self.world)[self.rank]]
+
+    def order(self) -> np.ndarray:
+        """The epoch's order of the samples."""
+        return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.count)
+
+    def cuts(self) -> np.ndarray:
+        """Where the epoch's order is cut into batches, [batches + 1]."""
+        if self._cut is None or (self.sizes is not None and self._cut[0] != self.epoch):
+            if self.sizes is None:
+                cuts = np.append(np.arange(0, self.count, self.batch_size), self.count)
+            else:
+                cuts = bounds(self.sizes[self.order()], self.batch_size, self.budget, self.world)
+            if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(self.world, self.batch_size):
+                cuts = cuts[:-1]
+            self._cut = self.epoch, cuts
+        return self._cut[1]
 
 
 class EvaluationBatches:
-    """Batches of every sample once, in order; the ranks' shares are disjoint and may differ in length."""
+    """Batches of every sample once, in order; the ranks' shares are disjoint and may differ in length.
 
-    def __init__(self, indices: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    With a `budget` a batch ends before the sum of its `sizes` (one for each sample of the split) exceeds the rank's part of it.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        sizes: np.ndarray | None = None,
+        budget: int | None = None,
+    ) -> None:
         self.indices = np.array_split(indices, world)[rank]
-        self.batch_size = max(1, batch_size // world)
+        batch_size = max(1, batch_size // world)
+        if sizes is None or budget is None:
+            self.cuts = np.append(np.arange(0, len(self.indices), batch_size), len(self.indices))
+        else:
+            self.cuts = bounds(sizes[self.indices], batch_size, budget // world, 1)
 
     def __len__(self) -> int:
         """Number of batches of this rank."""
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.cuts) - 1
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, int(index)) for index in self.indices[start : start + self.batch_size]]
+        for first, last in zip(self.cuts[:-1], self.cuts[1:], strict=True):
+            yield [(0, int(index)) for index in self.indices[first:last]]

@@ -60,6 +60,49 @@ def divide(
     return rows, ", ".join(words)
 
 
+def apportion(labels: np.ndarray, val_fraction: float, test_fraction: float, seed: int) -> tuple[dict[str, np.ndarray], str]:
+    """The rows of train, val and test of a set that came undivided, both fractions of the whole, and words that say so.
+
+    Shape: labels int64 [M]; where all are equal (regression) the split is without strata.
+
+    Raises: UserError if a fraction is not in [0, 1) or nothing is left to train on.
+    """
+    if not val_fraction + test_fraction < 1:
+        raise UserError(f"dataset.val_fraction + dataset.test_fraction is {val_fraction + test_fraction}; allowed is below 1.")
+    rest, test = carve(labels, np.arange(len(labels)), test_fraction, seed, "dataset.test_fraction")
+    train, val = carve(labels, rest, val_fraction / (1 - test_fraction), seed + 1, "dataset.val_fraction")
+    words = f"random split with {val_fraction:.0%} val and {test_fraction:.0%} test, {strata(labels)}split_seed {seed}"
+    return {"train": train, "val": val, "test": test}, words
+
+
+def fold(labels: np.ndarray, number: int, count: int, val_fraction: float, seed: int) -> tuple[dict[str, np.ndarray], str]:
+    """The rows of one run of a `count`-fold cross-validation with an inner holdout (Errica et al. 2020), and words that say so.
+
+    Test is the fold `number`, counted from 0; val is `val_fraction` of the rest, by which the epoch is chosen. Folds are stratified:
+    each class, drawn in an order of (`seed`, class), is dealt out in turn. Shape: labels int64 [M], all equal for regression.
+
+    Raises: UserError for a fold that is not there, or more folds than samples.
+    """
+    if not 2 <= count <= len(labels):
+        raise UserError(f"dataset.cv_folds is {count}; allowed are 2 to {len(labels)}, the number of samples.")
+    if not 0 <= number < count:
+        raise UserError(f"dataset.cv_fold is {number}; with dataset.cv_folds={count} allowed are 0 to {count - 1}.")
+    order = [np.random.default_rng([seed, int(k)]).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    # Each class goes on with the fold after the one before stopped at, so that folds differ by one sample at most.
+    dealt = np.concatenate(order)
+    test = np.sort(dealt[number::count])
+    train, val = carve(labels, np.setdiff1d(dealt, test), val_fraction, seed + 1, "dataset.val_fraction")
+    words = (
+        f"test is fold {number} of {count} (counted from 0), val {val_fraction:.0%} of the rest to choose the epoch, "
+        f"{strata(labels)}split_seed {seed}"
+    )
+    return {"train": train, "val": val, "test": test}, words
+
+
+def strata(labels: np.ndarray) -> str:
+    return "stratified by class, " if len(labels) and (labels != labels[0]).any() else ""
+
+
 def sizes(rows: dict[str, np.ndarray]) -> str:
     """The sizes in words: 70 train / 15 val / 15 test."""
     return " / ".join(f"{len(rows[name])} {name}" for name in ("train", "val", "test"))

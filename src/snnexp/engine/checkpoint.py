@@ -13,7 +13,7 @@ from torch import nn
 from snnexp.errors import RunFailed, UserError
 
 REQUIRED = (
-    "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "data",
+    "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
     "circumstances",
 )  # fmt: skip
 

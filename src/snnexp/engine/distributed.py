@@ -45,6 +45,13 @@ class Ranks:
             dist.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks, on the CPU."""
+        value = value.cpu()
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in order, on every rank."""
         if self.world == 1:

@@ -10,18 +10,19 @@ from torch import nn
 
 from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.distributed import Ranks
-from snnexp.engine.loader import loader
+from snnexp.engine.loader import budget, loader
 from snnexp.engine.precision import Precision
 from snnexp.engine.signals import StopFlag, Stopped
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, and prediction and truth of each of its samples in order (on rank 0)."""
+    """Metrics of a split, and prediction, truth and (where the task has one) score of each of its samples, in order."""
 
     metrics: dict[str, float]
     predicted: np.ndarray
     true: np.ndarray
+    score: np.ndarray | None = None
 
 
 def evaluate(
@@ -37,26 +38,31 @@ def evaluate(
     limit: int | None = None,
     stop: StopFlag | None = None,
     on_batch: Any = None,
+    observe: Any = None,
 ) -> Evaluation:
     """Judge `model` on `split` (or a fixed random `limit` samples of it), without gradients and in evaluation mode.
 
+    `on_batch` is told the samples of each batch; `observe` is called after each forward pass, on every rank equally often.
     Raises: Stopped if `stop` is set meanwhile, on all ranks together.
     """
     view = data.view(split, augment=False)
-    shares = [EvaluationBatches(pool(len(view), limit), batch_size, rank, ranks.world) for rank in range(ranks.world)]
+    indices, held = pool(len(view), limit), budget(data, split)
+    shares = [EvaluationBatches(indices, batch_size, rank, ranks.world, **held) for rank in range(ranks.world)]
     batches, rounds = shares[ranks.rank], max(map(len, shares))
     cuda = ranks.device.type == "cuda"
     fetched = iter(loader(view, batches, workers, cuda))
     was_training = model.training
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    predicted, true = [], []
+    judged: list[list[np.ndarray]] = []
     try:
         for _ in range(rounds):
             if stop is not None and (number := ranks.agree(stop.number)[0]):
                 raise Stopped(number)
             batch = next(fetched, None)
             if batch is None:
+                if observe is not None:
+                    observe()
                 continue
             batch = data.prepare(to_device(batch, ranks.device))
             try:
@@ -64,25 +70,24 @@ def evaluate(
                     loss, output = task.loss(model, batch, step=0)
                 for name, value in task.counts(loss, output, batch).items():
                     sums[name] = sums[name] + value if name in sums else value
-                guess, truth = task.predict(output, batch)
+                columns = task.predict(output, batch)
+                if observe is not None:
+                    observe()
             finally:
                 functional.reset_net(model)
-            predicted.append(guess.cpu().numpy())
-            true.append(truth.cpu().numpy())
+            judged.append([column.cpu().numpy() for column in columns])
             if on_batch is not None:
-                on_batch(len(batch[-1]))
+                on_batch(len(columns[1]))
     finally:
         model.train(was_training)
-    parts = ranks.gather((predicted, true))
+    judged = [columns for part in ranks.gather(judged) for columns in part]
     names = ranks.gather(sorted(sums))
     for name in max(names, key=len):  # a rank without a sample still takes part in the sum
         sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=ranks.device))
     totals = ranks.total(dict(sorted(sums.items())))
-    return Evaluation(
-        task.metrics(totals),
-        np.concatenate([piece for guess, _ in parts for piece in guess]),
-        np.concatenate([piece for _, truth in parts for piece in truth]),
-    )
+    predicted, true, *score = (np.concatenate(column) for column in zip(*judged, strict=True))
+    metrics = task.metrics(totals) | (task.ranking(true, *score) if score else {})
+    return Evaluation(metrics, predicted, true, *score)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -1,5 +1,7 @@
 """Batches from a data set, fetched ahead by processes of their own if asked for."""
 
+from typing import Any
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +21,12 @@ def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: in
         worker_init_fn=_worker_init,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def budget(data: Any, split: str) -> dict[str, Any]:
+    """What the batches of a split keep to beside their number of samples, if the data have a budget: the sum of the samples' sizes."""
+    allowed = getattr(data, "node_budget", None)
+    return {} if allowed is None else {"sizes": data.sizes(split), "budget": allowed}
 
 
 def _as_fetched(batch: object) -> object:

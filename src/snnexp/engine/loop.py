@@ -5,6 +5,8 @@ One call trains what a run directory describes, from wherever its newest checkpo
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,6 +112,7 @@ def forward_backward(x: Experiment, state: State, group: range, fetched: Iterato
         with x.gradient_sync(index == group[-1]):
             with x.precision.autocast():
                 loss, output = x.task.loss(x.net, batch, state.step)
+            observe(x, "train")
             # DDP divides the sum over ranks by their number, so each rank's share is multiplied by it.
             x.scaler.scale(loss * (count * x.ranks.world / samples)).backward()
         functional.reset_net(x.model)
@@ -156,7 +159,7 @@ def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | 
 def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
     """The model, or its moving average, on a split."""
     count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
-    with x.averaged(), x.terminal.bar(title, count) as bar:
+    with forgotten_if_stopped(x), x.averaged(), x.terminal.bar(title, count) as bar:
         x.ranks.share_buffers(x.model)  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
         return evaluate(
             x.model,
@@ -170,7 +173,26 @@ def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
             limit=x.config.limit_val,
             stop=stop,
             on_batch=bar.advance,
+            observe=partial(observe, x, split),
         )
+
+
+def observe(x: Experiment, split: str) -> None:
+    """Show the trackers the forward pass just done, before the neurons are reset."""
+    for tracker in x.trackers.values():
+        tracker.observe(split)
+
+
+@contextmanager
+def forgotten_if_stopped(x: Experiment) -> Iterator[None]:
+    """What trackers saw of a pass over a split that was stopped is forgotten, because a resume does all of it again."""
+    before = {name: tracker.state_dict() for name, tracker in x.trackers.items()}
+    try:
+        yield
+    except Stopped:
+        for name, tracker in x.trackers.items():
+            tracker.load_state_dict(before[name])
+        raise
 
 
 def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None) -> None:
@@ -179,7 +201,10 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
     ranked = {epoch for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
-    results.log_epoch(x, state, training, validation)
+    tracked: dict[str, Any] = {}
+    for tracker in x.trackers.values():
+        tracked |= tracker.close_epoch(state.epoch)
+    results.log_epoch(x, state, training, validation, tracked)
     save(x, state, *names_due(x, state, is_best))
     if x.ranks.main:
         discard(x, state, fallen=ranked - {epoch for _, epoch in state.ranking})
@@ -215,12 +240,11 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
     """
     link(x, "latest", "final")
-    if not x.data.splits["test"]:
-        results.write(x, state, None)
-        return
     with results.best_weights(x):
-        evaluation = judge(x, "test", stop, "test")
-    results.write(x, state, evaluation)
+        evaluation = judge(x, "test", stop, "test") if x.data.splits["test"] else None
+        activity = results.activity(x)
+    files = [path for tracker in x.trackers.values() for path in tracker.finish()]
+    results.write(x, state, evaluation, activity, files)
 
 
 def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:

@@ -24,8 +24,9 @@ OTHER_SAMPLES = (
 def save(x: "Experiment", state: State, name: str, *more: str) -> None:
     """Write checkpoint `name`, and give it the other names, in this order. Every rank must call it."""
     ranks = x.ranks.gather(rank_state(x, state))
+    trackers = {name: tracker.state_dict() for name, tracker in x.trackers.items()}
     if x.ranks.main:
-        checkpoint.save(x.run.checkpoint(name), contents(x, state, ranks))
+        checkpoint.save(x.run.checkpoint(name), contents(x, state, ranks, trackers))
         for other in more:
             checkpoint.link(x.run.checkpoint(name), x.run.checkpoint(other))
         x.run.update_status(epoch=state.epoch, step=state.step)
@@ -41,7 +42,9 @@ def link(x: "Experiment", name: str, other: str) -> None:
 def save_error(x: "Experiment", state: State) -> None:
     """Write what rank 0 has at an error, for a look at it; the other ranks may be gone."""
     if x.ranks.main:
-        checkpoint.save(x.run.checkpoint("error"), contents(x, state, [rank_state(x, state)]))
+        alone = x.ranks.world == 1  # a tracker adds up over the ranks
+        trackers = {name: tracker.state_dict() for name, tracker in x.trackers.items()} if alone else {}
+        checkpoint.save(x.run.checkpoint("error"), contents(x, state, [rank_state(x, state)], trackers))
 
 
 def rank_state(x: "Experiment", state: State) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def rank_state(x: "Experiment", state: State) -> dict[str, Any]:
     return {"random": random_state(x.ranks.device), "counts": counts}
 
 
-def contents(x: "Experiment", state: State, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def contents(x: "Experiment", state: State, ranks: list[dict[str, Any]], trackers: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint: tensors and plain values only."""
     return {
         "epoch": state.epoch,
@@ -65,7 +68,13 @@ def contents(x: "Experiment", state: State, ranks: list[dict[str, Any]]) -> dict
         "args": x.settings,
         "state": state.as_dict(),
         "ranks": ranks,
-        "sampler": {"epoch": state.epoch, "batch": state.batch, "batch_size": x.config.batch_size, "world": x.ranks.world},
+        "sampler": {
+            "epoch": state.epoch,
+            "batch": state.batch,
+            "samples": sum(x.train_batches.size(batch) for batch in range(state.batch)),
+            "world": x.ranks.world,
+        },
+        "trackers": trackers,
         "data": x.data.state_dict(),
         "circumstances": circumstances(x),
     }
@@ -117,10 +126,15 @@ def restore(x: "Experiment") -> State:
     if saved["scaler"] and x.scaler.is_enabled():
         x.scaler.load_state_dict(saved["scaler"])
     x.data.load_state_dict(saved["data"])
+    for name, tracker in x.trackers.items():
+        if name in saved["trackers"]:
+            tracker.load_state_dict(saved["trackers"][name])
+        else:
+            x.terminal.say(f"tracker {name}: this checkpoint has no record of it; it begins anew.")
     state = State(**saved["state"])
 
-    if state.batch and saved["sampler"]["batch_size"] != x.config.batch_size:
-        state.batch = state.batch * saved["sampler"]["batch_size"] // x.config.batch_size
+    x.train_batches.seek(state.epoch, state.batch)
+    state.batch = x.train_batches.after(saved["sampler"]["samples"])  # where other batch sizes may have put it
     if saved["sampler"]["world"] == x.ranks.world and len(saved["ranks"]) == x.ranks.world:
         mine = saved["ranks"][x.ranks.rank]
         state.counts = {name: value.to(x.ranks.device) for name, value in mine["counts"].items()}

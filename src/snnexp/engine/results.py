@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rich.table import Table
 
 from snnexp.engine import checkpoint
+from snnexp.engine.activity import Activity, measure
 from snnexp.engine.evaluation import Evaluation
 from snnexp.engine.state import State
 from snnexp.rundir import write_json
@@ -26,25 +28,28 @@ def announce(x: "Experiment", state: State) -> None:
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     x.terminal.say(f"{x.data.protocol}")
     x.terminal.say(
-        f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {tuple(x.data.shape)}; "
+        f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {' x '.join(map(str, x.data.shape))}; "
         f"{x.precision.name}{' (auto)' if config.precision == 'auto' else ''} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
     )
     if state.step:
         x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
 
 
-def log_epoch(x: "Experiment", state: State, training: dict[str, float], validation: dict[str, float] | None) -> None:
-    """Write an epoch's metrics to metrics.jsonl and the loggers, and say them."""
+def log_epoch(
+    x: "Experiment", state: State, training: dict[str, float], validation: dict[str, float] | None, tracked: dict[str, Any]
+) -> None:
+    """Write an epoch's metrics to metrics.jsonl and the loggers, which get the mean of what was `tracked` at each step, and say them."""
     if not x.ranks.main:
         return
     values = {f"Train/{name}": value for name, value in training.items()}
     values |= {f"Val/{name}": value for name, value in (validation or {}).items()}
     values["LR"] = x.optimizer.param_groups[0]["lr"]
-    x.metrics.append({"epoch": state.epoch, "step": state.step, **values})
+    x.metrics.append({"epoch": state.epoch, "step": state.step, **values, **tracked})
     x.metrics.sync()
     state.metrics_offset = x.metrics.offset()
+    means = {name: sum(value) / len(value) if isinstance(value, list) else value for name, value in tracked.items()}
     for logger in x.loggers:
-        logger.scalars(values, state.epoch)
+        logger.scalars(values | means, state.epoch)
     star = " *" if state.best and state.best["epoch"] == state.epoch else ""
     x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
 
@@ -83,14 +88,35 @@ def best_weights(x: "Experiment") -> Iterator[None]:
         x.model.load_state_dict(own)
 
 
-def write(x: "Experiment", state: State, evaluation: Evaluation | None) -> None:
-    """Write result.json and the test predictions (None: the data have no test split), close the loggers, and show the final table."""
+def activity(x: "Experiment") -> Activity | None:
+    """What the neurons of the model do on the test split, or the nearest to it that the data have; on the main rank."""
+    if not x.ranks.main:
+        return None
+    split = next(split for split in ("test", "val", "train") if x.data.splits[split])
+    with x.averaged():
+        return measure(
+            x.model,
+            x.task,
+            x.data,
+            split=split,
+            batch_size=x.config.batch_size,
+            device=x.ranks.device,
+            precision=x.precision,
+            limit=x.config.limit_val,
+        )
+
+
+def write(x: "Experiment", state: State, evaluation: Evaluation | None, active: Activity | None, files: list[Path]) -> None:
+    """Write result.json, the test predictions (None: the data have no test split) and the activity, and show the final table.
+
+    `files` are what the trackers wrote; the loggers get them and are told the result.
+    """
     if not x.ranks.main:
         return
     state.pass_time()
     result = {
         "best": state.best,
-        "test": evaluation.metrics if evaluation else {},
+        "test": as_json(evaluation.metrics) if evaluation else {},
         "protocol": limited(x.data.protocol, x.config.limit_train and x.train_batches.count, x.config.limit_val),
         "split": "test",
         "seed": x.config.seed,
@@ -102,13 +128,22 @@ def write(x: "Experiment", state: State, evaluation: Evaluation | None) -> None:
         "neuron": x.neuron_implementation,
         "processes": x.ranks.world,
         "threads": torch.get_num_threads(),
+        "activity": active.summary(),
     }
     if evaluation:
         write_predictions(x.run.root, "test", evaluation)
+    active.write(x.run.root / f"{active.split}_spikes.npz")
     write_json(x.run.result, result)
     for logger in x.loggers:
+        for path in files:
+            logger.upload(path)
         logger.finish(result)
     show(x, result)
+
+
+def as_json(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics with null for what is not defined (an AUROC of one class), because JSON knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
@@ -121,9 +156,11 @@ def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str
 
 
 def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
-    """Write `<split>_y_pred.npy`, `<split>_y_true.npy` and `<split>_metrics.npy`, which has one field per metric."""
+    """Write `<split>_y_pred.npy`, `_true`, `_score` (where the task has it), and `<split>_metrics.npy`, which has one field per metric."""
     np.save(folder / f"{split}_y_pred.npy", evaluation.predicted)
     np.save(folder / f"{split}_y_true.npy", evaluation.true)
+    if evaluation.score is not None:
+        np.save(folder / f"{split}_y_score.npy", evaluation.score)
     names = list(evaluation.metrics)
     np.save(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
 
@@ -135,13 +172,14 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
     if result["best"]:
         best = result["best"]
         rows.append(("best epoch", f"{best['epoch']} of {result['epochs']} ({best['metric']} {best['value']:.4g})"))
-    rows += [(f"test {name}", f"{value:.4g}") for name, value in result["test"].items()]
+    rows += [(f"test {name}", "undefined" if value is None else f"{value:.4g}") for name, value in result["test"].items()]
     rows += [
         ("parameters", f"{result['parameters']:,}"),
         ("precision", result["precision"]),
         ("training", f"{result['samples_per_s']:.1f} samples/s"),
         ("wall time", f"{result['wall_time_s']:.0f} s"),
     ]
+    rows += [row for tracker in x.trackers.values() for row in tracker.rows()]
     for row in rows:
         table.add_row(*row)
     x.terminal.console.print(table)

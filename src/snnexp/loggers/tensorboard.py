@@ -56,6 +56,9 @@ class TensorBoard:
         data = plugin_data_pb2.HParamsPluginData(session_start_info=session)
         self._write_session("_hparams_/session_start_info", data)
 
+    def upload(self, path: Path) -> None:
+        """Files stay in the run directory, where TensorBoard looks for nothing but its own."""
+
     def finish(self, result: dict[str, Any]) -> None:
         """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, and close the hparams session.
 

@@ -70,6 +70,10 @@ class Wandb:
         """Enter the config of the run; what a resume changed replaces what was there."""
         self._run.config.update(config, allow_val_change=True)
 
+    def upload(self, path: Path) -> None:
+        """Send a file of the run directory along with the run, as it is now."""
+        self._run.save(str(path), base_path=str(Path(path).parent), policy="now")
+
     def finish(self, result: dict[str, Any]) -> None:
         """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, in the summary of the run."""
         self._run.summary.update(final_metrics(result))

@@ -27,6 +27,12 @@ class Classification:
             raise UserError(f"task.label_smoothing: {label_smoothing} is not allowed; it lies in [0, 1).")
         self.kind, self.means, self.lamb, self.label_smoothing = loss, float(means), float(lamb), float(label_smoothing)
 
+    def outputs(self, data: object) -> int:
+        """The number of outputs that the classes of the data need."""
+        if not data.classes:
+            raise UserError(f"task=classification: {data.name} has no classes; use the task that its data set file names.")
+        return len(data.classes)
+
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Tensor]:
         """Return the loss, a fp32 scalar (mean over the batch), and the outputs [T, N, K]."""
         x, y = batch

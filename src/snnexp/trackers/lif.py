@@ -1,0 +1,308 @@
+"""LIF activation statistics: which part of a layer's outputs were spikes, for each layer and each step."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snnexp.errors import RunFailed, UserError, nearest
+from snnexp.models.neurons import LIFNode
+from snnexp.trackers.records import Records
+
+SPLITS = ("train", "val", "test")
+DECIMALS = 6
+
+compact = json.JSONEncoder(separators=(",", ":")).encode
+"""JSON without spaces."""
+
+
+@dataclass
+class History:
+    """The forward passes of one split: how many are to be written, and spikes and outputs [L, T + 1] of the latest, over all ranks."""
+
+    forwards: int = 0
+    latest: np.ndarray | None = None
+    waiting: list[tuple[Tensor | None, list[int]]] = field(default_factory=list)  # not yet brought from the device
+
+    def state_dict(self) -> dict[str, Any]:
+        """The forwards and the latest as plain values."""
+        return {"forwards": self.forwards, "latest": None if self.latest is None else self.latest.tolist()}
+
+
+class LIFTracker:
+    """Counts the spikes of every LIF layer of `model` in each forward pass, and writes them as ratios in the documented JSON files.
+
+    It keeps the latest forward of each of `splits` or, with `every_forward`, all of them, in files below `folder`/logs that grow by
+    `flush_every` forwards at a time; memory stays constant. Counts stay on the device until then. A ratio is spikes / outputs
+    (0 to 1); averages are sum of spikes / sum of outputs, so that a smaller batch weighs by its size.
+
+    In a loop of your own: `tracker = LIFTracker(model=model, every_forward=True)`, then `tracker.observe()` after each forward and
+    before the neurons are reset, and at the end `tracker.save_all_lif_stats_to_json(path)` (or `save_latest_lif_stats_to_json`).
+    The runner supplies `folder`, `main` (this process writes), `reduce` (sum over processes, on the CPU) and the names of all `trackers`.
+    Raises: UserError if the model has no LIF layer, and for options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        every_forward: bool = False,
+        splits: list[str] | tuple[str, ...] = ("train",),
+        save_every: int | None = None,
+        flush_every: int = 100,
+        folder: Path | None = None,
+        main: bool = True,
+        reduce: Callable[[Tensor], Tensor] = Tensor.cpu,
+        trackers: list[str] | tuple[str, ...] = (),
+    ) -> None:
+        self.name = "lif_full" if every_forward else "lif"
+        for split in splits:
+            if split not in SPLITS:
+                near = nearest(str(split), SPLITS)
+                raise UserError(f"tracker.{self.name}.splits: {split!r} is not known; allowed: {', '.join(SPLITS)}.{near}")
+        for option, value in (("save_every", save_every), ("flush_every", flush_every)):
+            if value is not None and value < 1:
+                raise UserError(f"tracker.{self.name}.{option}: {value} is not allowed; it must be at least 1.")
+        nodes = {name: module for name, module in model.named_modules() if isinstance(module, LIFNode)}
+        if not nodes:
+            raise UserError(
+                f"tracker={self.name}: {type(model).__name__} has no LIF layer to count spikes in (model.spiking=false?); "
+                "choose a spiking model, or tracker=none."
+            )
+        for node in nodes.values():
+            node.count_spikes = True
+        self.layers, self._nodes = list(nodes), list(nodes.values())
+        self.model_type = getattr(model, "model_type", type(model).__name__)
+        self.steps: int | None = None
+        self.every_forward, self.save_every, self.flush_every = every_forward, save_every, flush_every
+        self._main, self._reduce = main, reduce
+        self._beside_lif = every_forward and "lif" in trackers
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="snnexp-")
+            folder = Path(self._temporary.name)
+        self.folder = Path(folder)
+        self._histories = {split: History() for split in dict.fromkeys(["train", *splits])}
+        self._written = [split for split in self._histories if split in splits]
+        streamed = self._written if every_forward and main else []
+        self._records = {split: Records(self.folder / "logs" / f"lif_full_{split}.bin") for split in streamed}
+        self._epoch: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
+        self._rates: dict[str, list[float]] = {}  # of the last epoch that was closed
+
+    def observe(self, split: str = "train") -> None:
+        """Take the counts of the forward pass just done; the device is not waited for.
+
+        Raises: UserError if no LIF layer counted anything; RunFailed if the number of steps is not that of the forwards before.
+        """
+        history = self._histories.get(split)
+        if history is None:
+            return
+        counts = [node.spike_counts for node in self._nodes]
+        seen = [count for count in counts if count is not None]
+        for count in seen:
+            self.steps = self.steps or len(count)
+            if len(count) != self.steps:
+                raise RunFailed(
+                    f"tracker={self.name}: a LIF layer ran {len(count)} steps where {self.steps} were counted before; "
+                    "these statistics are of one T. Keep T, or train with tracker=none."
+                )
+        if not seen and (split == "train" or self.steps is None):
+            raise UserError(
+                "LIFTracker.observe() found no spikes counted; call it after a forward pass of the model and before its neurons are reset."
+            )
+        if seen and len(seen) < len(counts):  # a layer that this forward did not reach
+            counts = [torch.zeros_like(seen[0]) if count is None else count for count in counts]
+        history.waiting.append((torch.stack(counts) if seen else None, [node.neurons for node in self._nodes]))
+        if len(history.waiting) == self.flush_every:
+            self._flush(split)
+
+    def close_epoch(self, epoch: int) -> dict[str, list[float]]:
+        """The rates of the epoch's training forwards, [T] a layer; every `save_every` epochs they are written as well."""
+        self._flush_all()
+        self._rates = {} if self._epoch is None else dict(zip(self.layers, ratios(self._epoch).tolist(), strict=True))
+        self._epoch = None
+        if self.save_every is not None and epoch % self.save_every == 0:
+            self._write_all(f"lif_stats{self._full}_epoch_{epoch}")
+        return {f"Spikes/{layer}": rates for layer, rates in self._rates.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the statistics stand, as plain values; the forwards that they count lie on the disk."""
+        self._flush_all()
+        for records in self._records.values():
+            records.sync()
+        return {
+            "layers": self.layers,
+            "steps": self.steps,
+            "epoch": None if self._epoch is None else self._epoch.tolist(),
+            "rates": self._rates,
+            "splits": {split: history.state_dict() for split, history in self._histories.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: forwards that were recorded after it are dropped.
+
+        Raises: UserError if it is of other layers, or if a file is shorter than it says.
+        """
+        if state["layers"] != self.layers:
+            raise UserError(
+                f"tracker={self.name}: the checkpoint counted spikes in {', '.join(state['layers'])}, but the model's LIF layers are "
+                f"{', '.join(self.layers)}. Restore the model, or resume with tracker=none."
+            )
+        self.steps, self._rates = state["steps"], state["rates"]
+        self._epoch = None if state["epoch"] is None else np.array(state["epoch"])
+        for split, history in self._histories.items():
+            saved = state["splits"].get(split, History().state_dict())
+            history.forwards, history.waiting = saved["forwards"], []
+            history.latest = None if saved["latest"] is None else np.array(saved["latest"])
+            if split in self._records:
+                self._records[split].cut(history.forwards, self._shape)
+
+    def finish(self) -> list[Path]:
+        """Write lif_activation_stats.json, and what else is named after it; the files."""
+        self._flush_all()
+        return self._write_all(f"lif_activation_stats{self._full}")
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The rates of the last epoch for a table, mean over the steps first; none beside a tracker that has told them."""
+        if self._beside_lif:
+            return []
+        table = []
+        for layer, rates in self._rates.items():
+            each = (f"T{t} {rate:.3f}" for t, rate in enumerate(rates))
+            table.append((f"spikes {layer}", "  ".join([f"{np.mean(rates):.3f}", *each])))
+        return table
+
+    def save_latest_lif_stats_to_json(self, path: str | Path) -> None:
+        """Write the statistics of the latest training forward.
+
+        Raises: UserError if there is none; RunFailed if the disk refuses.
+        """
+        self._flush_all()
+        self._need_forwards()
+        self._write_latest("train", Path(path))
+
+    def save_all_lif_stats_to_json(self, path: str | Path) -> None:
+        """Write the statistics of every training forward, and their averages.
+
+        Raises: UserError if there is none, or if they were not kept; RunFailed if the disk refuses.
+        """
+        if not self.every_forward:
+            raise UserError(
+                "save_all_lif_stats_to_json: this tracker keeps the latest forward only. Use tracker=lif_full, or "
+                "LIFTracker(model=model, every_forward=True); save_latest_lif_stats_to_json writes the latest."
+            )
+        self._flush_all()
+        self._need_forwards()
+        self._write_every("train", Path(path))
+
+    @property
+    def _full(self) -> str:
+        return "_full" if self._beside_lif else ""
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return len(self.layers), (self.steps or 0) + 1
+
+    def _need_forwards(self) -> None:
+        if not self._histories["train"].forwards:
+            raise UserError("there are no training forwards to write: call observe() after each, with 'train' among the splits.")
+
+    def _flush_all(self) -> None:
+        for split in self._histories:
+            self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        """Bring the waiting counts of a split from the device and from all ranks, in one crossing."""
+        history = self._histories[split]
+        if not history.waiting:
+            return
+        outputs = torch.tensor([neurons for _, neurons in history.waiting])
+        device = next((counts.device for counts, _ in history.waiting if counts is not None), outputs.device)
+        none = torch.zeros(len(self.layers), self.steps, dtype=torch.int64, device=device)
+        spikes = torch.stack([none if counts is None else counts for counts, _ in history.waiting])
+        block = self._reduce(torch.cat([spikes, outputs.to(device).unsqueeze(2)], dim=2)).numpy()
+        history.waiting = []
+        if split in self._written:
+            history.forwards += len(block)
+            history.latest = block[-1].copy()
+        if split == "train":
+            total = block.sum(0)
+            self._epoch = total if self._epoch is None else self._epoch + total
+        if split in self._records:
+            self._records[split].append(block)
+
+    def _write_all(self, stem: str) -> list[Path]:
+        paths = {split: self.folder / f"{stem}{'' if split == 'train' else f'_{split}'}.json" for split in self._written}
+        there = {split: path for split, path in paths.items() if self._main and self._histories[split].forwards}
+        for split, path in there.items():
+            (self._write_every if self.every_forward else self._write_latest)(split, path)
+        return list(there.values())
+
+    def _write_latest(self, split: str, path: Path) -> None:
+        if not self._main:
+            return
+        latest = dict(zip(self.layers, map(by_step, rounded(self._histories[split].latest)), strict=True))
+        with replaced(path) as file:
+            json.dump({"model_type": self.model_type, "num_timesteps": self.steps, "latest_forward": latest}, file, indent=2)
+            file.write("\n")
+
+    def _write_every(self, split: str, path: Path) -> None:
+        # Layer by layer, a forward a line: however long the record, a piece of it is in memory.
+        if not self._main:
+            return
+        records, averages = self._records[split], {}
+        with replaced(path) as file:
+            head = {"model_type": self.model_type, "num_timesteps": self.steps, "total_forward_count": records.count}
+            file.write(compact(head)[:-1] + ',\n"all_forward_steps":{')
+            for number, layer in enumerate(self.layers):
+                file.write(f"{',' if number else ''}\n{compact(layer)}:[")
+                total, index = np.zeros(self._shape[1], np.int64), 0
+                for block in records.blocks(self._shape):
+                    counts = block[:, number]
+                    total += counts.sum(0)
+                    for steps in rounded(counts):
+                        file.write(f"{',' if index else ''}\n{compact({'forward_idx': index, 'timesteps': by_step(steps)})}")
+                        index += 1
+                file.write("]")
+                averages[layer] = by_step(rounded(total))
+            file.write(f'}},\n"summary":{compact({"timestep_averages": averages})}}}\n')
+
+
+def ratios(counts: np.ndarray) -> np.ndarray:
+    """Spikes per output from counts [..., T + 1], whose last column is the outputs of a step: [..., T], 0 where there were none."""
+    return counts[..., :-1] / np.maximum(counts[..., -1:], 1)
+
+
+def rounded(counts: np.ndarray) -> list:
+    """The same, to the decimals of a file."""
+    return ratios(counts).round(DECIMALS).tolist()
+
+
+def by_step(values: list[float]) -> dict[str, float]:
+    """Values under the names of their steps: T0, T1, ..."""
+    return {f"T{t}": value for t, value in enumerate(values)}
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` when it is whole, and on the disk.
+
+    Raises: RunFailed if the disk refuses; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error

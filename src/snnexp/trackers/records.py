@@ -1,0 +1,77 @@
+"""A file of fixed-size integer records that only grows; a resumed run cuts it back to what its checkpoint knew."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snnexp.errors import RunFailed, UserError
+
+INTEGER = np.dtype("<i8")
+READ_AT_A_TIME = 1 << 16  # bytes
+
+
+class Records:
+    """Appends arrays [n, *shape] of int64 to a file, n records of one shape, and reads them back in pieces of constant size.
+
+    What lies in the file before the first `append` or `cut` is of another run, and is started over.
+    Raises: RunFailed if the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._begun = False
+
+    def append(self, block: np.ndarray) -> None:
+        """Add records, handed to the operating system before this returns."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab" if self._begun else "wb") as file:
+                file.write(block.astype(INTEGER).tobytes())
+        except OSError as error:
+            raise self._refused(error) from error
+        self._begun = True
+        self.count += len(block)
+
+    def sync(self) -> None:
+        """Wait until every record lies on the disk; called before a checkpoint says how many there are."""
+        if not self._begun:
+            return
+        try:
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def cut(self, count: int, shape: tuple[int, ...]) -> None:
+        """Keep the first `count` records, and drop what came after the checkpoint that counted them.
+
+        Raises: UserError if there are fewer.
+        """
+        wanted = count * _bytes(shape)
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < wanted:
+            raise UserError(
+                f"{self.path} has {there} bytes, but the checkpoint says that {wanted} of them are its own:\n"
+                "the record was cut, replaced or left behind. Put the original file back, or resume from an earlier checkpoint."
+            )
+        if count:
+            os.truncate(self.path, wanted)
+        self.count, self._begun = count, count > 0
+
+    def blocks(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """All records in order, in arrays [n, *shape]."""
+        at_a_time = max(1, READ_AT_A_TIME // _bytes(shape))
+        for start in range(0, self.count, at_a_time):
+            n = min(at_a_time, self.count - start)
+            values = np.fromfile(self.path, INTEGER, n * _bytes(shape) // INTEGER.itemsize, offset=start * _bytes(shape))
+            yield values.reshape(n, *shape)
+
+    def _refused(self, error: OSError) -> RunFailed:
+        return RunFailed(f"cannot write {self.path}: {error.strerror}. What was written before is unharmed.")
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return INTEGER.itemsize * int(np.prod(shape))
