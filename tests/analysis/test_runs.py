@@ -184,6 +184,60 @@ def test_files_and_directories_one_may_not_read(tmp_path, monkeypatch):
     assert runs["locked"].problem.endswith("Permission denied")
 
 
+@pytest.mark.parametrize(
+    ("row", "metric", "epoch"),
+    [
+        ('"Val/Loss": [0.3, 0.2, 0.1], "Val/MAE": [0.5, 0.4, 0.6], "Val/RMSE": [1, 2, 3], "Val/R2": [0.1, 0.2, 0.3]', "Val/MAE", 2),
+        ('"Val/Loss": [0.1, 0.2, 0.3], "Val/AUROC": [70, 80, 75], "Val/AUPRC": [1, 2, 3]', "Val/AUROC", 2),
+        ('"Val/Loss": [0.3, 0.2, 0.1], "Val/Acc1": [70, 60, 50], "Val/AUROC": [1, 2, 3]', "Val/Acc1", 1),
+        ('"Val/Loss": [0.3, 0.2, 0.1], "Val/PSNR": [30, 31, 32]', "Val/PSNR", 3),
+        ('"Val/Loss": [0.3, 0.1, 0.2], "Val/Cost": [1, 2, 3]', "Val/Loss", 2),
+    ],
+)
+def test_best_so_far_by_the_metric_of_the_task(tmp_path, row, metric, epoch):
+    run = make(tmp_path / "a", state="running")
+    (run / "logs").mkdir()
+    columns = json.loads(f"{{{row}}}")
+    lines = [{"epoch": n + 1, **{name: values[n] for name, values in columns.items()}} for n in range(3)]
+    (run / "logs" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    best = table.find(tmp_path)[0].best
+    assert best == {"epoch": epoch, "metric": metric, "value": columns[metric][epoch - 1]}
+
+
+def test_a_log_without_validation_has_no_best(tmp_path):
+    run = make(tmp_path / "a", state="running")
+    (run / "logs").mkdir()
+    (run / "logs" / "metrics.jsonl").write_text('{"epoch": 1, "Train/Loss": 0.5, "Spikes/lif1": [0.1, 0.2]}\n')
+    assert table.find(tmp_path)[0].best is None
+
+
+@pytest.mark.parametrize(
+    ("best", "test", "shown"),
+    [
+        ({"epoch": 1, "metric": "Val/R2", "value": 0.5}, {"Loss": 1.0, "MAE": 2.0, "R2": 0.4}, "R2"),
+        (None, {"Loss": 1.0, "MAE": 2.0, "R2": 0.4}, "MAE"),  # no validation, so nothing was monitored
+        (None, {"Loss": 1.0, "Acc1": 90.0}, "Acc1"),
+        (None, {"Cost": 1.0}, "Cost"),
+        (None, {}, None),
+    ],
+)
+def test_the_test_metric_that_stands_for_a_run(tmp_path, best, test, shown):
+    make(tmp_path / "a", result={"best": best, "test": test})
+    assert table.find(tmp_path)[0].test_metric == shown
+
+
+def test_order_by_a_metric_of_regression(tmp_path):
+    for name, mae, r2 in (("a", 0.5, 0.2), ("b", 0.3, 0.9), ("c", 0.4, 0.1)):
+        make(tmp_path / name, result={"best": {"epoch": 1, "metric": "Val/MAE", "value": mae}, "test": {"MAE": mae, "R2": r2}})
+    runs = table.find(tmp_path)
+    assert names(table.order(runs, "best")) == names(table.order(runs, "test")) == ["b", "c", "a"]
+    for run in runs:
+        run.best["metric"] = "Val/R2"
+    assert names(table.order(runs, "test")) == ["b", "a", "c"]
+    assert all(table.smaller_is_better(f"Val/{name}") for name in ("MAE", "RMSE", "MSE", "Loss"))
+    assert not any(table.smaller_is_better(f"Val/{name}") for name in ("R2", "AUROC", "Acc1"))
+
+
 @pytest.fixture
 def three(tmp_path):
     make(tmp_path / "a", lr=1e-3, T=4, acc=90.0)
@@ -260,7 +314,7 @@ def test_over_seed(tmp_path):
         make(tmp_path / f"T4_{seed}", seed=seed, acc=value)
     make(tmp_path / "T10_0", T=10, seed=0, acc=99.0)
     make(tmp_path / "late", T=4, seed=3, state="running")
-    groups = {group.runs[0].settings["T"]: group for group in table.over(table.find(tmp_path), "seed")}
+    groups = {group.runs[0].settings["T"]: group for group in table.over(table.find(tmp_path), ["seed"])}
     assert set(groups) == {4, 10}
     spread = groups[4].best
     assert (spread.metric, spread.n, spread.mean) == ("Val/Acc1", 3, 93.0)
@@ -270,9 +324,22 @@ def test_over_seed(tmp_path):
     assert (groups[10].best.n, groups[10].best.std) == (1, None)
 
 
+def test_over_folds_and_seeds_together(tmp_path):
+    values = {(0, 0): 0.50, (1, 0): 0.54, (0, 1): 0.47, (1, 1): 0.61, (2, 0): 0.40}
+    for (fold, seed), value in values.items():
+        result = {"best": {"epoch": 1, "metric": "Val/MAE", "value": value}, "test": {"Loss": 1.0, "MAE": value + 1}}
+        make(tmp_path / f"{fold}_{seed}", seed=seed, dataset={"cv_fold": fold, "seed": seed, "cv_folds": 3}, result=result)
+    (group,) = table.over(table.find(tmp_path), ["dataset.cv_fold", "seed"])
+    assert group.best == table.Spread("Val/MAE", pytest.approx(0.504), pytest.approx(statistics.stdev(values.values())), 5)
+    assert group.test["MAE"].mean == pytest.approx(1.504) and group.test_metric == "MAE"
+    assert sorted(map(tuple, group.values)) == sorted(values)
+    by_seed = table.over(table.find(tmp_path), ["seed"])  # dataset.seed follows it, a fold does not
+    assert sorted(group.best.n for group in by_seed) == [1, 2, 2]
+
+
 def test_over_an_unknown_key(three):
     with pytest.raises(UserError, match="Did you mean"):
-        table.over(three, "sead")
+        table.over(three, ["sead"])
 
 
 def test_a_thousand_runs_are_quick(tmp_path):
@@ -284,7 +351,7 @@ def test_a_thousand_runs_are_quick(tmp_path):
         runs = table.find(tmp_path)
         assert table.differing(runs) == ["seed"]
         assert len(table.select(runs, ["model=vggsnn"])) == 1000
-        assert len(table.over(runs, "seed")) == 1
+        assert len(table.over(runs, ["seed"])) == 1
         took.append(time.perf_counter() - start)
     assert len(runs) == 1000
     assert min(took) < 1.5

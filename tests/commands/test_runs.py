@@ -102,6 +102,26 @@ def test_over_seed(outputs, capsys):
     assert groups[0]["runs"] == ["lr=0.001", "sweep/1"]
 
 
+def test_over_folds_and_seeds(outputs, capsys):
+    for fold in (0, 1):
+        for seed in (3, 4):
+            made = make(outputs / f"fold{fold}_{seed}", seed=seed, T=6, value=80.0 + 2 * fold + seed)
+            config = json.loads((made / "config.json").read_text())
+            config["dataset"]["cv_fold"] = fold
+            (made / "config.json").write_text(json.dumps(config))
+    text = printed(capsys, "T=6", "--over", "dataset.cv_fold,seed")
+    assert text.splitlines()[0].startswith("runs over dataset.cv_fold,seed")
+    assert re.search(r"^0,1 x 3,4 +4 +Val/Acc1 84\.50 ± 1\.29 \(4\) +Acc1 83\.50 ± 1\.29 \(4\) ", text.splitlines()[1])
+    assert "equal in everything but dataset.cv_fold and seed" in text
+    assert "test is Acc1, the monitored metric; --json has Loss too." in text
+    assert "combinations" not in text
+    (group,) = json.loads(printed(capsys, "T=6", "--over", "dataset.cv_fold,seed", "--json"))
+    assert (group["over"], group["n"], sorted(group["values"])) == ("dataset.cv_fold,seed", 4, [[0, 3], [0, 4], [1, 3], [1, 4]])
+    assert group["test"]["Loss"]["mean"] == 0.123456
+    text = printed(capsys, "T=6", "name=fold0_3,fold0_4,fold1_3", "--over", "dataset.cv_fold,seed")
+    assert "3 of the 4 combinations are there of fold0_3 and its like." in text
+
+
 def test_the_same_seed_twice_is_said(outputs, capsys):
     make(outputs / "again", seed=1)
     assert "seed=1 occurs more than once" in printed(capsys, "--over", "seed")
@@ -136,6 +156,7 @@ def test_compare(outputs, capsys):
         (["modle=vggsnn"], "Did you mean model"),
         (["--sort", "bset"], "Did you mean best"),
         (["--over", "sed"], "Did you mean seed"),
+        (["--over", "T,sed"], "Did you mean seed"),
         (["--sotr", "best"], "Did you mean --sort"),
         (["--sort"], "expected one argument"),
         (["outputs", "outputs/sweep"], "one directory, not 2"),

@@ -26,6 +26,8 @@ NOT_SETTINGS = (
 """Top-level keys of config.json that name or begin a run and do not shape it."""
 FACTS = ("name", "state", "epoch", "best", "test", "time", "speed", "started")
 """What runs can be filtered and sorted by besides their settings."""
+MONITORED = ("Acc1", "AUROC", "MAE", "PSNR", "Loss")
+"""What a run is judged by, as far as its log tells: the first of these that it has."""
 SMALLER_IS_BETTER = ("Loss", "MAE", "MSE", "RMSE", "NLL", "Perplexity")
 
 
@@ -51,9 +53,9 @@ class Run:
 
     @property
     def test_metric(self) -> str | None:
-        """Name of the test metric that stands for the run: the monitored one, else the first."""
+        """Name of the test metric that stands for the run: the monitored one, else the first of MONITORED, else the first."""
         monitored = str(self.best["metric"]).rpartition("/")[2] if self.best else None
-        return monitored if monitored in self.test else next(iter(self.test), None)
+        return next((name for name in (monitored, *MONITORED, *self.test) if name in self.test), None)
 
     def fact(self, key: str) -> Any:
         """A setting by its dotted key, or one of FACTS; None if the run has none."""
@@ -215,7 +217,7 @@ def _best_so_far(log: Path, monitor: Any) -> dict[str, Any] | None:
     if isinstance(monitor, str):
         metric = monitor if "/" in monitor else f"Val/{monitor}"
     else:
-        metric = next((name for name in ("Val/Acc1", "Val/Loss") if any(name in row for row in rows)), "Val/Acc1")
+        metric = next((f"Val/{name}" for name in MONITORED if any(f"Val/{name}" in row for row in rows)), None)
     points = [(row[metric], row.get("epoch")) for row in rows if _is_number(row.get(metric))]
     if not points:
         return None
@@ -391,7 +393,7 @@ class Spread:
 
 @dataclass
 class Group:
-    """Finished runs that are equal in everything but one setting."""
+    """Finished runs that are equal in everything but some settings; `values` of each run: of the one setting, or a list of several."""
 
     runs: list[Run]
     values: list[Any]
@@ -404,29 +406,31 @@ class Group:
         return self.runs[0].test_metric
 
 
-def over(runs: list[Run], key: str) -> list[Group]:
-    """Groups of the finished runs among `runs` that differ in nothing but `key`.
+def over(runs: list[Run], keys: list[str]) -> list[Group]:
+    """Groups of the finished runs among `runs` that differ in nothing but `keys`.
 
-    Raises: UserError if no run has the setting.
+    Raises: UserError if no run has one of the settings.
     """
-    _known(key, runs)
+    for key in keys:
+        _known(key, runs)
     finished = [run for run in runs if run.state == "finished"]
     names = {name for run in finished for name in run.settings}
-    follow = {name for name in names if _copy(name, key, finished)} | {key}
+    follow = {name for name in names if any(_copy(name, key, finished) for key in keys)} | set(keys)
     groups: dict[tuple, list[Run]] = {}
     for run in finished:
         rest = sorted((name, _exact(value)) for name, value in run.settings.items() if name not in follow)
         groups.setdefault(tuple(rest), []).append(run)
-    return [_group(members, key) for members in groups.values()]
+    return [_group(members, keys) for members in groups.values()]
 
 
-def _group(runs: list[Run], key: str) -> Group:
+def _group(runs: list[Run], keys: list[str]) -> Group:
     bests = [run.best for run in runs if run.best]
     metric = bests[0]["metric"] if bests else None
     tests = {name: [run.test[name] for run in runs if name in run.test] for run in runs[:1] for name in run.test}
+    values = [[run.settings.get(key) for key in keys] for run in runs]
     return Group(
         runs,
-        [run.settings.get(key) for run in runs],
+        [of_run[0] for of_run in values] if len(keys) == 1 else values,
         _spread(metric, [best["value"] for best in bests if best["metric"] == metric]) if metric else None,
         {name: _spread(name, values) for name, values in tests.items()},
     )

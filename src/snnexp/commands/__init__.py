@@ -1,9 +1,10 @@
 """One file per verb. Here are their names alone, so that help and completion need not load them."""
 
 COMMANDS = {
-    "train": "compose, train, test; a new run directory        snnexp train model=vggsnn T=10",
+    "train": "compose, train, test; a new run directory         snnexp train model=vggsnn T=10",
     "resume": "exact continuation of a run in its directory      snnexp resume RUN epochs=200",
     "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
+    "analyze": "curves, spike plots and a report of a run         snnexp analyze RUN",
     "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
     "data": "fetch, verify and prepare a data set              snnexp data dataset=cifar10_dvs",
 }

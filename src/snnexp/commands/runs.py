@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,7 @@ from snnexp.analysis.runs import (
 from snnexp.errors import UserError
 from snnexp.rundir import find_run
 
-USAGE = "snnexp runs [DIR] [KEY=VALUE ...] [--sort KEY] [--over KEY] [--json]\n       snnexp runs --compare RUN RUN ..."
+USAGE = "snnexp runs [DIR] [KEY=VALUE ...] [--sort KEY] [--over KEY,KEY] [--json]\n       snnexp runs --compare RUN RUN ..."
 HELP = f"""
 A table of the runs at or below DIR (default: outputs): state, the settings in which they differ, best validation metric
 with its epoch, test metric, wall time, samples/s.
@@ -43,6 +43,7 @@ gone; stale? = began on another machine and has been silent for an hour; unreada
   snnexp runs model=vggsnn,resnet19 lr=1e-3      numbers compare as numbers
   snnexp runs --sort test                        best test metric first
   snnexp runs model=vggsnn --over seed           mean ± std (n) of runs that differ in nothing but the seed
+  snnexp runs --over dataset.cv_fold,seed        mean ± std over folds and seeds together
   snnexp runs --compare outputs/a outputs/b      the settings that differ side by side, and the results
   snnexp runs --json | jq '.[].best.value'       for programs
 """
@@ -73,7 +74,7 @@ def run(argv: list[str]) -> int:
         return 0
     runs = select(everything, conditions)
     if words.over:
-        return _over(runs, words.over, words.sort, words.json)
+        return _over(runs, words.over.split(","), words.sort, words.json)
     if words.sort:
         runs = order(runs, words.sort)
     if words.json:
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", metavar="DIR | KEY=VALUE", help="where to look, and which runs to keep")
     parser.add_argument("--sort", metavar="KEY", help="order by a setting or fact; best and test: the best run first")
-    parser.add_argument("--over", metavar="KEY", help="mean ± std over runs equal in everything but KEY (seed)")
+    parser.add_argument("--over", metavar="KEY,KEY", help="mean ± std over runs equal in everything but these (seed)")
     parser.add_argument("--compare", action="store_true", help="the words are run directories: show what differs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -160,9 +161,9 @@ def _run_columns(runs: list[Run], different: list[str]) -> list[Column]:
     ]
 
 
-def _with_main(different: list[str], runs: list[Run], but: str = "") -> list[str]:
+def _with_main(different: list[str], runs: list[Run], but: Sequence[str] = ()) -> list[str]:
     """Settings to show: those that differ first, then the main ones while there is room."""
-    main = [key for key in MAIN if key not in different and key != but and any(key in run.settings for run in runs)]
+    main = [key for key in MAIN if key not in different and key not in but and any(key in run.settings for run in runs)]
     return [*different, *main[: COLUMNS - len(different)]]
 
 
@@ -226,35 +227,49 @@ def _notes(runs: list[Run], everything: list[Run]) -> None:
 # ---- --over
 
 
-def _over(runs: list[Run], key: str, sort: str | None, as_json: bool) -> int:
-    groups = over(order(runs, sort) if sort else runs, key)
+def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool) -> int:
+    groups = over(order(runs, sort) if sort else runs, over_keys)
+    named, several = ",".join(over_keys), len(over_keys) > 1
     representatives = [group.runs[0] for group in groups]
-    keys = [name for name in differing(representatives) if name != key and name.rpartition(".")[2] != key]
+    keys = [name for name in differing(representatives) if not any(key in (name, name.rpartition(".")[2]) for key in over_keys)]
     if as_json:
-        _print_json([_group_json(group, key, keys) for group in groups])
+        _print_json([_group_json(group, named, keys) for group in groups])
         return 0
     left_out = len(runs) - sum(len(group.runs) for group in groups)
     if not groups:
         print(f"No finished run to take a mean of ({left_out} not finished).")
         return 0
     different = keys[:COLUMNS]
-    keys = _with_main(different, representatives, but=key)
+    keys = _with_main(different, representatives, but=over_keys)
     columns: list[Column] = [
-        (f"runs over {key}", False, lambda group: ",".join(shown(value) for value in group.values[:8])),
+        (f"runs over {named}", False, lambda group: " x ".join(",".join(values[:10]) for values in _over_values(group, several))),
         ("n", True, lambda group: str(len(group.runs))),
         ("best", True, lambda group: _spread(group.best)),
         ("test", True, lambda group: _spread(group.test[group.test_metric]) if group.test_metric else ""),
         *[(name, _figures(representatives, name), lambda group, k=name: _setting(group.runs[0], k)) for name in keys],
     ]
     _table(columns, groups, keep=4, wanted=4 + len(different))
-    print(f"Mean ± sample standard deviation over the runs that are equal in everything but {key}.")
+    print(f"Mean ± sample standard deviation over the runs that are equal in everything but {' and '.join(over_keys)}.")
     if left_out:
         print(f"{left_out} not finished: left out.")
+    test_metrics = list(dict.fromkeys(group.test_metric for group in groups if group.test_metric))
+    others = [name for name in dict.fromkeys(name for group in groups for name in group.test) if name not in test_metrics]
+    if others:
+        print(f"test is {' or '.join(test_metrics)}, the monitored metric; --json has {', '.join(others)} too.")
     for group in groups:
         twice = sorted({shown(value) for value in group.values if group.values.count(value) > 1})
         if twice:
-            print(f"{key}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
+            print(f"{named}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
+        there, all_of_them = len(set(map(shown, group.values))), math.prod(map(len, _over_values(group, several)))
+        if there < all_of_them:
+            print(f"{there} of the {all_of_them} combinations are there of {group.runs[0].name} and its like.")
     return 0
+
+
+def _over_values(group: Group, several: bool) -> list[list[str]]:
+    """The values of each setting over which a group is one."""
+    rows = group.values if several else [[value] for value in group.values]
+    return [list(dict.fromkeys(map(shown, column))) for column in zip(*rows, strict=True)]
 
 
 def _spread(spread: Spread | None) -> str:

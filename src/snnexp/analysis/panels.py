@@ -1,0 +1,92 @@
+"""Figures of panels in one style, drawn without a screen and written whole."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snnexp.errors import RunFailed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold a dollar
+    "figure.dpi": 150,
+}
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float, title: str) -> Iterator["Figure"]:
+    """A figure of `width` x `height` inches to draw on; at the end it is written to `path` (PNG), or nothing if drawing failed.
+
+    Raises: RunFailed if the disk refuses.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(drawing)
+        drawing.suptitle(fit(title, int(width * 13)), fontsize=9, fontweight="bold", x=0.01, ha="left")
+        yield drawing
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            drawing.savefig(temporary, format="png")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunFailed(f"cannot write {path}: {error.strerror}.") from error
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns for `count` panels."""
+    columns = count if count < 3 else 2 if count == 4 else 3 if count < 13 else 4
+    return math.ceil(count / columns), columns
+
+
+def panels(drawing: "Figure", count: int) -> list["Axes"]:
+    """`count` panels in a grid; the places that are left over stay white."""
+    rows, columns = grid(count)
+    return [drawing.add_subplot(rows, columns, number + 1) for number in range(count)]
+
+
+def lone(positions: Sequence[float]) -> dict[str, Any]:
+    """How a line is drawn that might be too short to be seen: with a marker at each point."""
+    return {"marker": "o", "markersize": 3} if len(positions) < 3 else {}
+
+
+def whole_numbers(axes: "Axes", positions: Sequence[float]) -> None:
+    """An x axis of epochs or forwards, which has no ticks between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = float(min(positions)), float(max(positions))
+    margin = 0.02 * (last - first) or 0.5
+    axes.set_xlim(first - margin, last + margin)
+    if len(positions) < 7:
+        axes.set_xticks(positions)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+
+
+def fit(text: str, letters: int) -> str:
+    """A name cut in its middle to so many letters."""
+    if len(text) <= letters:
+        return text
+    head = (letters - 1) // 2
+    return f"{text[:head]}…{text[-(letters - 1 - head) :]}"
