@@ -53,9 +53,10 @@ class Run:
 
     @property
     def test_metric(self) -> str | None:
-        """Name of the test metric that stands for the run: the monitored one, else the first of MONITORED, else the first."""
-        monitored = str(self.best["metric"]).rpartition("/")[2] if self.best else None
-        return next((name for name in (monitored, *MONITORED, *self.test) if name in self.test), None)
+        """Name of the test metric that stands for the run: the monitored one, or where that is the loss, or none, the first of MONITORED."""
+        monitored = str(self.best["metric"]).rpartition("/")[2] if self.best else "Loss"
+        first = () if monitored == "Loss" else (monitored,)
+        return next((name for name in (*first, *MONITORED, *self.test) if name in self.test), None)
 
     def fact(self, key: str) -> Any:
         """A setting by its dotted key, or one of FACTS; None if the run has none."""

@@ -255,7 +255,7 @@ def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool
     test_metrics = list(dict.fromkeys(group.test_metric for group in groups if group.test_metric))
     others = [name for name in dict.fromkeys(name for group in groups for name in group.test) if name not in test_metrics]
     if others:
-        print(f"test is {' or '.join(test_metrics)}, the monitored metric; --json has {', '.join(others)} too.")
+        print(f"test is {' or '.join(test_metrics)}; --json has {', '.join(others)} too.")
     for group in groups:
         twice = sorted({shown(value) for value in group.values if group.values.count(value) > 1})
         if twice:
