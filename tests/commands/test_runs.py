@@ -113,7 +113,7 @@ def test_over_folds_and_seeds(outputs, capsys):
     assert text.splitlines()[0].startswith("runs over dataset.cv_fold,seed")
     assert re.search(r"^0,1 x 3,4 +4 +Val/Acc1 84\.50 ± 1\.29 \(4\) +Acc1 83\.50 ± 1\.29 \(4\) ", text.splitlines()[1])
     assert "equal in everything but dataset.cv_fold and seed" in text
-    assert "test is Acc1, the monitored metric; --json has Loss too." in text
+    assert "test is Acc1; --json has Loss too." in text
     assert "combinations" not in text
     (group,) = json.loads(printed(capsys, "T=6", "--over", "dataset.cv_fold,seed", "--json"))
     assert (group["over"], group["n"], sorted(group["values"])) == ("dataset.cv_fold,seed", 4, [[0, 3], [0, 4], [1, 3], [1, 4]])
