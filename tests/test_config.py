@@ -71,6 +71,7 @@ def test_what_suits_a_data_set_is_beaten_by_an_experiment_and_that_by_the_comman
         ("optimizer._target_=torhc.optim.Adam", "there is no module 'torhc'"),
         ("optimizer._target_=torch.nn.functional.relu", "is not a class"),
         ("~model.T", "model: snnexp.models.vggsnn.VGGSNN needs the argument 'T'; give .model.T=VALUE"),
+        ("+logger.run_dir=elsewhere", "logger.run_dir=.elsewhere.: the runner itself supplies"),
         ("+extra.x=${nowhere}", "nowhere"),
     ],
 )

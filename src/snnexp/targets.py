@@ -17,8 +17,13 @@ from snnexp.errors import UserError, nearest
 FROM_DATA = ("in_channels", "num_classes", "size", "num_features", "num_outputs", "atom_types", "bond_types")
 """Arguments of a model that may be null: the data, or the task on them, fill them in."""
 
-SUPPLIED = {*FROM_DATA, "params", "run_dir", "first_epoch", "model", "folder", "main", "reduce", "trackers"}
-"""Arguments that the runner itself supplies."""
+SUPPLIED = {
+    "model": FROM_DATA,
+    "optimizer": ("params",),
+    "logger": ("run_dir", "first_epoch"),
+    "tracker": ("model", "folder", "main", "reduce", "trackers"),
+}
+"""Arguments that the runner itself supplies; only those of a model may be given as well."""
 
 
 VERBS = {
@@ -40,10 +45,15 @@ def check_verbs(path: str, target: type) -> None:
 
     Raises: UserError.
     """
-    group, _, rest = path.partition(".")
-    wanted = TRACKER_VERBS if group == "tracker" and "." not in rest else VERBS.get(path, ())
+    wanted = TRACKER_VERBS if group_of(path) == "tracker" else VERBS.get(path, ())
     if lacking := [verb for verb in wanted if not hasattr(target, verb)]:
         raise UserError(f"{path}._target_={target.__module__}.{target.__qualname__}: not a {path}; it has no {lacking[0]}().")
+
+
+def group_of(path: str) -> str | None:
+    """The group to which the node at a path belongs, or None if it lies deeper."""
+    group, _, rest = path.partition(".")
+    return group if not rest or (group == "tracker" and "." not in rest) else None
 
 
 def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> None:
@@ -58,7 +68,7 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
         check_verbs(path, target)
         accepted = parameters(target)
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        hints = _type_hints(target)
+        hints, supplied = _type_hints(target), SUPPLIED.get(group_of(path), FROM_DATA)
         for name, value in node.items():
             if name == "_target_":
                 continue
@@ -66,12 +76,16 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
                 if takes_any:
                     continue
                 raise UserError(f"{path}.{name}: {node['_target_']} takes no argument {name!r}.{nearest(name, accepted)}")
+            if name in supplied and value is None:
+                continue
+            if name in supplied and name not in FROM_DATA:
+                raise UserError(f"{path}.{name}={value!r}: the runner itself supplies this argument; leave it out.")
             wanted = hints.get(name)
-            if not (value is None and name in SUPPLIED) and not _fits(value, wanted):
+            if not _fits(value, wanted):
                 raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(wanted)}, not {type(value).__name__}.")
         for name, parameter in accepted.items():
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                if name not in node and name not in SUPPLIED:
+                if name not in node and name not in supplied:
                     raise UserError(f"{path}: {node['_target_']} needs the argument {name!r}; give +{path}.{name}=VALUE.")
 
 
