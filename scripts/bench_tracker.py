@@ -116,6 +116,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
                 x.task.loss(x.net, x.data.prepare(to_device(batch, device)), 0)
             began = time.perf_counter()
             for _ in range(times):
+                nodes[0].spike_counts = nodes[0].spike_counts.clone()  # as after a forward of its own
                 tracker.observe()
             tracker.state_dict()  # waits for the device and the disk
             seconds = (time.perf_counter() - began) / times

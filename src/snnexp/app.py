@@ -164,6 +164,8 @@ def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: 
     except OSError as error:  # a directory that cannot be made or read
         raise UserError(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
     except ValueError as error:
+        if str(error).startswith("Only one of --run"):
+            raise UserError("-m and --cfg exclude one another: --cfg shows one configuration, without running.") from error
         if not str(error).startswith("Config group override"):
             raise
         groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
@@ -247,6 +249,8 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes))
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
+        if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker"):
+            return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
         return f"there is no key {key!r}.{nearest_key(key, command, line)} (+{key}=... adds a key of your own.)"
     if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")
@@ -281,11 +285,18 @@ def nearest_key(key: str, command: str, line: CommandLine) -> str:
     if key in keys:
         return ""
     parent, _, last = key.rpartition(".")
+    ends = [k for k in keys if k.rpartition(".")[2] == last]
+    if ends and not parent:
+        return f" Did you mean {ends[0]!r}?"
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     if hint := nearest(last, siblings):
         return hint.replace("'" + hint.split("'")[1] + "'", "'" + ".".join(filter(None, [parent, hint.split("'")[1]])) + "'")
-    ends = [k for k in keys if k.rpartition(".")[2] == last]
     return f" Did you mean {ends[0]!r}?" if ends else nearest(key, keys)
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a config group of ours."""
+    return [path.stem for path in (conf_dir() / group).glob("*.yaml")]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, neuron
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -75,7 +75,9 @@ class Experiment:
 
     @property
     def neuron_implementation(self) -> str:
-        """Which implementation of the LIF runs on this device."""
+        """Which implementation of the LIF runs on this device; "none" for a model without spiking neurons."""
+        if not any(isinstance(module, neuron.BaseNode) for module in self.model.modules()):
+            return "none"
         return lif_implementation(self.ranks.device, self.config.compile)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:

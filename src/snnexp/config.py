@@ -164,6 +164,11 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
             raise UserError(
                 f"{group}={settings['choices'][group]}: its file names no class; it needs a line `_target_: package.module.Class`."
             )
+    for name, node in settings["tracker"].items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise UserError(
+                f"tracker.{name} names no class; choose it with tracker={name}, or give +tracker.{name}._target_=package.Class."
+            )
     check_ranges(settings)
     targets.check_nodes(settings, trust=settings["trust"] if saved else None)
     if not saved:

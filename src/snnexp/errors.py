@@ -18,5 +18,7 @@ class RunFailed(Exception):
 
 def nearest(word: str, allowed: Iterable[object]) -> str:
     """` Did you mean 'X'?` for the nearest allowed word, or nothing."""
-    close = get_close_matches(word, [str(a) for a in allowed], n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    words = {str(a).lower(): str(a) for a in allowed}
+    within = [name for name in words if word.lower() in name]  # gnn of spiking_gnn
+    close = [min(within, key=len)] if within and len(word) > 2 else get_close_matches(word.lower(), words, n=1, cutoff=0.5)
+    return f" Did you mean {words[close[0]]!r}?" if close else ""

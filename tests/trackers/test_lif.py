@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, neuron
 from torch import Tensor, nn
 
 from snnexp.errors import RunFailed, UserError
@@ -248,7 +248,7 @@ def test_both_modes_at_once_go_to_two_files_and_say_the_same(tmp_path):
     assert "latest_forward" in read(tmp_path / "lif_activation_stats.json")
     assert "all_forward_steps" in read(tmp_path / "lif_activation_stats_full.json")
     name, told = latest.rows()[0]
-    assert name == "spikes gnn_model.lif1" and told.startswith(f"{sum(mean) / 4:.3f}  T0 {mean[0]:.3f}  T1 {mean[1]:.3f}")
+    assert name == "training rate gnn_model.lif1" and told.startswith(f"{sum(mean) / 4:.3f}  T0 {mean[0]:.3f}  T1 {mean[1]:.3f}")
     assert full.rows() == [], "one table is enough"
     assert len(LIFTracker(model=model, every_forward=True, trackers=["lif_full"]).rows()) == 0
     assert full.close_epoch(2) == {}, "an epoch without a forward"
@@ -514,13 +514,33 @@ def test_alone_in_a_loop_of_ones_own(tmp_path):
         latest.save_all_lif_stats_to_json(tmp_path / "none.json")
 
 
+def test_a_model_without_neurons_has_nothing_to_count(tmp_path):
+    tracker = LIFTracker(model=nn.Linear(2, 2), every_forward=True, folder=tmp_path)
+    tracker.observe()
+    assert tracker.close_epoch(1) == {} and tracker.finish() == [] and list(tmp_path.iterdir()) == []
+    tracker.load_state_dict(tracker.state_dict())
+    assert tracker.rows() == [("spikes", "none: the model has no spiking neurons")]
+
+
+def test_one_forward_is_not_observed_twice():
+    model = nn.Sequential(make_lif("spikingjelly"))
+    tracker = LIFTracker(model=model)
+    model(torch.rand(4, 2, 3))
+    tracker.observe()
+    with pytest.raises(UserError, match="called twice after one forward"):
+        tracker.observe()
+    functional.reset_net(model)
+    model(torch.rand(4, 2, 3))
+    tracker.observe()
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
         ({"splits": ["vall"]}, ["tracker.lif.splits", "'vall'", "Did you mean 'val'?"]),
         ({"save_every": 0}, ["tracker.lif.save_every", "0", "at least 1"]),
         ({"flush_every": 0, "every_forward": True}, ["tracker.lif_full.flush_every", "0", "at least 1"]),
-        ({"model": nn.Linear(2, 2)}, ["tracker=lif", "Linear has no LIF layer", "model.spiking=false", "tracker=none"]),
+        ({"model": nn.Sequential(neuron.LIFNode())}, ["tracker=lif", "neurons of Sequential are SpikingJelly's own", "make_lif"]),
     ],
 )
 def test_what_is_not_allowed_is_said(options, said):

@@ -181,7 +181,13 @@ def _of_units(facts: Facts) -> list[str]:
     for layer, counts in _unit_counts(facts).items():
         units = counts["units"]
         if counts[DEAD] == units:
-            said.append(f"{layer} is silent: none of its {units} units ever fires, so what follows it sees nothing.")
+            seen = facts.record.over_training.get(layer)
+            trained = 0.0 if seen is None else float(np.nanmean(seen[-1]))
+            said.append(
+                f"{layer} fires at {trained:.3f} in training and never on these samples: are the running statistics of its norm settled?"
+                if trained
+                else f"{layer} is silent: none of its {units} units ever fires, so what follows it sees nothing."
+            )
         elif counts[DEAD] >= MANY * units:
             said.append(f"{layer}: {counts[DEAD] / units:.0%} of units never fire ({counts[DEAD]} of {units}).")
         if counts[SATURATED] >= MANY * units:

@@ -53,7 +53,7 @@ class Run:
 
     @property
     def test_metric(self) -> str | None:
-        """Name of the test metric that stands for the run: the monitored one, or where that is the loss, or none, the first of MONITORED."""
+        """Name of the test metric that stands for the run: the monitored one, or the first of MONITORED where that is the loss or none."""
         monitored = str(self.best["metric"]).rpartition("/")[2] if self.best else "Loss"
         first = () if monitored == "Loss" else (monitored,)
         return next((name for name in (*first, *MONITORED, *self.test) if name in self.test), None)

@@ -12,7 +12,7 @@ Draw what a run has recorded, and say what of it deserves a look; all into RUN/p
 may be finished, going on, or killed. RUN is a run directory, or a checkpoint file in one.
 
   curves.png          loss, metrics (training and validation, the best epoch marked) and learning rate     logs/metrics.jsonl
-  spikes.png          firing rate of each layer at each step over training      tracker=lif: epochs; tracker=lif_full: every forward
+  spikes.png          firing rate of each layer at each step over training      tracker=lif: epochs; lif_full, in its JSON: forwards
   spikes_heatmap.png  layers x steps: firing rate                               lif_activation_stats.json, or what there is of it
   units.png           how the rates of units are distributed; dead and saturated units              test_spikes.npz
   report.txt          results, rates, energy and findings; also printed

@@ -31,9 +31,9 @@ def job(cfg: DictConfig) -> None:
 
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     data = build.data(settings, download=True)
-    print(f"{data.name}: {data.protocol}")
+    print(data.protocol)
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
-    print(f"  sample {' x '.join(map(str, data.shape))}; {len(names)} {kind}: {listed}")
+    print(f"  sample {' x '.join(map(str, data.shape))}; {kind} ({len(names)}): {listed}")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

@@ -15,8 +15,10 @@ def run(argv: list[str]) -> int:
     """Judge the run that the command line names."""
     if app.asks_for_help(argv) and app.run_argument(argv) is None:
         print(
-            "snnexp evaluate RUN [checkpoint=best|latest|final|epoch<N>|PATH] [split=train|val|test|all] [data_dir=ELSEWHERE]:\n"
-            "judge a checkpoint; ELSEWHERE holds other data of the same kind, prepared with the run's own statistics."
+            "snnexp evaluate RUN [checkpoint=best|latest|final|epoch<N>|PATH] [split=train|val|test|all] [limit_val=N]\n"
+            "                    [data_dir=ELSEWHERE | dataset.root=ELSEWHERE | dataset.file=TABLE]\n"
+            "Judge a checkpoint on a split, of other data of the same kind if you name some; they are prepared with the run's own\n"
+            "statistics. Data that were named by their place are named so again: dataset.root=, dataset.file=."
         )
         return 0
     source, checkpoint, argv = app.take_run("evaluate", argv)
@@ -51,6 +53,11 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     ranks = Ranks(0, 1, choose_device(settings["device"]))
     precision = resolve(settings["precision"], ranks.device)
 
+    if settings["data_dir"] != before["data_dir"]:
+        if not Path(settings["data_dir"]).is_dir():
+            raise UserError(f"data_dir={settings['data_dir']}: no such directory.")
+        if (table := settings["dataset"].get("file")) is not None and table == before["dataset"].get("file"):
+            raise UserError(f"data_dir={settings['data_dir']}: this run's molecules are those of {table}; give dataset.file=OTHER.")
     dataset = settings["dataset"] | {name: saved["data"][name] for name in ("sensor",) if name in saved["data"]}
     data, task = build.data(settings | {"dataset": dataset}), build.task(settings)
     own_samples = data.same_samples(saved["data"])
@@ -59,6 +66,8 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
             raise UserError(f"data_dir={settings['data_dir']}: this run's data lie in {dataset.get('root')}; give dataset.root=ELSEWHERE.")
         if not own_samples:
             terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
+    elif own_samples:
+        terminal.say("These are the very samples of the run, and its split.")
     data.load_state_dict(saved["data"])
     model = build.model(settings, data, task).to(ranks.device)
     checkpoint.load_into(model, checkpoint.weights(saved), path)

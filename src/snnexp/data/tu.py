@@ -70,6 +70,8 @@ class TUSet(GraphSamples):
         ):
             if value not in allowed:
                 raise UserError(f"dataset.{option} is {value!r}; allowed are {', '.join(allowed)}.")
+        if name is None and root is not None and len(alone := list(Path(root).glob("*_A.txt"))) == 1:
+            name = alone[0].name.removesuffix("_A.txt")
         if root is None or name is None:
             raise MissingData(
                 f"tu: name a set with dataset.name=NAME. It is looked for in dataset.root (now {root}); one of the TU collection "
@@ -158,6 +160,10 @@ class Raw:
     def __init__(self, name: str, files: dict[str, File], target: str) -> None:
         self.name = name
         if target == "auto":
+            if not {"graph_labels", "graph_attributes"} & files.keys():
+                raise MissingData(
+                    f"{files['A'].shown}: beside it there is neither {name}_graph_labels.txt nor {name}_graph_attributes.txt."
+                )
             target = "labels" if "graph_labels" in files else "attributes"
         self.target = target
         for part in ("graph_indicator", f"graph_{target}"):

@@ -37,6 +37,8 @@ def train(x: Experiment, stop: StopFlag) -> None:
         test(x, state, stop)
     except Stopped:
         save(x, state, "latest", "interrupted")
+        for tracker in x.trackers.values():
+            tracker.finish()
         raise
     except Exception:
         save_error(x, state)

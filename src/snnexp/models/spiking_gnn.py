@@ -55,7 +55,10 @@ class SpikingGNN(nn.Module):
             if value < least:
                 raise UserError(f"model.{name}: {value} is not allowed; it must be at least {least}.")
         if embed_atoms and atom_types is None:
-            raise UserError("model.embed_atoms=true: these data have no categories to embed but numbers. Use null or false.")
+            raise UserError(
+                "model.embed_atoms=true: these data give numbers or one-hot columns, and no categories to embed. Use null or false; a set "
+                "of the TU collection gives categories with dataset.node_labels=index."
+            )
         self.model_type = NAMES[conv_type]
         self.T = T if spiking else 1
         self.num_features, self.conv_type = num_features, conv_type

@@ -100,7 +100,10 @@ class GraphRegression:
         """The number of targets of the data."""
         count = len(getattr(data, "targets", ()))
         if count == 0:
-            raise UserError(f"task=graph_regression: {data.name} has classes and no targets; use task=graph_classification.")
+            raise UserError(
+                f"task=graph_regression: {data.name} has classes and no targets; use task=graph_classification, or another dataset.target "
+                "if it has one."
+            )
         return count
 
     def loss(self, model: nn.Module, batch: tuple[Data, Tensor, Tensor], step: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from snnexp.errors import RunFailed, UserError, nearest
@@ -44,10 +45,12 @@ class LIFTracker:
     `flush_every` forwards at a time; memory stays constant. Counts stay on the device until then. A ratio is spikes / outputs
     (0 to 1); averages are sum of spikes / sum of outputs, so that a smaller batch weighs by its size.
 
-    In a loop of your own: `tracker = LIFTracker(model=model, every_forward=True)`, then `tracker.observe()` after each forward and
-    before the neurons are reset, and at the end `tracker.save_all_lif_stats_to_json(path)` (or `save_latest_lif_stats_to_json`).
+    In a loop of your own: `tracker = LIFTracker(model=model, every_forward=True)`, then `tracker.observe()` once after each forward and
+    before the neurons are reset, which they must be before the next; and at the end `tracker.save_all_lif_stats_to_json(path)` (or
+    `save_latest_lif_stats_to_json`).
     The runner supplies `folder`, `main` (this process writes), `reduce` (sum over processes, on the CPU) and the names of all `trackers`.
-    Raises: UserError if the model has no LIF layer, and for options that are not allowed.
+    A model without spiking neurons has nothing to count, and no file is written.
+    Raises: UserError if its neurons are not of `make_lif`, and for options that are not allowed.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class LIFTracker:
         *,
         model: nn.Module,
         every_forward: bool = False,
-        splits: list[str] | tuple[str, ...] = ("train",),
+        splits: list[str] | tuple[str, ...] | str = ("train",),
         save_every: int | None = None,
         flush_every: int = 100,
         folder: Path | None = None,
@@ -64,6 +67,7 @@ class LIFTracker:
         trackers: list[str] | tuple[str, ...] = (),
     ) -> None:
         self.name = "lif_full" if every_forward else "lif"
+        splits = (splits,) if isinstance(splits, str) else splits
         for split in splits:
             if split not in SPLITS:
                 near = nearest(str(split), SPLITS)
@@ -72,10 +76,10 @@ class LIFTracker:
             if value is not None and value < 1:
                 raise UserError(f"tracker.{self.name}.{option}: {value} is not allowed; it must be at least 1.")
         nodes = {name: module for name, module in model.named_modules() if isinstance(module, LIFNode)}
-        if not nodes:
+        if not nodes and any(isinstance(module, neuron.BaseNode) for module in model.modules()):
             raise UserError(
-                f"tracker={self.name}: {type(model).__name__} has no LIF layer to count spikes in (model.spiking=false?); "
-                "choose a spiking model, or tracker=none."
+                f"tracker={self.name}: the neurons of {type(model).__name__} are SpikingJelly's own; only those that "
+                "snnexp.models.neurons.make_lif makes count their spikes. Make them so, or choose tracker=none."
             )
         for node in nodes.values():
             node.count_spikes = True
@@ -95,6 +99,7 @@ class LIFTracker:
         self._records = {split: Records(self.folder / "logs" / f"lif_full_{split}.bin") for split in streamed}
         self._epoch: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
         self._rates: dict[str, list[float]] = {}  # of the last epoch that was closed
+        self._observed: Tensor | None = None  # the first layer's counts, as last seen
 
     def observe(self, split: str = "train") -> None:
         """Take the counts of the forward pass just done; the device is not waited for.
@@ -102,9 +107,12 @@ class LIFTracker:
         Raises: UserError if no LIF layer counted anything; RunFailed if the number of steps is not that of the forwards before.
         """
         history = self._histories.get(split)
-        if history is None:
+        if history is None or not self._nodes:
             return
         counts = [node.spike_counts for node in self._nodes]
+        if counts[0] is not None and counts[0] is self._observed:
+            raise UserError("LIFTracker.observe() was called twice after one forward pass; call it once after each.")
+        self._observed = counts[0]
         seen = [count for count in counts if count is not None]
         for count in seen:
             self.steps = self.steps or len(count)
@@ -173,10 +181,12 @@ class LIFTracker:
         """The rates of the last epoch for a table, mean over the steps first; none beside a tracker that has told them."""
         if self._beside_lif:
             return []
+        if not self._nodes:
+            return [("spikes", "none: the model has no spiking neurons")]
         table = []
         for layer, rates in self._rates.items():
             each = (f"T{t} {rate:.3f}" for t, rate in enumerate(rates))
-            table.append((f"spikes {layer}", "  ".join([f"{np.mean(rates):.3f}", *each])))
+            table.append((f"training rate {layer}", "  ".join([f"{np.mean(rates):.3f}", *each])))
         return table
 
     def save_latest_lif_stats_to_json(self, path: str | Path) -> None:
