@@ -259,6 +259,10 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
             extra = {"submitit_slurm": "slurm", "submitit_local": "slurm", "optuna": "optuna"}.get(option)
             hint = f' It needs: pip install "snnexp[{extra}]"' if extra else nearest(option, options)
             return f"{group}={option}: there is no such option; there are {', '.join(options)}.{hint}"
+    if match := re.search(r"Could not load '([\w/]+)/(\w+)'", text):
+        group, option = match[1], match[2]
+        options = sorted(options_of(group))
+        return f"{group}={option}: there is no such option; there are {', '.join(options)}.{nearest(option, options)}"
     if match := re.search(r"Error merging override (\S+)", text):
         reason = next((part for part in text.splitlines() if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
         return f"{match[1]}: {reason or text.splitlines()[-1]}."

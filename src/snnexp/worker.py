@@ -1,7 +1,6 @@
 """The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -112,8 +111,9 @@ def main() -> None:
         if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
             print(f"snnexp: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
-    gc.collect()  # DDP keeps the process group, whose threads must end before the interpreter does
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written and closed; to take DDP down, the interpreter may wait for gloo's threads, and they for it
 
 
 if __name__ == "__main__":

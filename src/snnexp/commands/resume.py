@@ -92,6 +92,8 @@ def go_back(run: RunDir, chosen: Path, epoch: int, folder: Path) -> None:
 
 def set_aside(run: RunDir, folder: Path) -> None:
     """Move the result of what was finished before into `folder`: until the run is finished again, it has none."""
-    for path in (run.result, run.checkpoint("final"), *run.root.glob("test_*.npy")):
+    kinds = ("*_y_*.npy", "*_metrics.npy", "*_spikes.npz", "lif_activation_stats*.json")
+    written = [path for kind in kinds for path in run.root.glob(kind)]
+    for path in (run.result, run.checkpoint("final"), *written):
         if path.exists():
             path.rename(folder / path.name)

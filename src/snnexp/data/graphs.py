@@ -227,7 +227,7 @@ class GraphSamples:
         self.onehot = onehot
         self.node_budget = node_budget
         if node_budget is not None and (larger := int((np.diff(entry.arrays["node_offsets"]) > node_budget).sum())):
-            self.protocol += f"; {larger} of the graphs exceed node_budget={node_budget} and are batches of their own"
+            self.protocol += f"; {larger} of the graphs have more nodes than node_budget={node_budget}"
         self.nodes = Columns(node_values, node_values, "node label")
         self.edges = Columns([], [], "edge label") if onehot else Columns(edge_values, edge_values, "edge label")
         self.real = entry.arrays["values"].shape[1]

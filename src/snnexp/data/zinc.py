@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,8 @@ def array(stored: Any, place: str) -> np.ndarray:
         return np.array(stored)
     try:
         storage = torch.load(io.BytesIO(stored.storage), weights_only=True)
+        if math.prod(stored.size) > len(storage):  # strides of 0 would make any size of a few bytes
+            raise ValueError(f"{math.prod(stored.size)} values of {len(storage)} that are there")
         return torch.empty(0, dtype=storage.dtype).set_(storage, stored.offset, stored.size, stored.stride).numpy()
     except Exception as error:  # damaged bytes raise whatever they happen to mean
         raise UserError(f"{place}: holds no whole tensor ({type(error).__name__}: {error}). Fetch the file again.") from error

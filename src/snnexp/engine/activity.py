@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.energy import EnergyMeter
 from snnexp.engine.evaluation import to_device
+from snnexp.engine.loader import budget
 from snnexp.engine.precision import Precision
 from snnexp.errors import UserError
 
@@ -106,7 +107,7 @@ def measure(
         stack.callback(model.train, was_training)
         for name, layer in layers.items():
             stack.callback(model.get_submodule(name).register_forward_hook(layer.add).remove)
-        for keys in EvaluationBatches(pool(len(view), min(SAMPLES, limit or SAMPLES)), batch_size):
+        for keys in EvaluationBatches(pool(len(view), min(SAMPLES, limit or SAMPLES)), batch_size, **budget(data, split)):
             batch = data.prepare(to_device(view.__getitems__(keys), device))
             for layer in layers.values():
                 layer.step = 0

@@ -244,7 +244,7 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     link(x, "latest", "final")
     with results.best_weights(x):
         evaluation = judge(x, "test", stop, "test") if x.data.splits["test"] else None
-        activity = results.activity(x)
+        activity = results.activity(x, stop)
     files = [path for tracker in x.trackers.values() for path in tracker.finish()]
     results.write(x, state, evaluation, activity, files)
 

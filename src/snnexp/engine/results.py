@@ -13,8 +13,9 @@ import torch
 from rich.table import Table
 
 from snnexp.engine import checkpoint
-from snnexp.engine.activity import Activity, measure
+from snnexp.engine.activity import SAMPLES, Activity, measure
 from snnexp.engine.evaluation import Evaluation
+from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.rundir import write_json
 
@@ -88,22 +89,38 @@ def best_weights(x: "Experiment") -> Iterator[None]:
         x.model.load_state_dict(own)
 
 
-def activity(x: "Experiment") -> Activity | None:
-    """What the neurons of the model do on the test split, or the nearest to it that the data have; on the main rank."""
+def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
+    """What the neurons of the model do on the test split, or the nearest to it that the data have; on the main rank.
+
+    None where it could not be measured, or a stop signal came meanwhile: the run is done without it.
+    """
     if not x.ranks.main:
         return None
     split = next(split for split in ("test", "val", "train") if x.data.splits[split])
-    with x.averaged():
-        return measure(
-            x.model,
-            x.task,
-            x.data,
-            split=split,
-            batch_size=x.config.batch_size,
-            device=x.ranks.device,
-            precision=x.precision,
-            limit=x.config.limit_val,
-        )
+    with x.averaged(), x.terminal.bar("activity", min(SAMPLES, x.data.splits[split], x.config.limit_val or SAMPLES)) as bar:
+
+        def advance(samples: int) -> None:
+            bar.advance(samples)
+            if stop.number:
+                raise Stopped(stop.number)
+
+        try:
+            return measure(
+                x.model,
+                x.task,
+                x.data,
+                split=split,
+                batch_size=x.config.batch_size,
+                device=x.ranks.device,
+                precision=x.precision,
+                limit=x.config.limit_val,
+                on_batch=advance,
+            )
+        except Stopped:
+            x.terminal.say("Told to stop: activity and energy are left out of the result; `snnexp evaluate` measures them.")
+        except Exception as error:  # a user's own operation may not bear being counted; the result of a long run must not go with it
+            x.terminal.say(f"Activity and energy could not be measured: {type(error).__name__}: {error}")
+    return None
 
 
 def write(x: "Experiment", state: State, evaluation: Evaluation | None, active: Activity | None, files: list[Path]) -> None:
@@ -128,11 +145,12 @@ def write(x: "Experiment", state: State, evaluation: Evaluation | None, active: 
         "neuron": x.neuron_implementation,
         "processes": x.ranks.world,
         "threads": torch.get_num_threads(),
-        "activity": active.summary(),
+        "activity": active.summary() if active else None,
     }
     if evaluation:
         write_predictions(x.run.root, "test", evaluation)
-    active.write(x.run.root / f"{active.split}_spikes.npz")
+    if active:
+        active.write(x.run.root / f"{active.split}_spikes.npz")
     write_json(x.run.result, result)
     for logger in x.loggers:
         for path in files:

@@ -65,14 +65,14 @@ class GraphClassification:
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
         """Return the area under the ROC curve in percent, of one class against the rest where there are more than two, and their mean.
 
-        It is NaN where a class has no graph.
+        It is NaN where a class has no graph, and where a probability is.
         """
         from sklearn.metrics import roc_auc_score
 
         if score.ndim == 1:
             score = np.stack([1 - score, score], 1)
         each = [(true == k, score[:, k]) for k in range(1 if score.shape[1] == 2 else 0, score.shape[1])]
-        if any(is_k.all() or not is_k.any() for is_k, _ in each):
+        if not np.isfinite(score).all() or any(is_k.all() or not is_k.any() for is_k, _ in each):
             return {"AUROC": float("nan")}
         return {"AUROC": 100 * float(np.mean([roc_auc_score(is_k, of_k) for is_k, of_k in each]))}
 

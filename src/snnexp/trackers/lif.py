@@ -68,6 +68,8 @@ class LIFTracker:
     ) -> None:
         self.name = "lif_full" if every_forward else "lif"
         splits = (splits,) if isinstance(splits, str) else splits
+        if not splits:
+            raise UserError(f"tracker.{self.name}.splits is empty; give one or more of {', '.join(SPLITS)}.")
         for split in splits:
             if split not in SPLITS:
                 near = nearest(str(split), SPLITS)
@@ -99,6 +101,7 @@ class LIFTracker:
         self._records = {split: Records(self.folder / "logs" / f"lif_full_{split}.bin") for split in streamed}
         self._epoch: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
         self._rates: dict[str, list[float]] = {}  # of the last epoch that was closed
+        self._files: dict[Path, None] = {}  # written, in order
         self._observed: Tensor | None = None  # the first layer's counts, as last seen
 
     def observe(self, split: str = "train") -> None:
@@ -161,7 +164,7 @@ class LIFTracker:
         if state["layers"] != self.layers:
             raise UserError(
                 f"tracker={self.name}: the checkpoint counted spikes in {', '.join(state['layers'])}, but the model's LIF layers are "
-                f"{', '.join(self.layers)}. Restore the model, or resume with tracker=none."
+                f"{', '.join(self.layers)}. Restore the model, or resume with ~tracker.{self.name} to go on without a record."
             )
         self.steps, self._rates = state["steps"], state["rates"]
         self._epoch = None if state["epoch"] is None else np.array(state["epoch"])
@@ -173,9 +176,10 @@ class LIFTracker:
                 self._records[split].cut(history.forwards, self._shape)
 
     def finish(self) -> list[Path]:
-        """Write lif_activation_stats.json, and what else is named after it; the files."""
+        """Write lif_activation_stats.json, and what else is named after it; all files written, those of single epochs too."""
         self._flush_all()
-        return self._write_all(f"lif_activation_stats{self._full}")
+        self._write_all(f"lif_activation_stats{self._full}")
+        return list(self._files)
 
     def rows(self) -> list[tuple[str, str]]:
         """The rates of the last epoch for a table, mean over the steps first; none beside a tracker that has told them."""
@@ -248,12 +252,12 @@ class LIFTracker:
         if split in self._records:
             self._records[split].append(block)
 
-    def _write_all(self, stem: str) -> list[Path]:
+    def _write_all(self, stem: str) -> None:
         paths = {split: self.folder / f"{stem}{'' if split == 'train' else f'_{split}'}.json" for split in self._written}
         there = {split: path for split, path in paths.items() if self._main and self._histories[split].forwards}
         for split, path in there.items():
             (self._write_every if self.every_forward else self._write_latest)(split, path)
-        return list(there.values())
+        self._files |= dict.fromkeys(there.values())
 
     def _write_latest(self, split: str, path: Path) -> None:
         if not self._main:

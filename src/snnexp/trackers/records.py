@@ -28,7 +28,7 @@ class Records:
         """Add records, handed to the operating system before this returns."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab" if self._begun else "wb") as file:
+            with open(self.path, "ab" if self._begun else "wb", opener=_no_link) as file:
                 file.write(block.astype(INTEGER).tobytes())
         except OSError as error:
             raise self._refused(error) from error
@@ -40,7 +40,7 @@ class Records:
         if not self._begun:
             return
         try:
-            with open(self.path, "ab") as file:
+            with open(self.path, "ab", opener=_no_link) as file:
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._refused(error) from error
@@ -55,10 +55,15 @@ class Records:
         if there < wanted:
             raise UserError(
                 f"{self.path} has {there} bytes, but the checkpoint says that {wanted} of them are its own:\n"
-                "the record was cut, replaced or left behind. Put the original file back, or resume from an earlier checkpoint."
+                "the record was cut, replaced or left behind. Put the original file back, resume from an earlier checkpoint, or resume "
+                "without a record: ~tracker.NAME."
             )
         if count:
-            os.truncate(self.path, wanted)
+            try:
+                with open(self.path, "r+b", opener=_no_link) as file:
+                    file.truncate(wanted)
+            except OSError as error:
+                raise self._refused(error) from error
         self.count, self._begun = count, count > 0
 
     def blocks(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -71,6 +76,11 @@ class Records:
 
     def _refused(self, error: OSError) -> RunFailed:
         return RunFailed(f"cannot write {self.path}: {error.strerror}. What was written before is unharmed.")
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but no link: the directory of a stranger's run must not lead to a file elsewhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
