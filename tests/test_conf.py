@@ -20,7 +20,7 @@ MUST_BE_GIVEN = {
     "tu": ["dataset.name=PROTEINS"],
     "smiles_csv": ["dataset.file=somewhere.csv", "dataset.target=y"],
 }
-EMBEDDED = ("digits_dvs", "digits_graph")
+EMBEDDED = ("digits", "digits_dvs", "digits_graph")
 
 
 def test_all_groups_are_known():
@@ -64,7 +64,7 @@ def test_a_preset_of_a_sweep_composes(name):
 @pytest.mark.parametrize("model", sorted(option for group, option in OPTIONS if group == "model"))
 @pytest.mark.parametrize("dataset", EMBEDDED)
 def test_every_model_takes_the_shape_of_embedded_data_of_its_kind(model, dataset, data_dir):
-    size = ["dataset.size=16"] if dataset == "digits_dvs" else []
+    size = [] if dataset == "digits_graph" else ["dataset.size=16"]
     whole = composed(f"model={model}", f"dataset={dataset}", f"data_dir={data_dir}", *size, "T=2")
     if (model == "spiking_gnn") == (dataset == "digits_graph"):
         build.check(whole)
