@@ -161,8 +161,8 @@ def array(stored: Any, place: str) -> np.ndarray:
         return np.array(stored)
     try:
         storage = torch.load(io.BytesIO(stored.storage), weights_only=True)
-        if math.prod(stored.size) > len(storage):  # strides of 0 would make any size of a few bytes
-            raise ValueError(f"{math.prod(stored.size)} values of {len(storage)} that are there")
+        if math.prod(stored.size) > len(stored.storage):  # strides of 0 would make any size of a few bytes
+            raise ValueError(f"{math.prod(stored.size)} values in {len(stored.storage)} bytes")
         return torch.empty(0, dtype=storage.dtype).set_(storage, stored.offset, stored.size, stored.stride).numpy()
     except Exception as error:  # damaged bytes raise whatever they happen to mean
         raise UserError(f"{place}: holds no whole tensor ({type(error).__name__}: {error}). Fetch the file again.") from error
