@@ -122,7 +122,7 @@ def write_json(path: Path, content: Any) -> None:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # a Ctrl-C too must not leave the half-written file; it goes on
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:

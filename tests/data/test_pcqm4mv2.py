@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_geometric.utils import from_smiles
 
-pytest.importorskip("rdkit")
+from snnexp.data import molecules
+from snnexp.data.pcqm4mv2 import PCQM4Mv2
+from snnexp.errors import MissingData, UserError
 
-from torch_geometric.utils import from_smiles  # noqa: E402
-
-from snnexp.data import molecules  # noqa: E402
-from snnexp.data.pcqm4mv2 import PCQM4Mv2  # noqa: E402
-from snnexp.errors import MissingData, UserError  # noqa: E402
+pytest.importorskip("rdkit", reason="RDKit is an extra (chem)")
 
 SMILES = [f"{'C' * (k % 7 + 1)}{tail}" for k, tail in enumerate(["O", "N", "=O", "#N", "c1ccccc1", "F", "S"] * 10)]
 SPLIT = {

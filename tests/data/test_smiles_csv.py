@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_geometric.utils import from_smiles
 
-pytest.importorskip("rdkit")
+from data.conftest import real
+from snnexp.data import molecules
+from snnexp.data.smiles_csv import SmilesCSV
+from snnexp.errors import MissingData, UserError
 
-from torch_geometric.utils import from_smiles  # noqa: E402
-
-from data.conftest import real  # noqa: E402
-from snnexp.data import molecules  # noqa: E402
-from snnexp.data.smiles_csv import SmilesCSV  # noqa: E402
-from snnexp.errors import MissingData, UserError  # noqa: E402
+pytest.importorskip("rdkit", reason="RDKit is an extra (chem)")
 
 SMILES = ["CCO", "C", "[Na+].[Cl-]", "F/C=C/F", "N[C@@H](C)C(=O)O", "c1ccccc1O", "C#N", "O", "CC(C)(C)c1ccsc1", "S(F)(F)(F)(F)(F)F"]
 PARTS = ["train", "train", "Valid", "test", "train"] * 2

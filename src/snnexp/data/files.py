@@ -45,6 +45,7 @@ class File:
         """
         try:
             return self.archive.read(self.name) if self.archive else self.path.read_bytes()
+        # NotImplementedError is zipfile's word for a compression or encryption that it cannot read
         except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
             raise UserError(f"{self.shown}: cannot be read ({error}). Copy or download it again.") from error
 

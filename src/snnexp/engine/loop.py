@@ -36,11 +36,11 @@ def train(x: Experiment, stop: StopFlag) -> None:
             close_epoch(x, state, validate(x, state, stop))
         test(x, state, stop)
     except Stopped:
-        save(x, state, "latest", "interrupted")
+        save(x, state, "latest", "interrupted")  # first: a scheduler may not wait for the statistics
         for tracker in x.trackers.values():
             tracker.finish()
         raise
-    except Exception:
+    except Exception:  # whatever it is goes on to whoever called; here only what the run has is kept
         save_error(x, state)
         raise
 

@@ -47,7 +47,7 @@ class _MultiStepLIF(torch.autograd.Function):
         run = _forward_torch if library is None else _forward_c
         spikes, v_last = run(x, v, dynamics, counts, library)
         ctx.save_for_backward(x, v)
-        ctx.dynamics, ctx.library = dynamics, library
+        ctx.dynamics, ctx.kernel = dynamics, library
         ctx.set_materialize_grads(False)
         return spikes, v_last
 
@@ -61,8 +61,8 @@ class _MultiStepLIF(torch.autograd.Function):
             g_spikes = _laid_out_like(x, g_spikes)
         if g_v_last is not None:
             g_v_last = _laid_out_like(x[0], g_v_last)
-        run = _backward_torch if ctx.library is None else _backward_c
-        g_x, g_v = run(x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics, ctx.library)
+        run = _backward_torch if ctx.kernel is None else _backward_c
+        g_x, g_v = run(x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics, ctx.kernel)
         return g_x, g_v, None, None, None
 
 

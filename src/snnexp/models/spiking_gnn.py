@@ -182,7 +182,7 @@ class SparseGIN(SparseSum, GINConv):
 
 
 def convolution(conv_type: str, channels: int, width: int, heads: int) -> nn.Module:
-    """The convolution of a name; the weights of the edges come with the adjacency, so that none computes them again."""
+    """The convolution of a name; the weights of the edges come with the adjacency, but for attention, which computes its own."""
     match conv_type:
         case "gcn":
             return SparseGCN(channels, width, normalize=False)
@@ -199,19 +199,22 @@ def convolution(conv_type: str, channels: int, width: int, heads: int) -> nn.Mod
 
 
 def weighted(edge_index: Tensor, V: int, conv_type: str) -> tuple[Tensor, Tensor]:
-    """The edges, and their weights: GCN's symmetric norm with self-loops, SAGE's mean, or 1."""
+    """The edges and their weights, GCN's symmetric norm with self-loops, SAGE's mean, or 1; in the order of a sparse matrix of targets.
+
+    Attention weighs the edges itself, and gets them as they are.
+    """
     weight = torch.ones(edge_index.shape[1], device=edge_index.device)
+    if conv_type in ("gat", "gatv2"):
+        return edge_index, weight
     if conv_type == "gcn":
-        return gcn_norm(edge_index, weight, V)
-    if conv_type == "sage":
+        edge_index, weight = gcn_norm(edge_index, weight, V)
+    elif conv_type == "sage":
         weight = 1 / degree(edge_index[1], V)[edge_index[1]]
-    return edge_index, weight
+    return coalesce(edge_index, weight, V, sort_by_row=False)
 
 
 def side_by_side(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: str) -> Tensor:
     """The adjacency of n copies of the graphs, one for each step: sparse [n V, n V], or its edges [2, n E] where attention weighs them."""
-    if conv_type not in ("gat", "gatv2"):
-        edge_index, weight = coalesce(edge_index, weight, V, sort_by_row=False)
     edges = edge_index.repeat(1, n) + torch.arange(n, device=weight.device).repeat_interleave(len(weight)) * V
     if conv_type in ("gat", "gatv2"):
         return edges
