@@ -26,7 +26,7 @@ def test_it_resolves_to_plain_values():
     assert whole["model"]["lif"]["tau"] == 4 and whole["extra"] == {"mine": 3}
     assert whole["choices"] == {
         "model": "resnet19", "dataset": "digits_dvs", "task": "classification", "optimizer": "adam", "scheduler": "cosine",
-        "logger": "tensorboard", "tracker": "none", "experiment": None, "debug": None,
+        "logger": "tensorboard", "tracker": "none", "pruner": "none", "experiment": None, "debug": None,
     }  # fmt: skip
     assert config.top_level(whole).T == 7
     assert whole["trust"] == []

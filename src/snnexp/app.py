@@ -124,9 +124,17 @@ def conf_dir() -> Path:
     return inside if (inside / "train.yaml").exists() else package.parents[1] / "conf"
 
 
-def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: RunDir | None = None, schema: type | None = None) -> None:
+def run(
+    command: str,
+    argv: list[str],
+    job: Callable[[DictConfig], Any],
+    saved: RunDir | None = None,
+    schema: type | None = None,
+    anew: dict[str, Any] | None = None,
+) -> None:
     """Compose the config of `command` and call `job` with it, once or once per point of a sweep.
 
+    It builds on that of a `saved` run, if one is given, in which the keys of `anew` have these values.
     Raises: UserError for a command line or config that does not compose.
     """
     line = read_command_line(argv)
@@ -138,7 +146,7 @@ def run(command: str, argv: list[str], job: Callable[[DictConfig], Any], saved: 
     store = ConfigStore.instance()
     store.store("schema", schema or configuration.TrainConfig)
     if saved is not None:
-        store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig))
+        store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig, anew or {}))
         OmegaConf.register_new_resolver("run_root", lambda: str(saved.root), replace=True)
 
     naming = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed_keys(line))}]"] if line.multirun else []
@@ -196,8 +204,8 @@ def parses(word: str) -> bool:
     return True
 
 
-def saved_config(run: RunDir, schema: type) -> DictConfig:
-    """The unresolved configuration in force in a run, typed; keys that its user added stay."""
+def saved_config(run: RunDir, schema: type, anew: dict[str, Any]) -> DictConfig:
+    """The unresolved configuration in force in a run, typed; keys that its user added stay, those of `anew` have its values."""
     path = unresolved_config(run)
     try:
         saved = OmegaConf.load(path)
@@ -209,6 +217,8 @@ def saved_config(run: RunDir, schema: type) -> DictConfig:
             for name in ("hydra", "defaults"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
             saved["trust"] = []
+            for name, value in anew.items():
+                saved[name] = value
             refuse_resolvers(path)
             return OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:

@@ -31,6 +31,7 @@ from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.loggers.jsonl import MetricsLog
 from snnexp.models.neurons import lif_implementation
+from snnexp.pruning import surgery
 from snnexp.rundir import RunDir, find_run
 
 
@@ -56,6 +57,9 @@ class Experiment:
     train_loader: DataLoader
     trackers: dict[str, Any]
     metrics: MetricsLog | None  # on the main rank
+    pruner: Any = None  # while there may be something to prune
+    kept: dict[str, list[int]] = field(default_factory=dict)  # of a pruned model: the channels that each group has left
+    ratio: float = 0.0  # to which it is pruned
     loggers: list[Any] = field(default_factory=list)
 
     @property
@@ -175,10 +179,10 @@ def trackers(settings: dict[str, Any], model: nn.Module, run: RunDir, ranks: Ran
     return {name: instantiate(settings["tracker"][name], settings["trust"], **supplied) for name in names}
 
 
-def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
+def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool = False) -> None:
     """Prepare the data and try every part of a run, so that input at fault is refused before a run exists.
 
-    `trust=None` is for a configuration that the user has just composed. Raises: UserError.
+    `trust=None` is for a configuration that the user has just composed; a run that has `begun` needs no source any more. Raises: UserError.
     """
     settings = settings | {"trust": trust}
     device = choose_device(settings["device"], settings["devices"] - 1)
@@ -191,6 +195,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
     with torch.device("meta"):
         its_model = model(settings, its_data, its_task)
     trackers(settings, its_model, RunDir(Path()), Ranks(0, 1, device))
+    if settings["pruner"] and not begun:
+        check_pruning(settings, its_model, its_data)
     instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
     schedule = instantiate(settings["scheduler"], trust)
     check_splits(settings, its_data, listens=type(schedule).observe is not Constant.observe)
@@ -198,6 +204,38 @@ def check(settings: dict[str, Any], trust: list[str] | None = None) -> None:
         targets.locate(settings["logger"]["_target_"], trust)
     if settings["init_from"] is not None:
         weights_of(settings["init_from"])
+
+
+def check_pruning(settings: dict[str, Any], its_model: nn.Module, its_data: Any) -> None:
+    """Raises: UserError if the run would prune and cannot: its settings, its model, or the checkpoint it is to start from."""
+    if (source := settings.get("prune_from")) is not None and not ("train" in settings["stages"] and not Path(source).exists()):
+        prunable(settings, its_model, its_data, checkpoint.load(Path(source)), source)
+    if "stages" not in settings:
+        pruner(settings, its_model).scheduled(settings["epochs"])
+    elif "prune" in settings["stages"]:
+        pruner(settings, its_model)
+
+
+def prunable(settings: dict[str, Any], its_model: nn.Module, its_data: Any, saved: dict[str, Any], source: str) -> None:
+    """Give a model the structure of the checkpoint that a run is to prune or to fine-tune.
+
+    Raises: UserError if that does not fit the model or its data, or if there is nothing to fine-tune.
+    """
+    if not its_data.same_samples(saved["data"]):
+        raise UserError(f"{source}: {OTHER_SAMPLES}")
+    if "prune" not in settings["stages"] and not saved["pruned"]["kept"]:
+        raise UserError(f"stages={settings['stages']}: {source} is not pruned; add the stage prune, or train it on with snnexp resume.")
+    surgery.rebuild(its_model, saved["pruned"]["kept"], source)
+    checkpoint.check_fits(its_model, checkpoint.weights(saved), Path(source))
+
+
+def pruner(settings: dict[str, Any], model: nn.Module) -> Any:
+    """The pruner of a run, for a model as it is before the first cut.
+
+    Raises: UserError.
+    """
+    node, trust = settings["pruner"], settings["trust"]
+    return instantiate(node | {"criterion": instantiate(node["criterion"], trust)}, trust, model=model)
 
 
 def check_splits(settings: dict[str, Any], its_data: Any, listens: bool) -> None:
@@ -220,7 +258,9 @@ def check_fits(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> N
     if not its_data.same_samples(saved["data"]):
         raise UserError(OTHER_SAMPLES)
     with torch.device("meta"):
-        checkpoint.check_fits(model(settings, its_data, task(settings)), saved["state_dict"], path)
+        its_model = model(settings, its_data, task(settings))
+    surgery.rebuild(its_model, saved["pruned"]["kept"], path)
+    checkpoint.check_fits(its_model, saved["state_dict"], path)
 
 
 def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Terminal) -> Experiment:
@@ -230,8 +270,10 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     its_data, its_task = data(settings), task(settings)
     seed_everything(config.seed, rank=0)  # every rank builds the same weights
     its_model = model(settings, its_data, its_task).to(ranks.device)
-    if config.init_from is not None and not run.checkpoint("latest").exists():
+    latest = run.checkpoint("latest")
+    if config.init_from is not None and not latest.exists():
         transfer(its_model, config.init_from, terminal)
+    its_pruner, pruned = pruning_of(settings, its_model, its_data, latest)
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
@@ -267,7 +309,49 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda"),
         trackers=its_trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
+        pruner=its_pruner,
+        **pruned,
     )
+
+
+def pruning_of(settings: dict[str, Any], its_model: nn.Module, its_data: Any, latest: Path) -> tuple[Any, dict[str, Any]]:
+    """The pruner of a run, if there may be something to prune, and what its checkpoint, or its source, has pruned already.
+
+    The model gets that structure; where the run is just made from a source, its weights too. Raises: UserError.
+    """
+    gradual = bool(settings["pruner"]) and "stages" not in settings
+    its_pruner = pruner(settings, its_model) if gradual else None  # counts from the dense model
+    if latest.exists():
+        pruned = checkpoint.load(latest)["pruned"]
+        surgery.rebuild(its_model, pruned["kept"], latest)
+        return its_pruner, pruned
+    if gradual or "stages" not in settings:
+        return its_pruner, {}
+    pruned: dict[str, Any] = {}
+    if (source := settings["prune_from"]) is not None:
+        best = Path(source)
+        saved = checkpoint.load(best if best.exists() else best.with_name("checkpoint_latest.pth"))  # without a validation split
+        prunable(settings, its_model, its_data, saved, source)
+        its_data.load_state_dict(saved["data"])
+        checkpoint.load_into(its_model, checkpoint.weights(saved), source)
+        pruned = saved["pruned"]
+    return pruner(settings, its_model) if "prune" in settings["stages"] else None, pruned
+
+
+def refit(x: Experiment, cut: surgery.Cut) -> None:
+    """Take channels out of the model of a run and of all that follows its weights; what survives keeps its moments and averages."""
+    names = {id(p): name for name, p in x.model.named_parameters()}
+    order = [names[id(p)] for group in x.optimizer.param_groups for p in group["params"]]
+    moments = cut.of_moments(x.optimizer.state_dict(), order)
+    average = cut.of_entries(x.ema.weights) if x.ema is not None else {}
+    x.kept = surgery.compose(x.kept, cut.kept, {group.name: group.size for group in surgery.groups_of(x.model)})
+    cut.apply(x.model)
+    x.optimizer = instantiate(x.settings["optimizer"], x.config.trust, params=x.model.parameters())
+    x.optimizer.load_state_dict(moments)
+    if x.ema is not None:
+        x.ema = MovingAverage(x.model, x.ema.decay)
+        x.ema.weights = average
+    x.net = training_form(x.model, x.config, x.ranks)
 
 
 def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
@@ -300,6 +384,11 @@ def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not any(value.dim() > 1 for value in fitting.values()):  # counters and biases alone are no weights
         raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
+    if any(name in own and own[name].shape != value.shape for name, value in weights.items()) and checkpoint.is_pruned(path):
+        raise UserError(
+            f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: snnexp prune "
+            f"{source} stages=[finetune]."
+        )
     model.load_state_dict(fitting, strict=False)
     left = [name for name in own if name not in fitting]
     rest = f"; left as initialised: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}." if left else "."

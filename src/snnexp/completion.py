@@ -28,16 +28,21 @@ def complete(argv: list[str]) -> int:
         named = [word for word in rest[:-1] if (Path(word).expanduser() / "config.json").is_file()]
         if not named:
             print("\n".join(directories(rest[-1])))
-            return 0
-        from snnexp.rundir import RunDir
+            if command != "prune":  # which can do without a run
+                return 0
+        else:
+            from snnexp.rundir import RunDir
 
-        saved = RunDir(Path(named[0]).expanduser().resolve())
-        rest.remove(named[0])
+            saved = RunDir(Path(named[0]).expanduser().resolve())
+            rest.remove(named[0])
     from snnexp import app, config
 
     os.environ["COMP_LINE"] = " ".join(["snnexp", *rest])
     sys.argv = ["snnexp"]
-    app.run(command, ["-sc", *argv], _nothing, saved=saved, schema=config.EvaluateConfig if command == "evaluate" else None)
+    schema = {"evaluate": config.EvaluateConfig, "prune": config.PruneConfig}.get(command)
+    primary = "prune_run" if command == "prune" and saved is not None else command
+    anew = {"stages": [], "prune_from": None} if primary == "prune_run" else None
+    app.run(primary, ["-sc", *argv], _nothing, saved=saved, schema=schema, anew=anew)
     return 0
 
 

@@ -16,7 +16,7 @@ from snnexp import targets
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import read_json
 
-GROUPS = ("optimizer", "scheduler", "logger", "tracker", "task", "dataset", "model", "experiment", "debug")
+GROUPS = ("optimizer", "scheduler", "logger", "tracker", "pruner", "task", "dataset", "model", "experiment", "debug")
 """The config groups; all but the last two are nodes of the config."""
 
 
@@ -60,6 +60,7 @@ class TrainConfig:
     scheduler: Any
     logger: Any
     tracker: dict[str, Any]
+    pruner: dict[str, Any]
     task: Any
     dataset: Any
     model: Any
@@ -72,6 +73,17 @@ class EvaluateConfig(TrainConfig):
 
     checkpoint: str
     split: str
+
+
+STAGES = ("train", "prune", "finetune")
+
+
+@dataclass
+class PruneConfig(TrainConfig):
+    """A run made by pruning: the checkpoint it came from (null: `init_from`), and what is done."""
+
+    stages: list[str]
+    prune_from: str | None = None
 
 
 AT_LEAST = {
@@ -169,6 +181,8 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
             raise UserError(
                 f"tracker.{name} names no class; choose it with tracker={name}, or give +tracker.{name}._target_=package.Class."
             )
+    if settings["pruner"] and "_target_" not in settings["pruner"]:
+        raise UserError("pruner names no class; choose one with pruner=spike_map.")
     check_ranges(settings)
     targets.check_nodes(settings, trust=settings["trust"] if saved else None)
     if not saved:
@@ -193,12 +207,17 @@ def check_ranges(settings: dict[str, Any]) -> None:
     Raises: UserError.
     """
     for key, least in AT_LEAST.items():
+        if key == "epochs" and "stages" in settings:
+            least = 0  # pruned and not fine-tuned
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"{key}={settings[key]}: must be at least {least}.")
     if settings["seed"] >= 2**63:
         raise UserError(f"seed={settings['seed']}: must be below 2^63.")
     if settings["batch_size"] < settings["devices"]:
         raise UserError(f"batch_size={settings['batch_size']}: must be at least devices={settings['devices']}: it counts all samples.")
+    for stage in settings.get("stages", []):
+        if stage not in STAGES:
+            raise UserError(f"stages: {stage!r} is not one of {', '.join(STAGES)}.{nearest(stage, STAGES)}")
     name = settings["exp_name"]
     if name is not None and (not name.strip() or name.startswith(("/", "~")) or ".." in Path(name).parts):
         raise UserError(f"exp_name={name!r}: a name below output_dir={settings['output_dir']}; set output_dir to go elsewhere.")

@@ -27,6 +27,7 @@ class RunDir:
     result = property(lambda self: self.root / "result.json")
     checkpoints = property(lambda self: self.root / "checkpoints")
     logs = property(lambda self: self.root / "logs")
+    pruning = property(lambda self: self.root / "pruning.json")
     metrics_log = property(lambda self: self.root / "logs" / "metrics.jsonl")
     progress_log = property(lambda self: self.root / "logs" / "progress.jsonl")
     train_log = property(lambda self: self.root / "logs" / "train.log")
@@ -34,7 +35,7 @@ class RunDir:
     evaluations = property(lambda self: self.root / "evaluations")
 
     def checkpoint(self, name: str) -> Path:
-        """Path of checkpoint `name`: latest, best, final, interrupted, error or epoch<N>."""
+        """Path of checkpoint `name`: latest, best, final, pruned, interrupted, error or epoch<N>."""
         return self.checkpoints / f"checkpoint_{name}.pth"
 
     def update_status(self, **changes: Any) -> None:

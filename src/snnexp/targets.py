@@ -22,6 +22,7 @@ SUPPLIED = {
     "optimizer": ("params",),
     "logger": ("run_dir", "first_epoch"),
     "tracker": ("model", "folder", "main", "reduce", "trackers"),
+    "pruner": ("model",),
 }
 """Arguments that the runner itself supplies; only those of a model may be given as well."""
 
@@ -39,13 +40,19 @@ VERBS = {
 TRACKER_VERBS = ("observe", "close_epoch", "state_dict", "load_state_dict", "finish", "rows")
 """The same of each node below `tracker`."""
 
+PRUNING_VERBS = {
+    "pruner": ("compute_channel_scores", "select_channels_to_prune", "cut", "scheduled"),
+    "pruner.criterion": ("title", "watch", "scores"),
+}
+"""The same of a pruner, where there is one, and of its criterion."""
+
 
 def check_verbs(path: str, target: type) -> None:
     """Hold a class to the place it is named for; a run from elsewhere cannot have any class made by naming it.
 
     Raises: UserError.
     """
-    wanted = TRACKER_VERBS if group_of(path) == "tracker" else VERBS.get(path, ())
+    wanted = TRACKER_VERBS if group_of(path) == "tracker" else (VERBS | PRUNING_VERBS).get(path, ())
     if lacking := [verb for verb in wanted if not hasattr(target, verb)]:
         raise UserError(f"{path}._target_={target.__module__}.{target.__qualname__}: not a {path}; it has no {lacking[0]}().")
 

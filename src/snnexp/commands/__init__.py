@@ -4,8 +4,9 @@ COMMANDS = {
     "train": "compose, train, test; a new run directory         snnexp train model=vggsnn T=10",
     "resume": "exact continuation of a run in its directory      snnexp resume RUN epochs=200",
     "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
+    "prune": "take channels out, then fine-tune; a new run      snnexp prune RUN pruner.ratio=0.3",
     "analyze": "curves, spike plots and a report of a run         snnexp analyze RUN",
     "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
     "data": "fetch, verify and prepare a data set              snnexp data dataset=cifar10_dvs",
 }
-TAKES_RUN = ("resume", "evaluate")
+TAKES_RUN = ("resume", "evaluate", "prune")

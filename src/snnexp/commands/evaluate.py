@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     """Judge the run that the command line names."""
     if app.asks_for_help(argv) and app.run_argument(argv) is None:
         print(
-            "snnexp evaluate RUN [checkpoint=best|latest|final|epoch<N>|PATH] [split=train|val|test|all] [limit_val=N]\n"
+            "snnexp evaluate RUN [checkpoint=best|latest|final|pruned|epoch<N>|PATH] [split=train|val|test|all] [limit_val=N]\n"
             "                    [data_dir=ELSEWHERE | dataset.root=ELSEWHERE | dataset.file=TABLE]\n"
             "Judge a checkpoint on a split, of other data of the same kind if you name some; they are prepared with the run's own\n"
             "statistics. Data that were named by their place are named so again: dataset.root=, dataset.file=."
@@ -42,6 +42,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     from snnexp.engine.precision import resolve
     from snnexp.engine.results import as_json, limited, write_predictions
     from snnexp.engine.terminal import Terminal
+    from snnexp.pruning import surgery
 
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
@@ -70,6 +71,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
         terminal.say("These are the very samples of the run, and its split.")
     data.load_state_dict(saved["data"])
     model = build.model(settings, data, task).to(ranks.device)
+    surgery.rebuild(model, saved["pruned"]["kept"], path)
     checkpoint.load_into(model, checkpoint.weights(saved), path)
 
     split, view = settings["split"], data.view(settings["split"])

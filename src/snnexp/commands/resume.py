@@ -8,11 +8,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from snnexp import app, config, provenance
+from snnexp.commands.prune import finish_source
 from snnexp.commands.train import write_hydra
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, is_taken, read_json, taken, write_json
 
-FIXED = ("model", "T", "task._target_", "dataset._target_", "optimizer._target_", "init_from", "exp_name", "output_dir")
+FIXED = (
+    "model",
+    "T",
+    "task._target_",
+    "dataset._target_",
+    "optimizer._target_",
+    "init_from",
+    "exp_name",
+    "output_dir",
+    "stages",
+    "prune_from",
+)
 """What a run keeps for its life."""
 
 
@@ -40,10 +52,12 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
     for change in config.differences(before, settings, ignoring=set()):
+        if change.startswith("pruner.") and "stages" in before and run.checkpoint("latest").exists():
+            raise UserError(f"{change}: this run is pruned already; prune it further with snnexp prune {run.root}.")
         if change.startswith(tuple(f"{key} " for key in FIXED)) or change.startswith("model."):
             raise UserError(f"{change}: a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
-    build.check(settings, trust=settings["trust"])
     latest = run.checkpoint("latest")
+    build.check(settings, trust=settings["trust"], begun=latest.exists())
     source = chosen or (latest if latest.exists() else None)
     saved = checkpoint.load(source) if source is not None else None
     if saved is not None:
@@ -60,6 +74,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     set_aside(run, folder)
     write_json(run.config, settings)
     provenance.write(folder, ["snnexp resume", str(run.root), *HydraConfig.get().overrides.task], settings["seed"])
+    finish_source(settings)
     launch(run, settings["devices"], settings["trust"])
 
 

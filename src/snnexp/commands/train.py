@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,20 @@ def job(cfg: DictConfig) -> float | None:
 
     Raises: UserError or RunFailed; in a sweep JobFailed, after saying it.
     """
+    return alone_or_in_sweep(lambda folder: make(cfg, folder))
+
+
+def alone_or_in_sweep(work: Callable[[Path | None], float | None]) -> float | None:
+    """Do one job's `work`, which gets the directory that a sweep has for it, or None.
+
+    Raises: what it raises; in a sweep JobFailed, after saying it.
+    """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
-        config.settle_resolvers(cfg)
-        config.anchor_paths(cfg)
-        settings = config.finish(cfg, dict(hydra.runtime.choices))
-        return train(create(cfg, settings, None), settings)
+        return work(None)
     folder = Path(hydra.runtime.output_dir)
     try:
-        return job_of_sweep(cfg, folder)
+        return work(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
         print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
@@ -53,14 +59,16 @@ def job(cfg: DictConfig) -> float | None:
         raise JobFailed(message) from error
 
 
-def job_of_sweep(cfg: DictConfig, folder: Path) -> float | None:
-    """One job of a sweep: new, or, when the sweep is started again, skipped if it is done and gone on with if it is not."""
-    hydra = HydraConfig.get()
+def make(cfg: DictConfig, folder: Path | None) -> float | None:
+    """A new run; in a sweep that is started again, one that is done is skipped and one that is not is gone on with.
+
+    Raises: UserError, RunFailed.
+    """
     config.settle_resolvers(cfg)
     config.anchor_paths(cfg)
-    settings = config.finish(cfg, dict(hydra.runtime.choices))
-    check_direction(settings)
-    existing = earlier(folder, settings)
+    settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
+    check_direction(settings, folder)
+    existing = earlier(folder, settings) if folder else None
     if existing is None:
         return train(create(cfg, settings, folder), settings)
     if finished(existing):
@@ -69,10 +77,12 @@ def job_of_sweep(cfg: DictConfig, folder: Path) -> float | None:
     return train(existing, settings)
 
 
-def check_direction(settings: dict[str, Any]) -> None:
+def check_direction(settings: dict[str, Any], folder: Path | None) -> None:
     """Raises: UserError if a search would look for the worst value instead of the best."""
     from snnexp import build
 
+    if folder is None:
+        return
     direction = HydraConfig.get().sweeper.get("direction")
     task = build.task(settings)
     mode = task.modes[(settings["monitor"] or task.monitor).removeprefix("Val/")]
@@ -80,14 +90,15 @@ def check_direction(settings: dict[str, Any]) -> None:
         raise UserError(f"hydra.sweeper.direction={direction}: the best value of the monitored metric is its {mode}imum.")
 
 
-def create(cfg: DictConfig, settings: dict[str, Any], folder: Path | None) -> RunDir:
+def create(cfg: DictConfig, settings: dict[str, Any], folder: Path | None, trust: list[str] | None = None) -> RunDir:
     """A new run directory with all that its work needs; input that cannot be trained on is refused before it exists.
 
+    `trust=None` is for a configuration that the user has composed; one that comes from a saved run is trusted as far as `trust` says.
     Raises: UserError.
     """
     from snnexp import build
 
-    build.check(settings)
+    build.check(settings, trust)
     if folder is None:
         name = settings["exp_name"]
         run = claim(Path(settings["output_dir"]), name or automatic_name(settings), exclusive=name is not None)
@@ -124,9 +135,12 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
 
 
 def automatic_name(settings: dict[str, Any]) -> str:
-    """<model>_<dataset>_T<T>_lr<lr>_<time>."""
+    """<model>_<dataset>_T<T>_lr<lr>_<time>; a pruned run has its ratio before the time."""
     choices = settings["choices"]
-    return f"{choices['model']}_{choices['dataset']}_T{settings['T']}_lr{settings['lr']:g}_{time.strftime('%Y%m%d_%H%M%S')}"
+    name = f"{choices['model']}_{choices['dataset']}_T{settings['T']}_lr{settings['lr']:g}"
+    if "prune" in settings.get("stages", []):
+        name += f"_pruned{settings['pruner']['ratio']:g}"
+    return f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def earlier(folder: Path, settings: dict[str, Any]) -> RunDir | None:

@@ -14,7 +14,7 @@ from snnexp.errors import RunFailed, UserError
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
-    "circumstances",
+    "circumstances", "pruned",
 )  # fmt: skip
 
 
@@ -77,6 +77,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"{path} holds no weights: neither a checkpoint of snnexp nor a plain state dict.")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def is_pruned(path: Path) -> bool:
+    """True if a file holds the checkpoint of a pruned network."""
+    content = _read(path)
+    return isinstance(content, dict) and bool((content.get("pruned") or {}).get("kept"))
 
 
 def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:

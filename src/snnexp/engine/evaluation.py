@@ -1,7 +1,7 @@
 """A model on a split: every sample counted once, whatever the batch size and the number of ranks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from snnexp.engine.distributed import Ranks
 from snnexp.engine.loader import budget, loader
 from snnexp.engine.precision import Precision
 from snnexp.engine.signals import StopFlag, Stopped
+
+if TYPE_CHECKING:
+    from snnexp.build import Experiment
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,27 @@ def evaluate(
     predicted, true, *score = (np.concatenate(column) for column in zip(*judged, strict=True))
     metrics = task.metrics(totals) | (task.ranking(true, *score) if score else {})
     return Evaluation(metrics, predicted, true, *score)
+
+
+def judge(x: "Experiment", split: str, stop: StopFlag, title: str, observe: Any = None) -> Evaluation:
+    """The model of a run, or its moving average, on a split of its data."""
+    count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
+    with x.averaged(), x.terminal.bar(title, count) as bar:
+        x.ranks.share_buffers(x.model)  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
+        return evaluate(
+            x.model,
+            x.task,
+            x.data,
+            split,
+            batch_size=x.config.batch_size,
+            ranks=x.ranks,
+            precision=x.precision,
+            workers=x.config.workers,
+            limit=x.config.limit_val,
+            stop=stop,
+            on_batch=bar.advance,
+            observe=observe,
+        )
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -14,8 +14,8 @@ from spikingjelly.activation_based import functional
 from torch import Tensor
 
 from snnexp.build import Experiment
-from snnexp.engine import results
-from snnexp.engine.evaluation import Evaluation, evaluate, to_device
+from snnexp.engine import pruning, results
+from snnexp.engine.evaluation import Evaluation, judge, to_device
 from snnexp.engine.progress import Stopwatch
 from snnexp.engine.restart import discard, link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
@@ -30,8 +30,10 @@ def train(x: Experiment, stop: StopFlag) -> None:
     """
     state = restore(x)
     results.announce(x, state)
+    pruning.prune_source(x, state, stop)
     try:
         while not is_trained(x, state):
+            pruning.prune_gradually(x, state, stop)
             train_epoch(x, state, stop)
             close_epoch(x, state, validate(x, state, stop))
         test(x, state, stop)
@@ -46,9 +48,10 @@ def train(x: Experiment, stop: StopFlag) -> None:
 
 
 def is_trained(x: Experiment, state: State) -> bool:
-    """True when all epochs are done, or the monitored value has not improved for `early_stop` validations."""
+    """True when all epochs are done, or the monitored value has not improved for `early_stop` validations and no pruning is to come."""
     patience = x.config.early_stop
-    return state.epoch >= x.config.epochs or (patience is not None and state.stale >= patience)
+    stale = patience is not None and state.stale >= patience and not pruning.is_ahead(x)
+    return state.epoch >= x.config.epochs or stale
 
 
 def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
@@ -155,28 +158,13 @@ def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | 
     done = state.epoch + 1
     if not x.data.splits["val"] or (done % x.config.val_every and done < x.config.epochs):
         return None
-    return judge(x, "val", stop, f"validation {done}/{x.config.epochs}").metrics
+    return tracked(x, "val", stop, f"validation {done}/{x.config.epochs}").metrics
 
 
-def judge(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
-    """The model, or its moving average, on a split."""
-    count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
-    with forgotten_if_stopped(x), x.averaged(), x.terminal.bar(title, count) as bar:
-        x.ranks.share_buffers(x.model)  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
-        return evaluate(
-            x.model,
-            x.task,
-            x.data,
-            split,
-            batch_size=x.config.batch_size,
-            ranks=x.ranks,
-            precision=x.precision,
-            workers=x.config.workers,
-            limit=x.config.limit_val,
-            stop=stop,
-            on_batch=bar.advance,
-            observe=partial(observe, x, split),
-        )
+def tracked(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
+    """The model, or its moving average, on a split, with the trackers looking on."""
+    with forgotten_if_stopped(x):
+        return judge(x, split, stop, title, observe=partial(observe, x, split))
 
 
 def observe(x: Experiment, split: str) -> None:
@@ -203,10 +191,10 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
     ranked = {epoch for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
-    tracked: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
     for tracker in x.trackers.values():
-        tracked |= tracker.close_epoch(state.epoch)
-    results.log_epoch(x, state, training, validation, tracked)
+        recorded |= tracker.close_epoch(state.epoch)
+    results.log_epoch(x, state, training, validation, recorded)
     save(x, state, *names_due(x, state, is_best))
     if x.ranks.main:
         discard(x, state, fallen=ranked - {epoch for _, epoch in state.ranking})
@@ -243,10 +231,10 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     """
     link(x, "latest", "final")
     with results.best_weights(x):
-        evaluation = judge(x, "test", stop, "test") if x.data.splits["test"] else None
+        evaluation = tracked(x, "test", stop, "test") if x.data.splits["test"] else None
         activity = results.activity(x, stop)
     files = [path for tracker in x.trackers.values() for path in tracker.finish()]
-    results.write(x, state, evaluation, activity, files)
+    results.write(x, state, evaluation, activity, pruning.finish(x, state, evaluation, activity), files)
 
 
 def add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:

@@ -77,6 +77,7 @@ def contents(x: "Experiment", state: State, ranks: list[dict[str, Any]], tracker
         "trackers": trackers,
         "data": x.data.state_dict(),
         "circumstances": circumstances(x),
+        "pruned": {"kept": x.kept, "ratio": x.ratio},
     }
 
 

@@ -123,7 +123,14 @@ def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
     return None
 
 
-def write(x: "Experiment", state: State, evaluation: Evaluation | None, active: Activity | None, files: list[Path]) -> None:
+def write(
+    x: "Experiment",
+    state: State,
+    evaluation: Evaluation | None,
+    active: Activity | None,
+    pruned: dict[str, Any] | None,
+    files: list[Path],
+) -> None:
     """Write result.json, the test predictions (None: the data have no test split) and the activity, and show the final table.
 
     `files` are what the trackers wrote; the loggers get them and are told the result.
@@ -146,6 +153,7 @@ def write(x: "Experiment", state: State, evaluation: Evaluation | None, active: 
         "processes": x.ranks.world,
         "threads": torch.get_num_threads(),
         "activity": active.summary() if active else None,
+        **({"pruning": pruned} if pruned else {}),
     }
     if evaluation:
         write_predictions(x.run.root, "test", evaluation)
@@ -197,9 +205,29 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
         ("training", f"{result['samples_per_s']:.1f} samples/s"),
         ("wall time", f"{result['wall_time_s']:.0f} s"),
     ]
+    if "pruning" in result:
+        rows = [row for row in rows if row[0] != "parameters"] + pruning_rows(result["pruning"], x.monitor)
     rows += [row for tracker in x.trackers.values() for row in tracker.rows()]
     for row in rows:
         table.add_row(*row)
     x.terminal.console.print(table)
     x.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))
     x.terminal.say(os.path.relpath(x.run.root))
+
+
+def pruning_rows(pruned: dict[str, Any], metric: str) -> list[tuple[str, str]]:
+    """What pruning came to: dense -> pruned (-> final, where the two differ)."""
+    stages = [pruned[name] for name in ("dense", "pruned", "final") if name in pruned]
+    first, last = stages[0], stages[-1]
+    rows = [("parameters", f"{first['parameters']:,} -> {last['parameters']:,} ({1 - last['parameters'] / first['parameters']:.1%} fewer)")]
+    for key, title in (("macs", "MACs"), ("synaptic_operations", "synaptic operations"), ("energy_uJ", "energy, uJ")):
+        if first[key] and last[key] is not None:
+            rows.append((title, f"{first[key]:.4g} -> {last[key]:.4g} per sample ({1 - last[key] / first[key]:.1%} less)"))
+    for key, title in (("forward_ms", "forward pass"), ("step_ms", "training step")):
+        if first[key] and last[key]:
+            rows.append((title, f"{first[key]:.1f} -> {last[key]:.1f} ms ({pruned['speedup'][key[:-3]]:.2f} times as fast)"))
+    for split in ("val", "test"):
+        values = [stage[split].get(metric) for stage in stages]
+        if sum(value is not None for value in values) > 1:
+            rows.append((f"{split} {metric}", " -> ".join("-" if value is None else f"{value:.4g}" for value in values)))
+    return rows

@@ -7,6 +7,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snnexp.errors import UserError
+from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 
 STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of the first block
@@ -93,3 +94,31 @@ class ResNet19(nn.Module):
             )
         x = self.blocks(self.stem_lif(self.stem(x)))
         return self.fc2(self.fc1_lif(self.fc1(self.pool(x))))
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """The inner channels of each block, those of each stage, which its shortcuts join, those of the stem and of the hidden layer."""
+        groups = []
+        carriers, made_by, read_by = ["stem_lif"], ["stem"], []
+
+        def close() -> None:
+            groups.append(
+                channel_group(self, carriers[0], carriers=[Place(name, 2) for name in carriers], made_by=made_by, read_by=read_by)
+            )
+
+        for i, block in enumerate(self.blocks):
+            name = f"blocks.{i}"
+            read_by = [*read_by, f"{name}.conv1"]
+            if isinstance(block.shortcut, nn.Identity):
+                carriers, made_by = [*carriers, f"{name}.lif2"], [*made_by, f"{name}.conv2"]
+            else:
+                read_by = [*read_by, f"{name}.shortcut"]
+                close()
+                carriers, made_by, read_by = [f"{name}.lif2"], [f"{name}.conv2", f"{name}.shortcut"], []
+            inner = channel_group(
+                self, f"{name}.lif1", carriers=[Place(f"{name}.lif1", 2)], made_by=[f"{name}.conv1"], read_by=[f"{name}.conv2"]
+            )
+            groups.append(inner)
+        read_by = [*read_by, "fc1"]
+        close()
+        groups.append(channel_group(self, "fc1_lif", carriers=[Place("fc1_lif", 2)], made_by=["fc1"], read_by=["fc2"]))
+        return groups

@@ -7,6 +7,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snnexp.errors import UserError
+from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 from snnexp.models.resnet19 import conv_norm
 
@@ -188,3 +189,43 @@ class Spikformer(nn.Module):
                 "set model.in_channels to the data's, and dataset.size or model.pools so that it divides."
             )
         return self.head(self.blocks(self.sps(x)).mean(2))
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """The channels of each stage of SPS but the last, the heads of each attention, the hidden channels of each MLP, the embedding.
+
+        The embedding is what the residual sums join: the features of the last stage, of the position embedding and of all blocks.
+        """
+        groups = [
+            channel_group(
+                self,
+                f"sps.stages.{i}.lif",
+                carriers=[Place(f"sps.stages.{i}.lif", 2)],
+                made_by=[f"sps.stages.{i}.conv"],
+                read_by=[f"sps.stages.{i + 1}.conv"],
+            )
+            for i in range(STAGES - 1)
+        ]
+        embedding = [Place(f"sps.stages.{STAGES - 1}.lif", 2), Place("sps.rpe.lif", 2)]
+        writers, readers = [f"sps.stages.{STAGES - 1}.conv", "sps.rpe.conv"], ["sps.rpe.conv", "head"]
+        for i, block in enumerate(self.blocks):
+            ssa, mlp = f"blocks.{i}.attention", f"blocks.{i}.mlp"
+            embedding += [Place(f"{ssa}.proj_lif", 3), Place(f"{mlp}.lif2", 3)]
+            writers += [f"{ssa}.proj", f"{mlp}.fc2"]
+            readers += [f"{ssa}.q", f"{ssa}.k", f"{ssa}.v", f"{mlp}.fc1"]
+            width = block.attention.proj[0].in_features // block.attention.heads
+            groups.append(
+                channel_group(
+                    self,
+                    ssa,
+                    carriers=[Place(f"{ssa}.{name}_lif", 3, width) for name in "qkv"],
+                    made_by=[f"{ssa}.{name}" for name in "qkv"],
+                    read_by=[f"{ssa}.proj"],
+                    spread=width,
+                    heads=[ssa],
+                )
+            )
+            groups.append(
+                channel_group(self, f"{mlp}.lif1", carriers=[Place(f"{mlp}.lif1", 3)], made_by=[f"{mlp}.fc1"], read_by=[f"{mlp}.fc2"])
+            )
+        groups.append(channel_group(self, "embedding", carriers=embedding, made_by=writers, read_by=readers))
+        return groups

@@ -12,6 +12,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import coalesce, degree, segment
 
 from snnexp.errors import UserError, nearest
+from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 
 NAMES = {"gcn": "GCN", "gin": "GIN", "gat": "GAT", "gatv2": "GATv2", "sage": "SAGE", "graphconv": "GraphConv"}
@@ -83,6 +84,52 @@ class SpikingGNN(nn.Module):
         once, each = (side_by_side(*edges, len(x), n, self.conv_type) for n in (1, self.T))
         h = self.gnn_model(x, self.T, once, each)
         return self.output_mlp(readout(h, graphs.ptr, self.T))
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """The hidden width of each layer, under graph attention its heads, and, but there, the width that is read out.
+
+        A channel within a head takes part in the attention of the others, so it cannot leave alone; the last GAT has one head.
+        """
+        gnn, groups = self.gnn_model, []
+
+        def add(lif: str, made_by: list[str | Place], read_by: list[str], **more: Any) -> None:
+            spread = more.get("spread", 1)
+            group = channel_group(self, lif, carriers=[Place(lif, 2, spread)], made_by=made_by, read_by=read_by, **more)
+            groups.append(group)
+
+        if isinstance(gnn, GINLayers):
+            for i in range(1, gnn.num_layers):
+                following = f"gnn_model.conv{i + 1}" if i + 1 < gnn.num_layers else "gnn_model.output"
+                first, second = 2 * i - 1, 2 * i
+                add(f"gnn_model.lif{first}", [f"gnn_model.conv{i}.nn", f"gnn_model.norm{first}"], [f"gnn_model.linear{i}"])
+                add(f"gnn_model.lif{second}", [f"gnn_model.linear{i}", f"gnn_model.norm{second}"], [following])
+            last = ["gnn_model.output"]
+        else:
+            for i in range(1, gnn.num_layers):
+                conv, norm = f"gnn_model.conv{i}", f"gnn_model.norm{i}"
+                if self.conv_type in ("gat", "gatv2"):
+                    width = self.get_submodule(conv).out_channels
+                    parts = [name for name, _ in self.get_submodule(conv).named_parameters() if not name.startswith("att")]
+                    vectors = [name for name, _ in self.get_submodule(conv).named_parameters() if name.startswith("att")]  # [1, heads, C]
+                    made_by = [Place(f"{conv}.{name}", 1) for name in vectors]
+                    made_by = [*(f"{conv}.{name}" for name in parts), *made_by, norm]
+                    add(f"gnn_model.lif{i}", made_by, [f"gnn_model.conv{i + 1}"], spread=width, heads=[conv])
+                else:
+                    add(f"gnn_model.lif{i}", [conv, norm], [f"gnn_model.conv{i + 1}"])
+            last = [f"gnn_model.conv{gnn.num_layers}", f"gnn_model.norm{gnn.num_layers}"]
+        if self.conv_type not in ("gat", "gatv2"):
+            width = self.output_mlp[1].in_features // 3  # sum, mean and max
+            offsets = (0, width, 2 * width)
+            groups.append(
+                channel_group(
+                    self,
+                    "output_mlp.0",
+                    carriers=[Place("output_mlp.0", 2, offset=offset) for offset in offsets],
+                    made_by=last,
+                    read_by=[Place("output_mlp.1", 1, offset=offset) for offset in offsets],
+                )
+            )
+        return groups
 
     def _features(self, graphs: Data) -> Tensor:
         if self.atoms is None:

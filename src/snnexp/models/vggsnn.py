@@ -8,6 +8,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snnexp.errors import UserError
+from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 
 STAGES = ((64, 128), (256, 256), (512, 512), (512, 512))
@@ -81,3 +82,14 @@ class VGGSNN(nn.Module):
                 "set model.in_channels and model.size to the data's, or the data's size to the model's."
             )
         return self.classifier(self.features(x))
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """The channels of each ConvLIF; those of the last are read as maps of several pixels by the linear layer."""
+        names = [f"features.{i}" for i, module in enumerate(self.features) if isinstance(module, ConvLIF)]
+        last = self.get_submodule(names[-1]).conv[0].out_channels
+        pixels = self.classifier[1].in_features // last
+        readers: list[str | Place] = [f"{name}.conv" for name in names[1:]] + [Place("classifier", 1, spread=pixels)]
+        return [
+            channel_group(self, f"{name}.lif", carriers=[Place(f"{name}.lif", 2)], made_by=[f"{name}.conv"], read_by=[reader])
+            for name, reader in zip(names, readers, strict=True)
+        ]

@@ -1,0 +1,198 @@
+"""snnexp prune: take channels out of a trained run, then fine-tune; without a RUN the whole flow, train -> prune -> fine-tune.
+
+The pruned run is a run like any other: its directory names the checkpoint it came from, `prune_from`, and what is done, `stages`; the
+worker does the rest (engine/pruning.py). So resume, evaluate, analyze, sweeps and a second prune need nothing of their own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from snnexp import app, config
+from snnexp.commands import train
+from snnexp.commands.evaluate import checkpoint_path
+from snnexp.errors import UserError, nearest
+from snnexp.rundir import RunDir, now
+
+ANEW = {
+    "pruner": {}, "exp_name": None, "init_from": None, "start": True, "shapes": False, "early_stop": None, "stages": [], "prune_from": None,
+}  # fmt: skip
+"""What a pruned run does not take over from its source."""
+
+HELP = """snnexp prune RUN [KEY=VALUE ...]   prune a trained run, then fine-tune; a new run that names its source
+snnexp prune [KEY=VALUE ...]       no RUN: the whole flow, train -> prune -> fine-tune; two run directories
+
+RUN is a run directory (its best epoch is pruned) or a checkpoint file in one; it stays as it is.
+  pruner.ratio=0.3                 part of the channels and attention heads to take out
+  pruner=spike_map                 by what they are judged: spike_map, spike_entropy, weight_magnitude, random
+  pruner.ranking=global            the lowest of all layers instead of the lowest of each; pruner.layers=[...] pruner.ignore=[...]
+  pruner.finetune.epochs=10        also pruner.finetune.lr= .optimizer= .scheduler=
+  pruner.calibration_samples=100   training samples on which spikes are counted
+  stages=[prune]                   without fine-tuning; stages=[finetune] fine-tunes a run that is pruned already
+  -m pruner.ratio=0.1,0.3,0.5      a sweep; then: snnexp analyze SWEEP
+snnexp prune RUN --help shows every key of that run, snnexp prune --cfg job every key of the whole flow.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Prune the run that the command line names, or train one first; exit code 1 if a job of a sweep failed."""
+    named = app.run_argument(argv) is not None
+    if app.asks_for_help(argv) and not named:
+        print(HELP, end="")
+        return 0
+    train.Sweep.directory, started = None, now()
+    try:
+        if named:
+            source, chosen, argv = app.take_run("prune", argv)
+            refuse_what_is_fixed(argv)
+            app.run("prune_run", argv, lambda cfg: job(cfg, source, chosen), saved=source, schema=config.PruneConfig, anew=ANEW)
+        else:
+            app.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig)
+    except train.JobFailed:
+        train.summarise(train.Sweep.directory, started)
+        return 1
+    return 0 if train.Sweep.directory is None else train.summarise(train.Sweep.directory, started)
+
+
+def refuse_what_is_fixed(argv: list[str]) -> None:
+    """Refuse settings that the source has fixed, or that have another name in fine-tuning.
+
+    Raises: UserError.
+    """
+    app.refuse_groups(argv, ("optimizer", "scheduler"), "fine-tuning has its own: pruner.finetune.optimizer=, pruner.finetune.scheduler=.")
+    others = tuple(group for group in config.GROUPS if group != "pruner")
+    app.refuse_groups(argv, others, "a pruned run goes on with what its source had. To train another: snnexp prune without a RUN.")
+    for word in argv:
+        name = word.lstrip("+~").partition("=")[0]
+        if name in ("epochs", "lr"):
+            raise UserError(f"{word}: fine-tuning has its own: pruner.finetune.{word}.")
+        if name in ("T", "init_from", "prune_from") or name.startswith("model."):
+            raise UserError(f"{word}: a pruned run keeps the {name.partition('.')[0]} of its source.")
+
+
+def job(cfg: DictConfig, source: RunDir | None, chosen: Path | None) -> float | None:
+    """One pruned run: the monitored value of its best epoch.
+
+    Raises: UserError or RunFailed; in a sweep JobFailed, after saying it.
+    """
+    return train.alone_or_in_sweep(lambda folder: make(cfg, source, chosen, folder))
+
+
+def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Path | None) -> float | None:
+    """Compose the runs of one job, make their directories and do their work; in a sweep that is started again, what is left of it.
+
+    Raises: UserError, RunFailed.
+    """
+    choices = dict(HydraConfig.get().runtime.choices)
+    config.settle_resolvers(cfg)
+    config.anchor_paths(cfg)
+    stages = checked_stages(list(cfg.stages), cfg, source)
+    whole, dense = "train" in stages, None
+    if source is not None:
+        choices = config.read_saved(source.config)["choices"] | {"pruner": choices["pruner"]}
+        dense_checkpoint = chosen or checkpoint_path(source, "best")
+    elif whole:
+        dense, dense_settings = dense_part(cfg, choices)
+        train.check_direction(dense_settings, folder)
+        if existing := folder and train.earlier(folder.with_name(f"{folder.name}{DENSE}"), dense_settings):
+            dense_run = existing
+        else:
+            dense_run = train.create(dense, dense_settings, folder and folder.with_name(f"{folder.name}{DENSE}"))
+        dense_checkpoint = dense_run.checkpoint("best")
+    else:
+        dense_checkpoint = None
+
+    becomes_pruned(cfg, dense_checkpoint, stages)
+    settings = config.finish(cfg, choices, saved=source is not None)
+    existing = train.earlier(folder, settings) if folder else None
+    if existing is not None and train.finished(existing):
+        print(f"{existing.root.name}: done already")
+        return train.objective(existing)
+    run = existing or train.create(cfg, settings, folder, settings["trust"] if source is not None else None)
+    finish_source(settings)
+    return train.train(run, settings)
+
+
+DENSE = "_dense"
+"""What the directory of a sweep's dense run has after the name of the pruned one's."""
+
+
+def checked_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> list[str]:
+    """The stages asked for.
+
+    Raises: UserError if they do not follow one another, or have nothing to start from.
+    """
+    text = f"stages=[{','.join(stages)}]"
+    if unknown := [stage for stage in stages if stage not in config.STAGES]:
+        raise UserError(f"{text}: {unknown[0]!r} is none of {', '.join(config.STAGES)}.{nearest(unknown[0], config.STAGES)}")
+    if stages != [stage for stage in config.STAGES if stage in stages] or not {"prune", "finetune"} & set(stages):
+        raise UserError(f"{text}: stages come in the order train, prune, finetune, and one of the last two is among them.")
+    if source is not None and "train" in stages:
+        raise UserError(f"{text}: {source.root.name} is trained already; leave out train, or leave out the run.")
+    if source is None and stages == ["finetune"]:
+        raise UserError(f"{text}: name the pruned run: snnexp prune RUN stages=[finetune].")
+    if "train" in stages and "prune" not in stages:
+        raise UserError(f"{text}: without the stage prune there is nothing to prune; snnexp train alone trains.")
+    if source is None and "train" not in stages and cfg.init_from is None:
+        raise UserError(f"{text}: without the stage train give the network to prune: snnexp prune RUN, or init_from=WEIGHTS.")
+    return stages
+
+
+def dense_part(cfg: DictConfig, choices: dict[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of the dense run of a whole flow, as `snnexp train` would compose it, unresolved and settled."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    for name in ("stages", "prune_from"):
+        plain.pop(name)
+    dense = OmegaConf.create(plain | {"pruner": {}})
+    return dense, config.finish(dense, choices | {"pruner": "none"})
+
+
+def becomes_pruned(cfg: DictConfig, source: Path | None, stages: list[str]) -> None:
+    """Turn the configuration of a training into that of pruning its outcome: where it starts, and how it is fine-tuned.
+
+    Raises: UserError.
+    """
+    tuning = cfg.pruner.finetune
+    least = int("finetune" in stages)
+    if isinstance(tuning.epochs, bool) or not isinstance(tuning.epochs, int) or tuning.epochs < least:
+        hint = " Without fine-tuning: stages=[prune]." if least else ""
+        raise UserError(f"pruner.finetune.epochs={tuning.epochs}: must be a whole number of at least {least}.{hint}")
+    with open_dict(cfg):
+        cfg.epochs = tuning.epochs if "finetune" in stages else 0
+        cfg.lr = cfg.lr if tuning.lr is None else tuning.lr
+        for group in ("optimizer", "scheduler"):
+            if tuning.get(group) is not None:
+                cfg[group] = option(group, tuning[group])
+        cfg.prune_from = None if source is None else str(source)
+        if source is not None:
+            cfg.init_from = None
+
+
+def option(group: str, name: str) -> DictConfig:
+    """The node of an option of a config group, as `snnexp train GROUP=NAME` would have it.
+
+    Raises: UserError if there is no such option.
+    """
+    try:
+        return hydra.compose("train", overrides=[f"{group}={name}"])[group]
+    except HydraException as error:
+        known = sorted(app.options_of(group))
+        raise UserError(
+            f"pruner.finetune.{group}={name}: there is no such option; there are {', '.join(known)}.{nearest(name, known)}"
+        ) from error
+
+
+def finish_source(settings: dict[str, Any]) -> None:
+    """Do what is left of the dense run of a whole flow.
+
+    Raises: UserError, RunFailed; KeyboardInterrupt or SystemExit if a signal stopped it.
+    """
+    if "train" not in settings.get("stages", []):
+        return
+    source = RunDir(Path(settings["prune_from"]).parents[1])
+    if not train.finished(source):
+        train.train(source, config.read_saved(source.config))

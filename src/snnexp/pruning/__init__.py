@@ -1,0 +1,1 @@
+"""Structural pruning: scores of channels, how many leave when, and the surgery that takes them out."""

@@ -1,0 +1,205 @@
+"""A pruner: scores the channels of a model, chooses those to take out, and takes them out.
+
+pruner = SpikeMapPruner(model, ratio=0.3)
+scores = pruner.compute_channel_scores(batches)     # hooks only while it runs
+pruner.apply_pruning(pruner.select_channels_to_prune(scores))
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from math import ceil, floor
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from snnexp.errors import UserError, nearest
+from snnexp.models.channels import ChannelGroup
+from snnexp.pruning.schedule import create_pruning_scheduler
+from snnexp.pruning.scores import SpikeMap
+from snnexp.pruning.surgery import Cut, groups_of
+
+RANKINGS = ("per_layer", "global")
+
+
+class Pruner:
+    """Prunes the groups of `model` by a criterion (pruning/scores.py); conf/pruner/spike_map.yaml explains the settings.
+
+    `ratio` counts from the units there are when the pruner is made. Raises: UserError for settings that are not allowed, for a model
+    that cannot be pruned, and for a layer that it does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Any,
+        ratio: float = 0.3,
+        ranking: str = "per_layer",
+        round_to: int = 1,
+        floor: float = 0.1,
+        layers: list[str] | None = None,
+        ignore: list[str] | None = None,
+        calibration_samples: int = 100,
+        schedule: dict[str, Any] | None = None,
+        finetune: dict[str, Any] | None = None,
+    ) -> None:
+        if not 0 <= ratio < 1:
+            raise UserError(f"pruner.ratio={ratio}: must be at least 0 and below 1; it is the part of the channels that is taken out.")
+        if ranking not in RANKINGS:
+            raise UserError(f"pruner.ranking={ranking}: not one of {', '.join(RANKINGS)}.{nearest(ranking, RANKINGS)}")
+        if not 0 <= floor <= 1:
+            raise UserError(f"pruner.floor={floor}: the part of a layer that stays at least, from 0 (one channel) to 1.")
+        for name, value in (("round_to", round_to), ("calibration_samples", calibration_samples)):
+            if value < 1:
+                raise UserError(f"pruner.{name}={value}: must be at least 1.")
+        self.model, self.criterion = model, criterion
+        self.ratio, self.ranking, self.round_to, self.floor = ratio, ranking, round_to, floor
+        self.calibration_samples, self.schedule, self.finetune = calibration_samples, schedule or {}, finetune or {}
+        groups = groups_of(model)
+        self.sizes = {group.name: group.size for group in groups}
+        self.names = chosen(groups, layers, ignore or [])
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups it prunes, as they are now."""
+        return [group for group in groups_of(self.model) if group.name in self.names]
+
+    def scheduled(self, total_epochs: int) -> Callable[[int], float]:
+        """The ratio of each epoch when it prunes in training.
+
+        Raises: UserError.
+        """
+        return create_pruning_scheduler(total_epochs, self.ratio, **self.schedule)
+
+    def register_hooks(self) -> ExitStack:
+        """Begin to watch forward passes for the criterion; leaving the context removes the hooks."""
+        hooks = ExitStack()
+        for handle in self.criterion.watch(self.model, self.groups):
+            hooks.callback(handle.remove)
+        return hooks
+
+    @torch.no_grad()
+    def compute_channel_scores(self, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> dict[str, Tensor]:
+        """Scores of every unit, by group, on calibration batches: inputs of the model, or what `forward` takes.
+
+        In evaluation mode; neurons are at rest before and after. Raises: UserError if the criterion looks at spikes and there are none.
+        """
+        modes = {module: module.training for module in self.model.modules()}  # a norm may be frozen in a model that trains
+        self.model.eval()
+        functional.reset_net(self.model)
+        try:
+            seen = 0
+            with self.register_hooks():
+                for batch in batches:
+                    (forward or self.model)(batch)
+                    functional.reset_net(self.model)
+                    seen += 1
+            if not seen and isinstance(self.criterion, SpikeMap):
+                raise UserError("there are no calibration samples to score the channels on.")
+            scores = self.criterion.scores()
+        finally:
+            functional.reset_net(self.model)
+            for module, mode in modes.items():
+                module.training = mode
+        if without := [name for name, values in scores.items() if not len(values)]:
+            raise UserError(
+                f"{without[0]} is carried by no spiking neuron, so it has no spike map. Use pruner=weight_magnitude, or leave the layer "
+                f"out: pruner.ignore=[{without[0]}]."
+            )
+        if isinstance(self.criterion, SpikeMap) and not any(bool(values.any()) for values in scores.values()):
+            raise UserError(
+                f"no layer tells its channels apart on the calibration data: the {self.criterion.title} is 0 everywhere. Either no neuron "
+                "fires on these samples, and the model is not trained, or its input is wrong."
+            )
+        return scores
+
+    def select_channels_to_prune(self, scores: Mapping[str, Tensor], ratio: float | None = None) -> dict[str, list[int]]:
+        """The units to take out of each group, in the numbers of the model as it is now, so that in all `ratio` of them are gone.
+
+        Of equal scores the first units go first.
+        """
+        ratio = self.ratio if ratio is None else ratio
+        groups = self.groups
+        order = {group.name: scores[group.name].argsort(stable=True).tolist() for group in groups}
+        if self.ranking == "per_layer":
+            gone = {name: floor(round(ratio * self.sizes[name], 9)) - (self.sizes[name] - len(units)) for name, units in order.items()}
+        else:
+            gone = self._globally(scores, order, ratio)
+        return {group.name: sorted(order[group.name][: self._allowed(group, gone[group.name])]) for group in groups}
+
+    def cut(self, removed: Mapping[str, Sequence[int]]) -> Cut:
+        """What taking units out leaves of the model, and of what follows its weights (optimizer moments, averages).
+
+        Raises: UserError for a layer or a unit that it does not have, and if a layer would be left without any.
+        """
+        sizes = {group.name: group.size for group in self.groups}
+        for name, units in removed.items():
+            if name not in sizes:
+                raise UserError(f"there is no layer {name!r} to prune; there are {', '.join(sizes)}.{nearest(name, sizes)}")
+            if not set(units) < set(range(sizes[name])):
+                raise UserError(
+                    f"{name}: units {sorted(units)[:4]} ... cannot go; it has units 0 to {sizes[name] - 1}, and one has to stay."
+                )
+        return Cut(self.model, {name: sorted(set(range(sizes[name])) - set(units)) for name, units in removed.items() if units})
+
+    def apply_pruning(self, removed: Mapping[str, Sequence[int]]) -> Cut:
+        """Take units out of the model itself."""
+        cut = self.cut(removed)
+        cut.apply(self.model)
+        return cut
+
+    def _globally(self, scores: Mapping[str, Tensor], order: dict[str, list[int]], ratio: float) -> dict[str, int]:
+        """How many units of each group are among the lowest of all, each score in units of its group's mean."""
+        ranked = []
+        for group in self.groups:
+            mean = scores[group.name].mean().item() or 1.0
+            most = self._allowed(group, group.size)
+            ranked += [(scores[group.name][unit].item() / mean, rank, group.name) for rank, unit in enumerate(order[group.name][:most])]
+        total = sum(self.sizes[group.name] for group in self.groups)
+        left = sum(group.size for group in self.groups)
+        wanted = max(0, floor(round(ratio * total, 9)) - (total - left))
+        gone = dict.fromkeys(order, 0)
+        for _, _, name in sorted(ranked)[:wanted]:
+            gone[name] += 1
+        return gone
+
+    def _allowed(self, group: ChannelGroup, wanted: int) -> int:
+        """As many units as may go when `wanted` should: the floor holds, and what stays is a multiple of `round_to` channels."""
+        kept = max(group.size - max(wanted, 0), ceil(round(self.floor * self.sizes[group.name], 9)), 1)
+        while kept * group.width % self.round_to and kept < group.size:
+            kept += 1
+        return max(0, group.size - kept)
+
+
+class SpikeMapPruner(Pruner):
+    """Prunes the channels with the lowest mean spike rate."""
+
+    def __init__(self, model: nn.Module, **settings: Any) -> None:
+        super().__init__(model, SpikeMap(), **settings)
+
+
+def chosen(groups: list[ChannelGroup], layers: list[str] | None, ignore: list[str]) -> list[str]:
+    """The names of the groups to prune: those that `layers` names (None: all) without those that `ignore` names.
+
+    A name may have * in it; one that fits no group may be that of a neuron that carries one. Raises: UserError for one that fits none.
+    """
+    known = {group.name: {group.name, *(place.name for place in group.carriers)} for group in groups}  # a carrier may be named instead
+
+    def fitting(key: str, patterns: Iterable[str]) -> set[str]:
+        found: set[str] = set()
+        for pattern in patterns:
+            fits = {name for name in known if fnmatchcase(name, pattern)}
+            fits = fits or {name for name, own in known.items() if any(fnmatchcase(one, pattern) for one in own)}
+            if not fits:
+                every = sorted(set().union(*known.values()))
+                raise UserError(f"pruner.{key}: there is no layer {pattern!r}; there are {', '.join(known)}.{nearest(pattern, every)}")
+            found |= fits
+        return found
+
+    wanted = set(known) if layers is None else fitting("layers", layers)
+    wanted -= fitting("ignore", ignore)
+    if not wanted:
+        raise UserError("pruner.layers and pruner.ignore leave no layer to prune.")
+    return [name for name in known if name in wanted]

@@ -1,0 +1,90 @@
+"""Spike maps: the spikes of one sample, where they were."""
+
+import numpy as np
+import pytest
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from pruning.nets import graphs, network
+from snnexp.models.neurons import LIFNode
+from snnexp.models.resnet19 import ResNet19
+from snnexp.pruning.maps import spike_maps
+
+
+def recorded(model: nn.Module, inputs: object) -> dict[str, Tensor]:
+    """What each LIF of a model puts out, in evaluation mode from rest."""
+    outputs: dict[str, Tensor] = {}
+    lifs = [(name, module) for name, module in model.named_modules() if isinstance(module, LIFNode)]
+    handles = [lif.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o.double())) for name, lif in lifs]
+    with torch.no_grad():
+        model.eval()(inputs)
+    functional.reset_net(model)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def maps(model: nn.Module, inputs: object) -> dict[str, np.ndarray]:
+    return spike_maps(model, model.channel_groups(), lambda: model(inputs))
+
+
+def test_images_lie_as_they_are():
+    model, inputs = network("vggsnn")
+    out, result = recorded(model, inputs), maps(model, inputs)
+    assert list(result) == [group.name for group in model.channel_groups()]
+    for name, values in result.items():
+        assert np.array_equal(values, out[name][:, 0].sum(0).numpy()), name  # the first sample's, of the three steps
+    assert result["features.0.lif"].shape == (8, 32, 32) and result["features.10.lif"].shape == (64, 4, 4)
+
+
+def test_tokens_lie_in_their_square_and_heads_are_the_mean_of_their_channels():
+    model, inputs = network("spikformer")
+    out, result = recorded(model, inputs), maps(model, inputs)
+    tokens = out["blocks.1.mlp.lif1"][:, 0].sum(0)  # [16, 128]
+    assert result["blocks.1.mlp.lif1"].shape == (128, 4, 4)
+    assert np.array_equal(result["blocks.1.mlp.lif1"], tokens.T.reshape(128, 4, 4).numpy())
+    heads = out["blocks.0.attention.q_lif"][:, 0].sum(0).reshape(16, 4, 8).mean(2).T.reshape(4, 4, 4)
+    np.testing.assert_allclose(result["blocks.0.attention"], heads.numpy(), atol=2e-3)
+    assert np.array_equal(result["embedding"], out["sps.stages.3.lif"][:, 0].sum(0).numpy())  # of several carriers the first
+    assert result["embedding"].shape == (32, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["gcn", "gat"])
+def test_nodes_lie_in_a_row(name):
+    model, _ = network(name)
+    inputs = graphs()
+    while inputs.num_nodes != 16:  # 13 of them and three more: 4 x 4 is no picture of a graph
+        inputs.x = torch.cat([inputs.x, torch.randn(16 - inputs.num_nodes, 4)])
+        inputs.ptr[-1] = 16
+        inputs.batch = torch.cat([inputs.batch, inputs.batch.new_full((16 - len(inputs.batch),), 2)])
+    result, out = maps(model, inputs), recorded(model, inputs)
+    units = out["gnn_model.lif1"].sum(0).T  # [width, V]
+    expected = units if name == "gcn" else units.reshape(3, 12, 16).mean(1)
+    assert result["gnn_model.lif1"].shape == (len(expected), 1, 16)
+    np.testing.assert_allclose(result["gnn_model.lif1"][:, 0], expected.numpy(), atol=2e-3)
+    assert name == "gat" or len(result["output_mlp.0"]) == 12
+
+
+def test_a_flat_layer_is_a_row_too():
+    torch.manual_seed(0)
+    model, inputs = ResNet19(in_channels=3, num_classes=4, size=8, T=3, width=0.125).eval(), torch.randn(3, 4, 3, 8, 8) * 3
+    nn.init.uniform_(model.fc1[0].bias, 0.0, 1.5)
+    out, result = recorded(model, inputs), maps(model, inputs)
+    assert result["fc1_lif"].shape[:2] == (32, 1)  # of samples, four of which are no square
+    assert np.array_equal(result["fc1_lif"][:, 0, 0], out["fc1_lif"][:, 0].sum(0).numpy()) and result["fc1_lif"].max() > 0
+
+
+def test_nothing_is_left_behind():
+    model, inputs = network("vggsnn")
+    model.train()
+    model.features[0].conv[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    maps(model, inputs)
+    with pytest.raises(ZeroDivisionError):
+        spike_maps(model, model.channel_groups(), lambda: 1 // 0)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not any(isinstance(module.v, Tensor) for module in model.modules() if isinstance(module, LIFNode))
