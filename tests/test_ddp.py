@@ -182,3 +182,23 @@ def test_spikes_are_counted_over_the_whole_batch(snnexp, tmp_path):
     for whole, parts in zip(one[1:], two[1:], strict=True):
         for layer, averages in whole["summary"]["timestep_averages"].items():
             assert parts["summary"]["timestep_averages"][layer] == pytest.approx(averages, abs=0.05)
+
+
+def test_two_processes_prune_alike_while_they_train_and_afterwards(snnexp, start, tmp_path):
+    words = [*TWO, "pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=31", "ema=0.9", "save_minutes=0.00001"]
+    snnexp("train", *words, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *words, "exp_name=killed", cwd=tmp_path)
+    whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
+    wait_for(lambda: in_mid_epoch(killed), process)  # past the first of two cuts
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    snnexp("resume", killed, cwd=tmp_path)
+    assert_same_run(whole, killed)
+    kept = load(whole / "checkpoints/checkpoint_final.pth")["pruned"]["kept"]
+    assert len(kept["features.1.lif"]) == 8 and len(kept) == 8
+
+    snnexp("prune", whole, "pruner.ratio=0.5", "pruner.finetune.epochs=1", "exp_name=again", cwd=tmp_path)
+    again = load(tmp_path / "outputs/again/checkpoints/checkpoint_final.pth")
+    assert len(again["ranks"]) == 2
+    assert all(set(units) < set(kept[name]) and len(units) == len(kept[name]) // 2 for name, units in again["pruned"]["kept"].items())

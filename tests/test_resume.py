@@ -13,7 +13,20 @@ from snnexp.engine.schedule import Cosine
 
 def assert_same_run(a: Path, b: Path) -> None:
     one, other = load(a / "checkpoints/checkpoint_final.pth"), load(b / "checkpoints/checkpoint_final.pth")
-    for part in ("epoch", "step", "state_dict", "optimizer", "scheduler", "scaler", "ema", "best_acc1", "ranks", "sampler", "data"):
+    for part in (
+        "epoch",
+        "step",
+        "state_dict",
+        "optimizer",
+        "scheduler",
+        "scaler",
+        "ema",
+        "best_acc1",
+        "ranks",
+        "sampler",
+        "data",
+        "pruned",
+    ):
         assert_same(one[part], other[part], part)
     assert_same(load(a / "checkpoints/checkpoint_best.pth")["state_dict"], load(b / "checkpoints/checkpoint_best.pth")["state_dict"])
     assert (a / "logs/metrics.jsonl").read_bytes() == (b / "logs/metrics.jsonl").read_bytes()
@@ -40,6 +53,7 @@ SETTINGS = {
     "plain": [],
     "workers": ["workers=2"],
     "everything": ["accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16"],
+    "pruned": ["pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=32", "ema=0.9", "optimizer=adamw8bit", "precision=bf16"],
     "plateau": ["optimizer=adamw8bit", "scheduler=plateau", "scheduler.patience=1", "task.loss=ce", "model=vggsnn_woap"],
 }
 

@@ -60,6 +60,7 @@ class Experiment:
     pruner: Any = None  # while there may be something to prune
     kept: dict[str, list[int]] = field(default_factory=dict)  # of a pruned model: the channels that each group has left
     ratio: float = 0.0  # to which it is pruned
+    sizes: dict[str, int] = field(default_factory=dict)  # channels of each group of the dense model, if the run prunes
     loggers: list[Any] = field(default_factory=list)
 
     @property
@@ -273,6 +274,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
         transfer(its_model, config.init_from, terminal)
+    sizes = {group.name: group.size for group in surgery.groups_of(its_model)} if settings["pruner"] else {}
     its_pruner, pruned = pruning_of(settings, its_model, its_data, latest)
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
@@ -310,6 +312,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         trackers=its_trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
         pruner=its_pruner,
+        sizes=sizes,
         **pruned,
     )
 
@@ -381,14 +384,14 @@ def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
     """
     path, weights = weights_of(source)
     own = model.state_dict()
+    if any(name in own and own[name].shape != value.shape for name, value in weights.items()) and checkpoint.is_pruned(path):
+        raise UserError(
+            f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: "
+            f"snnexp prune {source} stages=[finetune]."
+        )
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not any(value.dim() > 1 for value in fitting.values()):  # counters and biases alone are no weights
         raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
-    if any(name in own and own[name].shape != value.shape for name, value in weights.items()) and checkpoint.is_pruned(path):
-        raise UserError(
-            f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: snnexp prune "
-            f"{source} stages=[finetune]."
-        )
     model.load_state_dict(fitting, strict=False)
     left = [name for name in own if name not in fitting]
     rest = f"; left as initialised: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}." if left else "."

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from analysis.pruning_files import change, pruned, swept
 from analysis.run_files import VGG, activity, add_units, make
 from snnexp import cli
 from snnexp.errors import UserError
@@ -83,7 +84,8 @@ def test_a_log_that_is_a_directory(tmp_path, said):
         ([], "analyze which run?"),
         (["nowhere"], "nowhere: no such run directory"),
         (["--hepl"], "no option --hepl. Did you mean '--help'?"),
-        (["sweep"], "It holds the runs a: name one of them."),
+        (["empty"], "empty is not a run directory: it has no config.json."),
+        (["sweep", "nowhere"], "nowhere: no such run directory"),
         (["sweep/a", "epochs=3"], "epochs=3: no such run directory"),
         (["notes.txt"], "neither a run directory nor a checkpoint"),
     ],
@@ -92,8 +94,88 @@ def test_mistakes(tmp_path, monkeypatch, said, argv, words):
     monkeypatch.chdir(tmp_path)
     run = make(tmp_path / "sweep/a")
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
     assert words in said(*argv, code=2)
     assert not (run / "plots").exists()
+
+
+PRUNING = {"pruning.png", "pruning_layers.png", "spike_maps.png"}
+
+
+def test_a_pruned_run(tmp_path, said):
+    run = pruned(tmp_path / "run", ratio=0.5)
+    text = said(run)
+    assert {path.name for path in (run / "plots").iterdir()} == PRUNING | PLOTS - {"units.png"}
+    assert all(f"  {name}\n" in text for name in PRUNING)
+    assert "Pruning (criterion spike_map)\n  source    /runs/dense/checkpoints/checkpoint_best.pth\n" in text
+    assert "removed   14 of 28 channels (−50.0 %), 2 of 4 heads (−50.0 %), parameters −50.0 %" in text and "Left out" not in text
+
+
+def test_a_pruned_run_that_is_not_done(tmp_path, said):
+    run = pruned(tmp_path / "run", state="running", with_maps=False)
+    text = said(run)
+    assert "missing   the stage final (not yet there, or not written)" in text
+    assert "Left out\n  spike_maps.npz: there is none" in text and (run / "plots/pruning.png").exists()
+    (run / "pruning.json").unlink()
+    change(run, "config.json", choices={"pruner": "spike_map"})
+    assert "Pruning (pruner=spike_map): nothing was pruned here, or not yet" in said(run)
+    change(run, "config.json", choices={"pruner": "none"})
+    assert "Pruning" not in said(run)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"steps": 3}', b'{"steps": [{"epoch": 1, "layers": {"a": 7}}]}', b'{"stages": [1], "a": {}}']
+)
+def test_a_damaged_record_of_pruning(tmp_path, said, content):
+    run = pruned(tmp_path / "run")
+    (run / "pruning.json").write_bytes(content)
+    text = said(run)
+    assert "Left out\n  pruning.json" in text and not (run / "plots/pruning.png").exists()
+
+
+def test_damaged_maps(tmp_path, said):
+    run = pruned(tmp_path / "run")
+    (run / "spike_maps.npz").write_bytes(b"PK half")
+    assert "Left out\n  spike_maps.npz is damaged" in said(run)
+    assert (run / "plots/pruning.png").exists() and not (run / "plots/spike_maps.png").exists()
+
+
+def test_a_sweep(tmp_path, said):
+    for ratio in (0.1, 0.5):
+        for seed in (0, 1):
+            swept(tmp_path / "sweep", ratio, seed, accuracy=90.0 + seed)
+    pruned(tmp_path / "sweep/below/10_unfinished", state="interrupted", with_maps=False)
+    (tmp_path / "sweep/9_damaged").mkdir()
+    (tmp_path / "sweep/9_damaged/config.json").write_text("{")
+    text = said(tmp_path / "sweep")
+    plots = tmp_path / "sweep/plots"
+    assert {path.name for path in plots.iterdir()} == {"pruning_sweep.png", "report.txt"}
+    assert text.endswith("\n" + (plots / "report.txt").read_text())
+    assert all((run.parent / "plots/report.txt").exists() for run in (tmp_path / "sweep").rglob("config.json"))
+    lines = text.splitlines()
+    assert [line.partition("_")[0] for line in lines[:6]] == ["0", "1", "2", "3", "9", "below/10"]
+    assert f"Pruning sweep {tmp_path / 'sweep'}: 4 runs, test Acc1" in lines
+    row = next(line.split("  ") for line in lines if line.startswith("  spike_map") and " 0.5 " in line)
+    assert [cell.strip() for cell in row if cell][1:8] == ["0.5", "2", "500,000", "50.0 %", "150 M", "200 µJ", "45.25 ± 0.35"]
+    assert "89.50 ± 0.71" in " ".join(row) and "−1.00 ± 0.00" in " ".join(row)
+    assert lines[lines.index("Left out") + 1].startswith("  9_damaged: unreadable, ") and "  below/10_unfinished: interrupted" in lines
+    assert said(tmp_path / "sweep") == text  # again: its own plots are no run
+
+
+def test_a_sweep_without_pruning(tmp_path, said):
+    for name in "ab":
+        make(tmp_path / "sweep" / name, spikes=False)
+    text = said(tmp_path / "sweep")
+    assert f"There is no pruning to compare at or below {tmp_path / 'sweep'}: none of its 2 runs has a pruning.json." in text
+    assert f"`snnexp runs {tmp_path / 'sweep'}` shows how they compare." in text
+    assert (tmp_path / "sweep/a/plots/curves.png").exists() and not (tmp_path / "sweep/plots").exists()
+
+
+def test_a_sweep_of_which_nothing_is_done(tmp_path, said):
+    pruned(tmp_path / "sweep/a", state="running", with_maps=False)
+    text = said(tmp_path / "sweep", tmp_path / "sweep/a")
+    assert "There is no finished run with pruning to compare" in text and "Left out\n  a: " in text
+    assert text.count("\nrun       ") == 1 and not (tmp_path / "sweep/plots").exists()
 
 
 def test_where_nothing_can_be_written(tmp_path, said, monkeypatch):
@@ -113,17 +195,17 @@ def test_where_nothing_can_be_written(tmp_path, said, monkeypatch):
 
 def test_help_says_what_is_drawn_from_what(said, capsys):
     text = said("--help")
-    assert all(name in text for name in PLOTS) and "tracker=lif" in text
+    assert all(name in text for name in (*PLOTS, *PRUNING, "pruning_sweep.png")) and "tracker=lif" in text
     assert cli.run(["--help"]) == 0
     assert re.search(r"^  snnexp analyze +\S", capsys.readouterr().out, re.M)
 
 
 def test_neither_torch_nor_hydra_nor_a_window_system_is_loaded(tmp_path):
-    run = make(tmp_path / "a")
+    run = pruned(tmp_path / "sweep/a")
     add_units(run)
     program = (
         f"import sys; from snnexp.commands import analyze; assert not {{'numpy', 'matplotlib'}} & set(sys.modules)\n"
-        f"analyze.run([{str(run)!r}])\n"
+        f"analyze.run([{str(run)!r}, {str(run.parent)!r}])\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'matplotlib.pyplot', 'tkinter'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"DISPLAY": ""}, stdout=subprocess.DEVNULL)

@@ -11,6 +11,7 @@ from conftest import composed
 from pruning.nets import IMAGES, count, forward, network, only
 from snnexp import build
 from snnexp.errors import UserError
+from snnexp.models.spikformer import Spikformer
 from snnexp.models.vggsnn import VGGSNN
 from snnexp.pruning.pruner import Pruner, SpikeMapPruner
 from snnexp.pruning.scores import SpikeMap, WeightMagnitude
@@ -69,9 +70,11 @@ def test_how_many_go(vgg, ratio, expected):
 
 
 def test_binary_fractions_take_no_unit_less():
-    model = VGGSNN(in_channels=2, num_classes=4, size=16, T=1, width=10 / 64)  # 10, 20, 40 ... channels
-    assert lengths(chosen(model, counting(model), ratio=0.3)) == [3, 6, 12, 12, 24, 24, 24, 24]
-    assert lengths(chosen(model, counting(model), ratio=0.7)) == [7, 14, 28, 28, 56, 56, 56, 56]  # 0.7 * 10 is 6.999...
+    model = Spikformer(in_channels=3, num_classes=2, size=8, T=1, depth=1, dim=40, heads=5, mlp_ratio=2.5)
+    assert 0.29 * 100 < 29
+    for ranking in ("per_layer", "global"):
+        removed = chosen(model, counting(model), ratio=0.29, ranking=ranking, layers=["blocks.0.mlp.lif1"])
+        assert removed == {"blocks.0.mlp.lif1": list(range(29))}
 
 
 def test_of_1536_hidden_channels_460_are_30_percent():

@@ -42,6 +42,9 @@ def test_a_fraction_of_the_epochs_begins_where_it_should_whatever_binary_fractio
     assert ratios.count(0.0) == 3 * epochs // 10
     assert ratios.count(0.3) == 3 * epochs // 10
     assert ratios[3 * epochs // 10] == pytest.approx(0.1)
+    assert 0.55 * 100 > 55
+    ratio = create_pruning_scheduler(100, 0.3, start=0.55)
+    assert [ratio(epoch) for epoch in (54, 55)] == [0.0, 0.1]
 
 
 def test_a_fraction_between_two_epochs_is_the_later_one():

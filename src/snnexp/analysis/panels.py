@@ -90,3 +90,17 @@ def fit(text: str, letters: int) -> str:
         return text
     head = (letters - 1) // 2
     return f"{text[:head]}…{text[-(letters - 1 - head) :]}"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """A number in three or four figures with its prefix: 554 M, 547 µJ."""
+    prefixes = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p")]
+    if not unit:
+        prefixes = prefixes[:5]
+    size, prefix = next((entry for entry in prefixes if abs(value) >= entry[0]), (1.0, ""))
+    return f"{value / size:.4g} {prefix}{unit}".rstrip()
+
+
+def scale(most: float) -> tuple[float, str]:
+    """The unit in which counts up to `most` are drawn, and its word for an axis."""
+    return next((entry for entry in ((1e6, " (millions)"), (1e3, " (thousands)")) if most >= entry[0]), (1.0, ""))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from snnexp.analysis import pruning
 from snnexp.analysis.curves import number, series
-from snnexp.analysis.panels import fit
+from snnexp.analysis.panels import amount, fit
 from snnexp.analysis.runs import MAIN, Run, shown, smaller_is_better
 from snnexp.analysis.spikes import DEAD, SATURATED, Record, count_units, some
 
@@ -31,6 +32,7 @@ class Facts:
     activity: dict[str, Any]  # as Activity.summary() wrote it, empty if nothing did
     activity_source: str
     files: list[str]
+    pruned: pruning.Pruning | None = None
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def find_activity(run: Path, result: dict[str, Any], problems: list[str]) -> tup
 
 def write(facts: Facts) -> str:
     """The report."""
-    parts = [_head(facts), _layers(facts), _energy(facts), _findings(facts), _files(facts)]
+    parts = [_head(facts), _pruning(facts), _layers(facts), _energy(facts), _findings(facts), _files(facts)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -88,6 +90,17 @@ def _head(facts: Facts) -> str:
     if any(facts_of_result):
         lines.append(("training", ", ".join(fact for fact in facts_of_result if fact)))
     return "\n".join(f"{name:<9} {value}" for name, value in lines)
+
+
+def _pruning(facts: Facts) -> str:
+    if facts.pruned:
+        return pruning.text(facts.pruned)
+    chosen = facts.run.settings.get("pruner")
+    return (
+        f"Pruning (pruner={chosen}): nothing was pruned here, or not yet; there is no pruning.json."
+        if isinstance(chosen, str) and chosen != "none"
+        else ""
+    )
 
 
 def _layers(facts: Facts) -> str:
@@ -162,17 +175,14 @@ def _energy(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def amount(value: float, unit: str = "") -> str:
-    """A number in three or four figures with its prefix: 554 M, 547 µJ."""
-    prefixes = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p")]
-    if not unit:
-        prefixes = prefixes[:5]
-    size, prefix = next((entry for entry in prefixes if abs(value) >= entry[0]), (1.0, ""))
-    return f"{value / size:.4g} {prefix}{unit}".rstrip()
-
-
 def _findings(facts: Facts) -> str:
-    found = [*_of_units(facts), *_of_rates(facts.record), *_of_change(facts.record), *_of_training(facts)]
+    found = [
+        *(pruning.findings(facts.pruned) if facts.pruned else []),
+        *_of_units(facts),
+        *_of_rates(facts.record),
+        *_of_change(facts.record),
+        *_of_training(facts),
+    ]
     return "Findings\n" + "\n".join(f"  - {line}" for line in found or ["nothing out of the ordinary."])
 
 

@@ -21,7 +21,7 @@ STALE_AFTER_S = 3600.0
 MAIN = ("model", "dataset", "T", "lr", "batch_size", "seed")
 """Settings that say most about a run."""
 NOT_SETTINGS = (
-    "command", "choices", "exp_name", "output_dir", "run_dir", "source", "hydra", "start", "shapes", "trust"
+    "command", "choices", "exp_name", "output_dir", "run_dir", "source", "hydra", "start", "shapes", "trust", "prune_from"
 )  # fmt: skip
 """Top-level keys of config.json that name or begin a run and do not shape it."""
 FACTS = ("name", "state", "epoch", "best", "test", "time", "speed", "started")

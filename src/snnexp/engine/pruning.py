@@ -6,6 +6,7 @@ checkpoint does it again, with the same outcome.
 """
 
 import copy
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def prune_gradually(x: "Experiment", state: State, stop: StopFlag) -> None:
     else:
         record = new_record(x) | {"stages": {"dense": measured(x, state, stop, "dense", splits=("val",))}}
     record["steps"] = [step for step in record["steps"] if step["epoch"] < state.epoch]
+    record.pop("speedup", None)  # of a run that was finished, and goes on to a larger ratio
     record["steps"].append(cut_channels(x, state, stop, ratio))
     forget_best(x, state)
     write(x, record)
@@ -83,20 +85,27 @@ def finish(x: "Experiment", state: State, evaluation: Evaluation | None, active:
     if not x.kept or not x.ranks.main or not x.run.pruning.exists():
         return None
     record = read_json(x.run.pruning)
-    best = {state.best["metric"].removeprefix("Val/"): state.best["value"]} if state.best else {}
     epoch = state.best["epoch"] if state.best else state.epoch
+    best = validated(x, epoch)
     stages = record["stages"]
+    times = {name: stages.get("pruned", stages.get("final", {})).get(name) for name in ("forward_ms", "step_ms")}
     if state.epoch:  # else it was not fine-tuned, and is the pruned one
         stages["final"] = stage(x, epoch, {"val": best, "test": evaluation.metrics if evaluation else {}}, active)
     if "speedup" not in record:
         dense = build.model(x.settings, x.data, x.task).to(x.ranks.device)
         record["speedup"] = timed(x, dense, stages["dense"], stages["final"])
     elif "final" in stages:
-        stages["final"] |= {name: stages["pruned"][name] for name in ("forward_ms", "step_ms")}
+        stages["final"] |= times  # of the same structure
     write(x, record)
     names = ("parameters", "macs", "synaptic_operations", "energy_uJ", "forward_ms", "step_ms", "val", "test")
     told = {name: {key: values.get(key) for key in names} for name, values in stages.items()}
     return {"source": record["source"], "criterion": record["criterion"], "ratio": record["ratio"], **told, "speedup": record["speedup"]}
+
+
+def validated(x: "Experiment", epoch: int) -> dict[str, float]:
+    """The validation metrics of an epoch, from the log of the run."""
+    rows = [row for row in map(json.loads, x.run.metrics_log.read_text().splitlines()) if row["epoch"] == epoch]
+    return {name.removeprefix("Val/"): value for row in rows for name, value in row.items() if name.startswith("Val/")}
 
 
 def once(x: "Experiment") -> bool:
@@ -132,7 +141,7 @@ def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) ->
     groups = {group.name: group for group in x.pruner.groups}
     cut = x.pruner.cut(removed)
     step = {"epoch": state.epoch, "ratio": ratio, "layers": {name: layer(x, group, scores[name]) for name, group in groups.items()}}
-    if x.ranks.main and not x.kept:
+    if x.ranks.main and not x.run.pruning.exists():  # before the first cut
         maps = spike_maps(x.model, list(groups.values()), lambda: forward(x, x.model, batches[0]))
         np.savez_compressed(x.run.root / "spike_maps.npz", **maps, T=np.array(x.config.T))
     dense = copy.deepcopy(x.model)
@@ -157,7 +166,7 @@ def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) ->
 def layer(x: "Experiment", group: Any, scores: Tensor) -> dict[str, Any]:
     """What the record says of a group before the cut."""
     units = x.kept.get(group.name, list(range(group.size)))
-    return {"of": group.of, "size": x.pruner.sizes[group.name], "units": units, "scores": [float(f"{value:.6g}") for value in scores]}
+    return {"of": group.of, "size": x.sizes[group.name], "units": units, "scores": [float(f"{value:.6g}") for value in scores]}
 
 
 def calibration(x: "Experiment", stop: StopFlag) -> list[Any]:
@@ -239,17 +248,15 @@ def stage(x: "Experiment", epoch: int, metrics: dict[str, dict[str, float]], act
 
 
 def timed(x: "Experiment", dense: nn.Module, dense_stage: dict[str, Any], pruned_stage: dict[str, Any]) -> dict[str, Any] | None:
-    """Time the dense network and the run's in turn, on the main rank, enter the times, and return the ratios."""
-    speed = None
-    if x.ranks.main:
-        speed = compare(x, dense, copy.deepcopy(x.model))
-        for values, name in ((dense_stage, "dense"), (pruned_stage, "pruned")):
-            values |= {"forward_ms": speed["forward_ms"][name], "step_ms": speed["step_ms"][name]}
-        x.terminal.say(
-            f"Measured in turn, batches of {speed['batch_size']}: a forward pass {speed['forward_ms']['dense']:.1f} -> "
-            f"{speed['forward_ms']['pruned']:.1f} ms ({speed['forward']:.2f} times as fast), a training step "
-            f"{speed['step_ms']['dense']:.1f} -> {speed['step_ms']['pruned']:.1f} ms ({speed['step']:.2f} times)."
-        )
-        speed = {name: speed[name] for name in ("forward", "step", "pairs", "batch_size")}
-    x.ranks.barrier()
-    return speed
+    """Time the dense network and the run's in turn, on the main rank alone, enter the times, and return the ratios."""
+    if not x.ranks.main:
+        return None
+    speed = compare(x, dense, copy.deepcopy(x.model))
+    for values, name in ((dense_stage, "dense"), (pruned_stage, "pruned")):
+        values |= {"forward_ms": speed["forward_ms"][name], "step_ms": speed["step_ms"][name]}
+    x.terminal.say(
+        f"Measured in turn, batches of {speed['batch_size']}: a forward pass {speed['forward_ms']['dense']:.1f} -> "
+        f"{speed['forward_ms']['pruned']:.1f} ms ({speed['forward']:.2f} times as fast), a training step "
+        f"{speed['step_ms']['dense']:.1f} -> {speed['step_ms']['pruned']:.1f} ms ({speed['step']:.2f} times)."
+    )
+    return {name: speed[name] for name in ("forward", "step", "pairs", "batch_size")}
