@@ -187,3 +187,75 @@ def test_fetching_is_cheap(tmp_path: Path) -> None:
         view.__getitems__([(epoch, (8 * epoch + n) % 62) for n in range(8)])
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+RECIPE = {"rand_augment": "rand-m9-n1-mstd0.4-inc1", "mixup": 0.5, "mixup_epochs": 2, "erasing": 0.5}
+
+
+def photographs(root: Path, **changes) -> LabelledSamples:
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8)).astype(np.uint8)
+    return data(root, images, centred=True, augmentation=Augmentation(flip=True, **(RECIPE | changes)))
+
+
+def test_a_mixed_batch_has_partners_and_a_share(tmp_path: Path) -> None:
+    made = photographs(tmp_path, rand_augment=None, erasing=0.0)
+    view, keys = made.view("train", augment=True), [(1, i) for i in (4, 9, 2, 31)]
+    x, y, other, share = view.__getitems__(keys)
+    assert x.dtype == torch.float32 and y.tolist() == [0, 1, 0, 1] and other.tolist() == [1, 0, 1, 0] and 0.5 <= share < 1
+    plain = photographs(tmp_path, rand_augment=None, erasing=0.0, mixup=0.0).view("train", augment=True).__getitems__(keys)[0].float()
+    assert torch.allclose(x, share * plain + (1 - share) * plain.flip(0))
+    normal, *labels = made.prepare((x, y, other, share))
+    assert torch.allclose(normal, (x - made.mean.view(3, 1, 1)) / made.std.view(3, 1, 1), atol=1e-5)
+    assert [id(part) for part in labels] == [id(y), id(other), id(share)]
+    assert len(view.__getitems__([(2, i) for i in (4, 9)])) == 2  # mixup ends after two epochs
+
+
+def test_the_mean_that_an_erased_rectangle_gets_is_0_once_normalised(tmp_path: Path) -> None:
+    made = photographs(tmp_path, rand_augment=None, mixup=0.0, erasing=1.0)
+    x, _ = made.prepare(made.view("train", augment=True).__getitems__([(0, i) for i in range(40)]))
+    holes = (x.abs() < 1e-6).all(1).flatten(1).sum(1)
+    assert (holes > 0).sum() >= 38 and holes.max() < 30
+    clips = np.full((4, 1, 2, 6, 6), 3, dtype=np.uint8)
+    events = data(tmp_path / "b", clips, mean=[1.0, 1.0], augmentation=Augmentation(erasing=1.0))
+    assert (events.prepare(events.view("train", augment=True).__getitems__([(0, 0), (0, 1)]))[0] == 0).any()
+
+
+def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: Path) -> None:
+    made = photographs(tmp_path)
+    for split in ("train", "val", "test", "all"):
+        x, y = made.view(split).__getitems__([(0, 0)])
+        assert x.dtype == torch.uint8 and np.array_equal(x[0], made.entry.samples[made.rows["train" if split == "all" else split][0]])
+    view, keys = made.view("train", augment=True), [[(epoch, 3 * n + i) for i in range(8)] for epoch in range(3) for n in range(4)]
+    here = [view.__getitems__(batch) for batch in keys]
+    assert [len(batch) for batch in here] == [4] * 8 + [2] * 4
+    there = DataLoader(view, batch_sampler=keys[::-1], collate_fn=lambda batch: batch, num_workers=2)
+    for one, other in zip(here, reversed(list(there)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    copy = pickle.loads(pickle.dumps(view))
+    assert all(torch.equal(a, b) for a, b in zip(copy.__getitems__(keys[5]), here[5], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rand_augment": "rand-9"}, "dataset.rand_augment is 'rand-9', which is no policy"),
+        ({"rand_augment": "autoaug"}, "such as rand-m9-n1-mstd0.4-inc1; null: none"),
+        ({"mixup": -1.0}, "dataset.mixup is -1.0"),
+        ({"mixup_prob": 1.5}, "dataset.mixup_prob is 1.5"),
+        ({"mixup_epochs": -1}, "dataset.mixup_epochs is -1"),
+        ({"erasing": 2.0}, "dataset.erasing is 2.0; a probability"),
+    ],
+)
+def test_impossible_recipes(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Augmentation(**change)
+
+
+def test_clips_are_warped_and_mixed_without_rounding(tmp_path: Path) -> None:
+    clips = np.random.default_rng(0).integers(0, 7, (20, 3, 2, 12, 12)).astype(np.uint8)
+    keys = [(0, i) for i in range(16)]
+    made = [data(tmp_path, clips, augmentation=Augmentation(warp=True, mixup=mixup)) for mixup in (0.0, 0.5)]
+    (warped, _), (x, y, other, share) = (each.view("train", augment=True).__getitems__(keys) for each in made)
+    assert warped.dtype == torch.uint8 and not torch.equal(warped, made[0].view("train").__getitems__(keys)[0])
+    assert torch.allclose(x, share * warped.float() + (1 - share) * warped.flip(1).float()) and torch.equal(other, y.flip(0))
+    assert (x != x.round()).any()

@@ -125,9 +125,9 @@ def test_dead_and_saturated_units():
 
 @pytest.mark.parametrize(
     ("shape", "units", "axis"),
-    [((4, 5), 5, 1), ((4, 3, 6, 6), 3, 1), ((4, 3, 7), 3, 1), ((4,), 1, None)],
+    [((4, 5), 5, 2), ((4, 3, 6, 6), 3, 2), ((4, 16, 7), 7, 3), ((4,), 1, None)],
 )
-def test_a_unit_is_a_place_on_the_axis_after_the_samples(shape, units, axis):
+def test_a_unit_is_a_channel_of_images_tokens_and_flat_layers(shape, units, axis):
     model = make_lif("tet")
     x = torch.rand(T, *shape) * 2
 
@@ -138,7 +138,7 @@ def test_a_unit_is_a_place_on_the_axis_after_the_samples(shape, units, axis):
     found = measure(nn.Sequential(model), Task(), Data(count=4), split="test", batch_size=4, device=CPU, precision=FP32)
     with torch.no_grad():
         spikes = model(x + 0.5)
-    expected = spikes.mean(1, keepdim=True) if axis is None else spikes.movedim(2, 1).flatten(2).mean(2)
+    expected = spikes.mean(1, keepdim=True) if axis is None else spikes.movedim(axis, 1).flatten(2).mean(2)
     assert found.rates["0"].shape == (T, units)
     np.testing.assert_allclose(found.rates["0"], expected.numpy(), rtol=1e-6)
 

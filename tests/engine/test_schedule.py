@@ -5,6 +5,7 @@ import math
 import pytest
 
 from snnexp.engine.schedule import Constant, Cosine, Plateau
+from snnexp.errors import UserError
 
 
 def test_a_constant_rate_after_a_linear_warm_up():
@@ -83,3 +84,16 @@ def test_the_state_of_another_schedule_is_left_aside():
     schedule.load_state_dict(Cosine().state_dict())
     assert schedule.factor(0, 1) == 1
     Cosine().load_state_dict(Plateau().state_dict())
+
+
+def test_a_cool_down_stays_at_the_lowest_rate():
+    schedule = Cosine(warmup_epochs=20, warmup_start=0.02, min_factor=0.02, cooldown_epochs=10)  # Spikformer's recipe
+    rates = [5e-4 * schedule.factor(done, 310) for done in (0, 10, 20, 160, 300, 305, 310)]
+    assert rates == pytest.approx([1e-5, 2.55e-4, 5e-4, 2.55e-4, 1e-5, 1e-5, 1e-5])
+    assert schedule.factor(299, 310) > 0.02
+
+
+@pytest.mark.parametrize("number", [{"cooldown_epochs": -1}, {"min_factor": 1.5}, {"min_factor": -0.1}])
+def test_numbers_of_a_cosine_out_of_range(number):
+    with pytest.raises(UserError, match=next(iter(number))):
+        Cosine(**number)

@@ -107,3 +107,34 @@ def test_prediction_is_the_largest_time_mean():
 def test_errors(options, said):
     with pytest.raises(UserError, match=said):
         Classification(**options)
+
+
+def test_label_smoothing_by_formula():
+    o, y, e, K = torch.randn(2, 3, 5), torch.tensor([4, 0, 2]), 0.1, 5
+    for kind, logits in (("ce", o.mean(0)[None]), ("tet", o)):
+        log_p = logits.log_softmax(-1)
+        target = torch.full((3, K), e / K).scatter_(1, y[:, None], 1 - e + e / K)
+        want = -(target * log_p).sum(-1).mean()
+        torch.testing.assert_close(loss_of(Classification(loss=kind, lamb=0.0, label_smoothing=e), o, y), want)
+
+
+@pytest.mark.parametrize("kind", ["ce", "tet"])
+def test_a_mixed_batch_has_the_loss_of_its_soft_target(kind):
+    mixup_target = pytest.importorskip("timm.data.mixup").mixup_target
+    o, y, share = torch.randn(4, 6, 5, requires_grad=True), torch.tensor([4, 0, 2, 2, 1, 3]), torch.tensor(0.7)
+    task = Classification(loss=kind, means=0.7, lamb=0.1, label_smoothing=0.1)
+    loss, output = task.loss(Fixed(o), (torch.zeros(1), y, y.flip(0), share), 0)
+    soft = mixup_target(y, 5, 0.7, smoothing=0.1)
+    if kind == "ce":
+        want = F.cross_entropy(o.mean(0), soft)
+    else:
+        want = 0.9 * F.cross_entropy(o.flatten(0, 1), soft.repeat(4, 1)) + 0.1 * (o - 0.7).square().mean()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(torch.autograd.grad(loss, o)[0], torch.autograd.grad(want, o)[0])
+
+
+def test_a_mixed_batch_counts_by_the_label_of_the_larger_share():
+    y, other = torch.tensor([0, 1]), torch.tensor([1, 0])
+    output = F.one_hot(y, 6).float()[None]
+    sums = Classification().counts(torch.tensor(1.0), output, (torch.zeros(1), y, other, torch.tensor(0.6)))
+    assert sums["Acc1"] == 2 and sums["n"] == 2

@@ -87,28 +87,22 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
 
     Raises: UserError, RunFailed.
     """
+    from snnexp import build
+
     choices = dict(HydraConfig.get().runtime.choices)
     config.settle_resolvers(cfg)
     config.anchor_paths(cfg)
     if not cfg.pruner:
         raise UserError("pruner=none: there is nothing to prune by; choose spike_map, spike_entropy, weight_magnitude or random.")
     stages = checked_stages(list(cfg.stages), cfg, source)
-    whole, dense = "train" in stages, None
+    dense = dense_part(cfg, choices) if "train" in stages else None
+    is_fine_tuned(cfg, stages)
     if source is not None:
         choices = config.read_saved(source.config)["choices"] | {"pruner": choices["pruner"]}
-        dense_checkpoint = chosen or checkpoint_path(source, "best")
-    elif whole:
-        dense, dense_settings = dense_part(cfg, choices)
-        train.check_direction(dense_settings, folder)
-        if existing := folder and train.earlier(folder.with_name(f"{folder.name}{DENSE}"), dense_settings):
-            dense_run = existing
-        else:
-            dense_run = train.create(dense, dense_settings, folder and folder.with_name(f"{folder.name}{DENSE}"))
-        dense_checkpoint = dense_run.checkpoint("best")
-    else:
-        dense_checkpoint = None
-
-    becomes_pruned(cfg, dense_checkpoint, stages)
+        starts_from(cfg, chosen or checkpoint_path(source, "best"))
+    elif dense is not None:
+        build.check(config.finish(cfg, choices))  # before the dense run has a directory
+        starts_from(cfg, dense_run(*dense, folder).checkpoint("best"))
     settings = config.finish(cfg, choices, saved=source is not None)
     existing = train.earlier(folder, settings) if folder else None
     if existing is not None and train.finished(existing):
@@ -120,7 +114,7 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
 
 
 DENSE = "_dense"
-"""What the directory of a sweep's dense run has after the name of the pruned one's."""
+"""What the directory of the dense run has after the name of the pruned one's, where that is given."""
 
 
 def checked_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> list[str]:
@@ -149,12 +143,26 @@ def dense_part(cfg: DictConfig, choices: dict[str, Any]) -> tuple[DictConfig, di
     plain = OmegaConf.to_container(cfg, resolve=False)
     for name in ("stages", "prune_from"):
         plain.pop(name)
-    dense = OmegaConf.create(plain | {"pruner": {}})
+    name = None if cfg.exp_name is None else f"{cfg.exp_name}{DENSE}"
+    dense = OmegaConf.create(plain | {"pruner": {}, "exp_name": name})
     return dense, config.finish(dense, choices | {"pruner": "none"})
 
 
-def becomes_pruned(cfg: DictConfig, source: Path | None, stages: list[str]) -> None:
-    """Turn the configuration of a training into that of pruning its outcome: where it starts, and how it is fine-tuned.
+def dense_run(cfg: DictConfig, settings: dict[str, Any], folder: Path | None) -> RunDir:
+    """The directory of the dense run of a whole flow: new, or that of a sweep which is started again.
+
+    Raises: UserError.
+    """
+    train.check_direction(settings, folder)
+    if folder is not None:
+        folder = folder.with_name(f"{folder.name}{DENSE}")
+        if (existing := train.earlier(folder, settings)) is not None:
+            return existing
+    return train.create(cfg, settings, folder)
+
+
+def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
+    """Give the configuration of a training the length, rate, optimizer and schedule of its fine-tuning.
 
     Raises: UserError.
     """
@@ -163,15 +171,20 @@ def becomes_pruned(cfg: DictConfig, source: Path | None, stages: list[str]) -> N
     if isinstance(tuning.epochs, bool) or not isinstance(tuning.epochs, int) or tuning.epochs < least:
         hint = " Without fine-tuning: stages=[prune]." if least else ""
         raise UserError(f"pruner.finetune.epochs={tuning.epochs}: must be a whole number of at least {least}.{hint}")
+    if tuning.lr is not None and (isinstance(tuning.lr, bool) or not isinstance(tuning.lr, int | float) or not tuning.lr > 0):
+        raise UserError(f"pruner.finetune.lr={tuning.lr}: must be a number greater than 0, or null for the run's own.")
     with open_dict(cfg):
         cfg.epochs = tuning.epochs if "finetune" in stages else 0
         cfg.lr = cfg.lr if tuning.lr is None else tuning.lr
         for group in ("optimizer", "scheduler"):
             if tuning.get(group) is not None:
                 cfg[group] = option(group, tuning[group])
-        cfg.prune_from = None if source is None else str(source)
-        if source is not None:
-            cfg.init_from = None
+
+
+def starts_from(cfg: DictConfig, source: Path) -> None:
+    """Let a configuration start from a checkpoint, weights and structure."""
+    with open_dict(cfg):
+        cfg.prune_from, cfg.init_from = str(source), None
 
 
 def option(group: str, name: str) -> DictConfig:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from snnexp.errors import UserError
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+POLICY = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]))*")
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,39 @@ class Augmentation:
     `flip`: mirrored left to right with p = 0.5. `roll`: circular shift by independent integers U{-roll..roll} pixels along x and y
     (event data). `crop`: the same shift with zeros moving in, which is padding by `crop` and cutting at random (still images).
     `cutout`: a square of this side, centred on a uniformly drawn pixel and clipped at the border, is set to 0; 0 means none (DeVries,
-    Taylor 2017).
+    Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images). `warp`: one of six moves of a clip (event frames;
+    recipe.py). `mixup`: the alpha of Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with `mixup_prob`, in the
+    first `mixup_epochs` epochs (None: in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean. They follow
+    each other in this order.
+
+    Raises: UserError for numbers out of range.
     """
 
     flip: bool = False
     roll: int = 0
     crop: int = 0
     cutout: int = 0
+    rand_augment: str | None = None
+    warp: bool = False
+    mixup: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_epochs: int | None = None
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0:
+            raise UserError(f"dataset.mixup is {self.mixup}; allowed are 0 (none) and more, such as 0.5: the alpha of Beta(alpha, alpha).")
+        for name in ("mixup_prob", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"dataset.{name} is {getattr(self, name)}; a probability lies between 0 and 1.")
+        if self.mixup_epochs is not None and self.mixup_epochs < 0:
+            raise UserError(f"dataset.mixup_epochs is {self.mixup_epochs}; allowed are 0 and more, and null for all epochs.")
+        if self.rand_augment is not None and not POLICY.fullmatch(str(self.rand_augment)):
+            raise UserError(
+                f"dataset.rand_augment is {self.rand_augment!r}, which is no policy of timm's RandAugment. It is `rand` and, joined by -, "
+                "any of mINT (magnitude), nINT (operations on an image), pFLOAT (probability of each), mstdFLOAT (noise of the magnitude), "
+                "mmaxINT (its bound), inc1 (operations that grow with it), such as rand-m9-n1-mstd0.4-inc1; null: none."
+            )
 
 
 def draws(seed: int, epochs: np.ndarray, indices: np.ndarray, number: int) -> np.ndarray:

@@ -29,7 +29,8 @@ class CIFARBatches(LabelledSamples):
     Files: the folder `batch_folder` in `root` or `root`/extract, or its tar.gz in `root` or `root`/download, read in place. `download`
     fetches the archive, address and md5 are torchvision's. The batches are pickles, of which only plain data is admitted.
     Split: the test batch is the test; `val_fraction` of the rest is the validation part (stratified, `split_seed`).
-    Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5, optional cutout.
+    Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5, optional cutout;
+    `rand_augment`, `mixup`, `mixup_prob`, `mixup_epochs` and `erasing` are those of Augmentation.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
     `T` is not used here: the model repeats a still image.
 
@@ -56,6 +57,11 @@ class CIFARBatches(LabelledSamples):
         flip: bool = True,
         crop: int = 4,
         cutout: int = 0,
+        rand_augment: str | None = None,
+        mixup: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_epochs: int | None = None,
+        erasing: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         val_fraction: float = 0.1,
@@ -108,7 +114,16 @@ class CIFARBatches(LabelledSamples):
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, crop=crop, cutout=cutout),
+            augmentation=Augmentation(
+                flip=flip,
+                crop=crop,
+                cutout=cutout,
+                rand_augment=rand_augment,
+                mixup=mixup,
+                mixup_prob=mixup_prob,
+                mixup_epochs=mixup_epochs,
+                erasing=erasing,
+            ),
             centred=True,
             mean=None if mean is None else [255 * value for value in mean],
             std=None if std is None else [255 * value for value in std],

@@ -42,6 +42,10 @@ class CIFAR10DVS(LabelledSamples):
         framing: str = "count",
         flip: bool = True,
         roll: int = 5,
+        warp: bool = False,
+        mixup: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_epochs: int | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
     ) -> None:
@@ -89,7 +93,7 @@ class CIFAR10DVS(LabelledSamples):
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, roll=roll),
+            augmentation=Augmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
             centred=False,
         )
 

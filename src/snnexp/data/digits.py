@@ -24,6 +24,7 @@ class Digits(LabelledSamples):
 
     Another `size` than 8 is scaled to, bilinearly; 3 `channels` are the same three times, for models of colour images.
     Split: `val_fraction` and `test_fraction` of all, stratified by class (`split_seed`); the same rows as in digits_dvs.
+    What training samples undergo is that of Augmentation, by the same names.
     `T` is not used here: the model repeats a still image.
 
     Raises: UserError for a size or number of channels that is not allowed.
@@ -38,6 +39,11 @@ class Digits(LabelledSamples):
         seed: int = 0,
         channels: int = 1,
         crop: int = 1,
+        rand_augment: str | None = None,
+        mixup: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_epochs: int | None = None,
+        erasing: float = 0.0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
@@ -71,6 +77,13 @@ class Digits(LabelledSamples):
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(crop=crop),
+            augmentation=Augmentation(
+                crop=crop,
+                rand_augment=rand_augment,
+                mixup=mixup,
+                mixup_prob=mixup_prob,
+                mixup_epochs=mixup_epochs,
+                erasing=erasing,
+            ),
             centred=True,
         )

@@ -27,6 +27,7 @@ class ImageFolder(LabelledSamples):
     antialiased), then cut to the square in the middle; one of another number of channels is converted (`channels` 3: RGB, 1:
     luminance). Of an animation the first picture is taken.
     Split: what is not there is carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
+    What training samples undergo is that of Augmentation, by the same names.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
     `T` is not used here: the model repeats a still image.
 
@@ -45,6 +46,11 @@ class ImageFolder(LabelledSamples):
         flip: bool = True,
         crop: int = 4,
         cutout: int = 0,
+        rand_augment: str | None = None,
+        mixup: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_epochs: int | None = None,
+        erasing: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         val_fraction: float = 0.1,
@@ -86,7 +92,16 @@ class ImageFolder(LabelledSamples):
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, crop=crop, cutout=cutout),
+            augmentation=Augmentation(
+                flip=flip,
+                crop=crop,
+                cutout=cutout,
+                rand_augment=rand_augment,
+                mixup=mixup,
+                mixup_prob=mixup_prob,
+                mixup_epochs=mixup_epochs,
+                erasing=erasing,
+            ),
             centred=True,
             mean=None if mean is None else [255 * value for value in mean],
             std=None if std is None else [255 * value for value in std],

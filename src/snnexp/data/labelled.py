@@ -14,38 +14,68 @@ from torch.utils.data import Dataset
 
 from snnexp.data.augment import Augmentation, place_augmented
 from snnexp.data.cache import Entry
+from snnexp.data.recipe import apply_rand_augment, erase, mixup, own_share, rand_augment, warp
 from snnexp.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
 class View(Dataset):
-    """One split of a data set in whole batches, event frames [T, N, C, H, W] or still images [N, C, H, W]."""
+    """One split of a data set in whole batches, event frames [T, N, C, H, W] or still images [N, C, H, W].
 
-    def __init__(self, entry: Entry, rows: np.ndarray, augmentation: Augmentation | None, seed: int) -> None:
+    `fill` [C], in units of the stored integers, is what an erased rectangle gets, and what RandAugment lets move in.
+    """
+
+    def __init__(self, entry: Entry, rows: np.ndarray, augmentation: Augmentation | None, seed: int, fill: np.ndarray) -> None:
         self.samples = entry.samples
         self.rows = rows
         self.labels = entry.labels[rows]
         self.augmentation = augmentation
         self.seed = seed
+        self.fill = fill
+        policy = augmentation.rand_augment if augmentation is not None else None
+        self.rand_augment = None if policy is None else rand_augment(policy, fill, self.samples.shape[-1])
         self._file = entry.directory / "samples.npy"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch of `keys` = (epoch, index) pairs, x uint8 or uint16 and y int64 [N]; the epoch moves the augmentation only."""
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
+        """The batch of `keys` = (epoch, index) pairs, x uint8 or uint16 and y int64 [N]; the epoch moves the augmentation only.
+
+        Mixed or erased, x is float32. A mixed batch has two tensors more: the label of what was mixed into each sample, int64 [N], and
+        the share that each kept of its own, a float32 scalar of at least 0.5.
+        """
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         rows = self.rows[indices]
         shape = self.samples.shape[1:]
         shape = (shape[0], len(rows), *shape[1:]) if len(shape) == 4 else (len(rows), *shape)
-        x = np.empty(shape, dtype=self.samples.dtype)
+        x, labels = np.empty(shape, dtype=self.samples.dtype), self.labels[indices]
         if self.augmentation is not None:
             place_augmented(x, self.samples, rows, self.augmentation, self.seed, epochs, indices)
-        else:
-            for n, row in enumerate(rows):
-                (x[:, n] if x.ndim == 5 else x[n])[...] = self.samples[row]
-        return torch.from_numpy(x), torch.from_numpy(self.labels[indices])
+            return self.regularised(x, labels, self.augmentation, epochs, indices)
+        for n, row in enumerate(rows):
+            (x[:, n] if x.ndim == 5 else x[n])[...] = self.samples[row]
+        return torch.from_numpy(x), torch.from_numpy(labels)
+
+    def regularised(
+        self, x: np.ndarray, labels: np.ndarray, augmentation: Augmentation, epochs: np.ndarray, indices: np.ndarray
+    ) -> tuple[torch.Tensor, ...]:
+        """The batch after RandAugment or warps, mixup and erasing, in timm's order, each where it is asked for."""
+        mixed: tuple[torch.Tensor, ...] = ()
+        if self.rand_augment is not None:
+            apply_rand_augment(x, self.rand_augment, self.seed, epochs, indices)
+        if augmentation.warp:
+            warp(x, self.seed, epochs, indices)
+        mixing = augmentation.mixup > 0 and (augmentation.mixup_epochs is None or epochs[0] < augmentation.mixup_epochs)
+        share = own_share(augmentation.mixup, augmentation.mixup_prob, self.seed, epochs[0], indices[0]) if mixing else 1.0
+        if share < 1:
+            x = mixup(x.astype(np.float32), share)
+            mixed = torch.from_numpy(labels[::-1].copy()), torch.tensor(share, dtype=torch.float32)
+        if augmentation.erasing:
+            x = x.astype(np.float32, copy=False)
+            erase(x, augmentation.erasing, self.fill, self.seed, epochs, indices)
+        return torch.from_numpy(x), torch.from_numpy(labels), *mixed
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map pickles as all its bytes; a spawned worker maps the file again instead.
@@ -125,18 +155,19 @@ class LabelledSamples:
         if split not in (*SPLITS, "all"):
             raise UserError(f"split is {split!r}; allowed are {', '.join(SPLITS)} and all.")
         rows = np.concatenate([self.rows[part] for part in SPLITS]) if split == "all" else self.rows[split]
-        return View(self.entry, rows, self.augmentation if augment else None, self.seed)
+        fill = (self.mean if self.centred else torch.zeros_like(self.mean)).numpy()  # what normalisation makes 0
+        return View(self.entry, rows, self.augmentation if augment else None, self.seed, fill)
 
-    def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """The batch with x as normalised float32, (x - mean) / std per channel, on the device where it lies."""
-        x, y = batch
+        x, *labels = batch
         if x.device not in self._on_device:
             # (x - mean) / std as x * scale + offset, one pass over the batch.
             scale, offset = (1 / self.std).view(-1, 1, 1), (-self.mean / self.std).view(-1, 1, 1)
             self._on_device[x.device] = (scale.to(x.device), offset.to(x.device))
         scale, offset = self._on_device[x.device]
-        x = x.to(torch.float32).mul_(scale)
-        return (x.add_(offset) if self.centred else x), y
+        x = x.to(torch.float32, copy=True).mul_(scale)
+        return (x.add_(offset) if self.centred else x), *labels
 
     def statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
         """The mean and standard deviation of each channel over samples, frames and pixels; 0 and 1 without samples."""

@@ -54,7 +54,7 @@ class Activity:
 
 
 class LayerRates:
-    """Sums of the spikes of one layer; a unit is a place on the axis after T and N (or V): [T, N, C, ...] or [T, V, F]."""
+    """Sums of the spikes of one layer; a unit is a channel: [T, N, C, H, W], tokens [T, N, L, C], nodes [T, V, F] or flat [T, N, C]."""
 
     def __init__(self) -> None:
         self.spikes: list[Tensor] = []  # of each step, [units] float64
@@ -65,7 +65,8 @@ class LayerRates:
         """A forward hook: count all T steps of a multi-step neuron, or the next step of a single-step one."""
         steps = output if module.step_mode == "m" else output.unsqueeze(0)
         steps = steps.unsqueeze(-1) if steps.dim() < 3 else steps
-        for spikes in steps.sum((1, *range(3, steps.dim())), dtype=torch.float64):
+        channels = 3 if steps.dim() == 4 else 2
+        for spikes in steps.sum([axis for axis in range(1, steps.dim()) if axis != channels], dtype=torch.float64):
             if self.step == len(self.spikes):
                 self.spikes.append(torch.zeros_like(spikes))
                 self.outputs.append(0)

@@ -254,9 +254,10 @@ def timed(x: "Experiment", dense: nn.Module, dense_stage: dict[str, Any], pruned
     speed = compare(x, dense, copy.deepcopy(x.model))
     for values, name in ((dense_stage, "dense"), (pruned_stage, "pruned")):
         values |= {"forward_ms": speed["forward_ms"][name], "step_ms": speed["step_ms"][name]}
+    forward, step = speed["forward_ms"], speed["step_ms"]
     x.terminal.say(
-        f"Measured in turn, batches of {speed['batch_size']}: a forward pass {speed['forward_ms']['dense']:.1f} -> "
-        f"{speed['forward_ms']['pruned']:.1f} ms ({speed['forward']:.2f} times as fast), a training step "
-        f"{speed['step_ms']['dense']:.1f} -> {speed['step_ms']['pruned']:.1f} ms ({speed['step']:.2f} times)."
+        f"The fastest of {speed['pairs']} rounds in turn, batches of {speed['batch_size']}: a forward pass {forward['dense']:.1f} -> "
+        f"{forward['pruned']:.1f} ms ({speed['forward']:.2f} times as fast), "
+        f"a training step {step['dense']:.1f} -> {step['pruned']:.1f} ms ({speed['step']:.2f} times)."
     )
     return {name: speed[name] for name in ("forward", "step", "pairs", "batch_size")}

@@ -42,17 +42,28 @@ class Constant:
 
 
 class Cosine(Constant):
-    """Half a cosine, after a warm-up, from the rate to `min_factor` times the rate at the end of the run (Loshchilov & Hutter 2017)."""
+    """Half a cosine, after a warm-up, from the rate to `min_factor` times the rate (Loshchilov & Hutter 2017).
 
-    def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0, min_factor: float = 0.0) -> None:
+    It ends `cooldown_epochs` before the run does; the rest is at the lowest rate.
+    """
+
+    def __init__(
+        self, warmup_epochs: float = 0.0, warmup_start: float = 0.0, min_factor: float = 0.0, cooldown_epochs: float = 0.0
+    ) -> None:
         super().__init__(warmup_epochs, warmup_start)
-        self.min_factor = min_factor
+        if cooldown_epochs < 0 or not 0 <= min_factor <= 1:
+            raise UserError(
+                f"scheduler.cooldown_epochs={cooldown_epochs}, scheduler.min_factor={min_factor}: the first must be at least 0, the second "
+                "a fraction of the rate, from 0 to 1."
+            )
+        self.min_factor, self.cooldown_epochs = min_factor, cooldown_epochs
 
     def factor(self, done: float, epochs: int) -> float:
         """Multiplier of the learning rate, `done` of `epochs` epochs into the run."""
         if done < self.warmup_epochs:
             return super().factor(done, epochs)
-        progress = min(1.0, (done - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12))
+        falling = epochs - self.warmup_epochs - self.cooldown_epochs
+        progress = min(1.0, (done - self.warmup_epochs) / max(falling, 1e-12))
         return self.min_factor + (1 - self.min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -11,7 +11,9 @@ class Classification:
     """Classify from the outputs of all T steps; the prediction is the largest time mean.
 
     loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022).
-    loss "ce": CE(mean_t o_t, y). All in fp32 whatever the model's precision.
+    loss "ce": CE(mean_t o_t, y). All in fp32 whatever the model's precision. `label_smoothing` e: every class gets e / K of the target.
+    A batch may be (x, y, other, share): samples mixed in the shares `share` and 1 - share, of the classes y and other. Its loss is that
+    of the soft target share * y + (1 - share) * other; accuracy counts by y, the class of the larger share.
     Raises UserError for an unknown loss and for numbers out of range.
     """
 
@@ -33,11 +35,15 @@ class Classification:
             raise UserError(f"task=classification: {data.name} has no classes; use the task that its data set file names.")
         return len(data.classes)
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
         """Return the loss, a fp32 scalar (mean over the batch), and the outputs [T, N, K]."""
-        x, y = batch
+        x, y, *mixed = batch
         output = model(x)
-        return self._per_sample(output, y).mean(), output
+        each = self._per_sample(output, y)
+        if mixed:  # cross entropy is linear in its target
+            other, share = mixed
+            each = share * each + (1 - share) * self._per_sample(output, other)
+        return each.mean(), output
 
     def _per_sample(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, [N] fp32."""
@@ -50,7 +56,7 @@ class Classification:
             return (1 - self.lamb) * each.mean(0) + self.lamb * (o - self.means).square().mean((0, 2))
 
     @torch.no_grad()
-    def counts(self, loss: Tensor, output: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def counts(self, loss: Tensor, output: Tensor, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Return float64 sums over the batch on its device: samples "n", "Loss", right within the first 1 and 5."""
         y = batch[1]
         top = output.float().mean(0).topk(min(5, output.shape[-1]), dim=-1).indices
@@ -69,6 +75,6 @@ class Classification:
         return {"Loss": counts["Loss"] / n, "Acc1": 100 * counts["Acc1"] / n, "Acc5": 100 * counts["Acc5"] / n}
 
     @torch.no_grad()
-    def predict(self, output: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def predict(self, output: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return predicted and true classes, int64 [N] each."""
         return output.float().mean(0).argmax(-1), batch[1]
