@@ -275,6 +275,9 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         return f"{group}={option}: there is no such option; there are {', '.join(options)}.{nearest(option, options)}"
     if match := re.search(r"Error merging override (\S+)", text):
         reason = next((part for part in text.splitlines() if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
+        if "is not a ListConfig" in reason:
+            key, _, value = match[1].partition("=")
+            return f"{match[1]}: {key} is a list; write {key}=[{value}]."
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
         wrong = next((word for word in line.overrides if not parses(word)), "")

@@ -183,7 +183,8 @@ def trackers(settings: dict[str, Any], model: nn.Module, run: RunDir, ranks: Ran
 def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool = False) -> None:
     """Prepare the data and try every part of a run, so that input at fault is refused before a run exists.
 
-    `trust=None` is for a configuration that the user has just composed; a run that has `begun` needs no source any more. Raises: UserError.
+    `trust=None` is for a configuration that the user has just composed; a pruned run that has `begun` needs no source any more.
+    Raises: UserError.
     """
     settings = settings | {"trust": trust}
     device = choose_device(settings["device"], settings["devices"] - 1)
@@ -196,7 +197,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     with torch.device("meta"):
         its_model = model(settings, its_data, its_task)
     trackers(settings, its_model, RunDir(Path()), Ranks(0, 1, device))
-    if settings["pruner"] and not begun:
+    if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, its_model, its_data)
     instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
     schedule = instantiate(settings["scheduler"], trust)
@@ -236,7 +237,11 @@ def pruner(settings: dict[str, Any], model: nn.Module) -> Any:
     Raises: UserError.
     """
     node, trust = settings["pruner"], settings["trust"]
-    return instantiate(node | {"criterion": instantiate(node["criterion"], trust)}, trust, model=model)
+    if "criterion" in node:
+        if not isinstance(node["criterion"], dict) or "_target_" not in node["criterion"]:
+            raise UserError(f"pruner.criterion={node['criterion']!r} names no class; choose one with pruner=spike_map.")
+        node = node | {"criterion": instantiate(node["criterion"], trust)}
+    return instantiate(node, trust, model=model)
 
 
 def check_splits(settings: dict[str, Any], its_data: Any, listens: bool) -> None:

@@ -20,5 +20,6 @@ def nearest(word: str, allowed: Iterable[object]) -> str:
     """` Did you mean 'X'?` for the nearest allowed word, or nothing."""
     words = {str(a).lower(): str(a) for a in allowed}
     within = [name for name in words if word.lower() in name]  # gnn of spiking_gnn
-    close = [min(within, key=len)] if within and len(word) > 2 else get_close_matches(word.lower(), words, n=1, cutoff=0.5)
+    close = get_close_matches(word.lower(), words, n=1, cutoff=0.85) or ([min(within, key=len)] if within and len(word) > 2 else [])
+    close = close or get_close_matches(word.lower(), words, n=1, cutoff=0.5)
     return f" Did you mean {words[close[0]]!r}?" if close else ""

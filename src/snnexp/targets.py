@@ -89,7 +89,8 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
                 raise UserError(f"{path}.{name}={value!r}: the runner itself supplies this argument; leave it out.")
             wanted = hints.get(name)
             if not _fits(value, wanted):
-                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(wanted)}, not {type(value).__name__}.")
+                as_list = f" Write {path}.{name}=[{value}]." if "list" in _spell(wanted) and not isinstance(value, list) else ""
+                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(wanted)}, not {type(value).__name__}.{as_list}")
         for name, parameter in accepted.items():
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 if name not in node and name not in supplied:

@@ -44,10 +44,14 @@ def test_tokens_lie_in_their_square_and_heads_are_the_mean_of_their_channels():
     tokens = out["blocks.1.mlp.lif1"][:, 0].sum(0)  # [16, 128]
     assert result["blocks.1.mlp.lif1"].shape == (128, 4, 4)
     assert np.array_equal(result["blocks.1.mlp.lif1"], tokens.T.reshape(128, 4, 4).numpy())
-    heads = out["blocks.0.attention.q_lif"][:, 0].sum(0).reshape(16, 4, 8).mean(2).T.reshape(4, 4, 4)
-    np.testing.assert_allclose(result["blocks.0.attention"], heads.numpy(), atol=2e-3)
-    assert np.array_equal(result["embedding"], out["sps.stages.3.lif"][:, 0].sum(0).numpy())  # of several carriers the first
-    assert result["embedding"].shape == (32, 8, 8)
+    of_qkv = [out[f"blocks.0.attention.{name}_lif"][:, 0].sum(0).reshape(16, 4, 8).mean(2).T.reshape(4, 4, 4) for name in "qkv"]
+    np.testing.assert_allclose(result["blocks.0.attention"], torch.stack(of_qkv).mean(0).numpy(), atol=2e-3)
+    # The embedding: the mean of all that write to the sum but the last stage, whose spikes are pooled after the neuron.
+    written = [out["sps.rpe.lif"][:, 0].sum(0)]
+    for i in range(2):
+        written += [out[f"blocks.{i}.{name}"][:, 0].sum(0).T.reshape(32, 4, 4) for name in ("attention.proj_lif", "mlp.lif2")]
+    assert out["sps.stages.3.lif"].shape[-2:] == (8, 8) and result["embedding"].shape == (32, 4, 4)
+    np.testing.assert_allclose(result["embedding"], torch.stack(written).mean(0).numpy(), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["gcn", "gat"])

@@ -352,6 +352,8 @@ def stage_rows(record: Pruning) -> list[list[str]]:
         values = [number(stage.get(key)) for stage in stages]
         if any(value is not None for value in values):
             compared = signed(values[-1] / values[0] - 1) if against and values[0] and values[-1] is not None else ""
+            if record.source is None and key in ("synaptic_operations", "energy_uJ"):
+                compared = ""  # the dense network was then in the midst of its training
             if key.endswith("_ms"):  # the times of pairs tell more than two means, which a busy machine may have moved apart
                 faster = number(record.speedup.get(key.removesuffix("_ms")))
                 compared = "" if faster is None else f"{faster:.2f} x as fast"

@@ -177,7 +177,7 @@ def draw_maps(record: Pruning, title: str, path: Path) -> None:
             heading.text(0, 0, words, fontsize=8, fontweight="bold")
         for row, name in enumerate(names, 1):
             kept, removed = chosen_maps(record, name, MAPS_EACH)
-            most = max(record.map_steps or 1, max(float(array.max()) for _, _, array in kept + removed))
+            most = max(float(array.max()) for _, _, array in kept + removed) or 1.0  # a scale for each row: heads are means
             for column, (unit, score, array) in [*enumerate(kept), *enumerate(removed, MAPS_EACH + 1)]:
                 axes = drawing.add_subplot(layout[row, column])
                 of_graph = array.shape[0] == 1  # its nodes, as a strip
@@ -191,7 +191,7 @@ def draw_maps(record: Pruning, title: str, path: Path) -> None:
                     kind = record.of_layer(name)[0][1].of
                     of = "" if kind == "channels" else f"\n({kind})"
                     axes.set_ylabel(fit(name, 28) + of, rotation=0, ha="right", va="center", fontsize=7)
-            bar = drawing.colorbar(image, cax=drawing.add_subplot(layout[row, -1]), ticks=[0, most])
+            bar = drawing.colorbar(image, cax=drawing.add_subplot(layout[row, -1]), ticks=[0, most], format="%.2g")
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=6.5, length=0)
         drawing.get_layout_engine().set(wspace=0.0, w_pad=0.02, hspace=0.0, h_pad=0.03)

@@ -249,7 +249,9 @@ def _of_training(facts: Facts) -> list[str]:
                 f"it overfits: Val/Loss was lowest at epoch {epochs[lowest]:g} ({losses[lowest]:.4g}) and is {losses[-1]:.4g} at the end, "
                 "while Train/Loss fell on."
             )
-    if run.best and run.state == "finished" and len(facts.rows) > 2 and run.best.get("epoch") == facts.rows[-1]["epoch"]:
+    cut = max((step.epoch for step in facts.pruned.steps), default=0) if facts.pruned else 0  # the best is chosen anew after it
+    since = [row for row in facts.rows if row["epoch"] > cut]
+    if run.best and run.state == "finished" and len(since) > 2 and run.best.get("epoch") == since[-1]["epoch"]:
         better = "falling" if smaller_is_better(run.best["metric"]) else "rising"
         said.append(f"the last epoch is the best, so {run.best['metric']} may still be {better}: snnexp resume {run.path} epochs=...")
     return said

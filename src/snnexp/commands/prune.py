@@ -101,7 +101,9 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
         choices = config.read_saved(source.config)["choices"] | {"pruner": choices["pruner"]}
         starts_from(cfg, chosen or checkpoint_path(source, "best"))
     elif dense is not None:
-        build.check(config.finish(cfg, choices))  # before the dense run has a directory
+        build.check(settings := config.finish(cfg, choices))  # before the dense run has a directory
+        if folder is None and settings["exp_name"] is not None and (taken := Path(settings["output_dir"]) / settings["exp_name"]).exists():
+            raise UserError(f"exp_name={settings['exp_name']}: {taken} exists already, and a run is never overwritten. Choose another.")
         starts_from(cfg, dense_run(*dense, folder).checkpoint("best"))
     settings = config.finish(cfg, choices, saved=source is not None)
     existing = train.earlier(folder, settings) if folder else None
@@ -166,7 +168,10 @@ def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
 
     Raises: UserError.
     """
-    tuning = cfg.pruner.finetune
+    tuning = cfg.pruner.get("finetune")
+    if not isinstance(tuning, DictConfig) or tuning.get("epochs") is None:
+        raise UserError(f"pruner.finetune={tuning}: needs at least epochs, as in conf/pruner/spike_map.yaml.")
+    tuning = OmegaConf.merge({"lr": None}, tuning)
     least = int("finetune" in stages)
     if isinstance(tuning.epochs, bool) or not isinstance(tuning.epochs, int) or tuning.epochs < least:
         hint = " Without fine-tuning: stages=[prune]." if least else ""

@@ -191,7 +191,7 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
     state.epoch, state.batch, state.counts = state.epoch + 1, 0, {}
     ranked = {epoch for _, epoch in state.ranking}
     is_best = validation is not None and rank_epoch(x, state, validation[x.monitor])
-    recorded: dict[str, Any] = {}
+    recorded: dict[str, Any] = pruning.recorded(x)
     for tracker in x.trackers.values():
         recorded |= tracker.close_epoch(state.epoch)
     results.log_epoch(x, state, training, validation, recorded)

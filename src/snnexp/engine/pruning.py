@@ -20,7 +20,7 @@ from snnexp.engine import results
 from snnexp.engine.activity import Activity
 from snnexp.engine.evaluation import Evaluation, judge, to_device
 from snnexp.engine.loader import budget
-from snnexp.engine.restart import forget_best, save
+from snnexp.engine.restart import discard, forget_best, save
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.speed import compare
 from snnexp.engine.state import State
@@ -71,8 +71,16 @@ def prune_gradually(x: "Experiment", state: State, stop: StopFlag) -> None:
     record["steps"] = [step for step in record["steps"] if step["epoch"] < state.epoch]
     record.pop("speedup", None)  # of a run that was finished, and goes on to a larger ratio
     record["steps"].append(cut_channels(x, state, stop, ratio))
+    ranked = {epoch for _, epoch in state.ranking}
     forget_best(x, state)
+    if x.ranks.main:
+        discard(x, state, fallen=ranked)
     write(x, record)
+
+
+def recorded(x: "Experiment") -> dict[str, float]:
+    """What the log of an epoch says of a network that has been pruned."""
+    return {"Pruning/Ratio": x.ratio, "Pruning/Parameters": x.parameters} if x.kept else {}
 
 
 def is_ahead(x: "Experiment") -> bool:
@@ -82,7 +90,7 @@ def is_ahead(x: "Experiment") -> bool:
 
 def finish(x: "Experiment", state: State, evaluation: Evaluation | None, active: Activity | None) -> dict[str, Any] | None:
     """Enter the finished network into the record; what the result says of the pruning, on the main rank, or None if there was none."""
-    if not x.kept or not x.ranks.main or not x.run.pruning.exists():
+    if not x.settings["pruner"] or not x.ranks.main or not x.run.pruning.exists():
         return None
     record = read_json(x.run.pruning)
     epoch = state.best["epoch"] if state.best else state.epoch
@@ -152,10 +160,11 @@ def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) ->
         facts["kept"] = x.kept.get(name, facts["units"])
     step["parameters"] = x.parameters
     before = sum(p.numel() for p in dense.parameters() if p.requires_grad)
+    kinds = " and ".join(sorted({group.of for group in groups.values()}))
     gone, there = sum(len(units) for units in removed.values()), sum(group.size for group in groups.values())
     x.terminal.say(
-        f"Pruned {gone} of {there} channels and heads ({gone / there:.1%}) to ratio {ratio:.3g}: {before:,} -> {x.parameters:,} parameters "
-        f"({1 - x.parameters / before:.1%} fewer)."
+        f"Pruned {gone} of {there} {kinds} ({gone / there:.1%}) to ratio {ratio:.3g}: "
+        f"{before:,} -> {x.parameters:,} parameters ({x.parameters / before - 1:+.1%})."
     )
     silent = [name for name, values in scores.items() if not values.any()]
     if silent:

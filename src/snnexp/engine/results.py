@@ -167,9 +167,9 @@ def write(
     show(x, result)
 
 
-def as_json(metrics: dict[str, float]) -> dict[str, float | None]:
+def as_json(metrics: dict[str, float | None]) -> dict[str, float | None]:
     """Metrics with null for what is not defined (an AUROC of one class), because JSON knows no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
@@ -219,10 +219,11 @@ def pruning_rows(pruned: dict[str, Any], metric: str) -> list[tuple[str, str]]:
     """What pruning came to: dense -> pruned (-> final, where the two differ)."""
     stages = [pruned[name] for name in ("dense", "pruned", "final") if name in pruned]
     first, last = stages[0], stages[-1]
-    rows = [("parameters", f"{first['parameters']:,} -> {last['parameters']:,} ({1 - last['parameters'] / first['parameters']:.1%} fewer)")]
-    for key, title in (("macs", "MACs"), ("synaptic_operations", "synaptic operations"), ("energy_uJ", "energy, uJ")):
+    rows = [("parameters", f"{first['parameters']:,} -> {last['parameters']:,} ({last['parameters'] / first['parameters'] - 1:+.1%})")]
+    costs = [("macs", "MACs"), ("synaptic_operations", "synaptic operations"), ("energy_uJ", "energy, uJ")]
+    for key, title in costs if pruned["source"] else costs[:1]:  # spikes of a network in the midst of its training say little
         if first[key] and last[key] is not None:
-            rows.append((title, f"{first[key]:.4g} -> {last[key]:.4g} per sample ({1 - last[key] / first[key]:.1%} less)"))
+            rows.append((title, f"{first[key]:.4g} -> {last[key]:.4g} per sample ({last[key] / first[key] - 1:+.1%})"))
     for key, title in (("forward_ms", "forward pass"), ("step_ms", "training step")):
         if first[key] and last[key]:
             rows.append((title, f"{first[key]:.1f} -> {last[key]:.1f} ms ({pruned['speedup'][key[:-3]]:.2f} times as fast)"))

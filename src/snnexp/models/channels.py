@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from snnexp.errors import UserError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -54,13 +56,19 @@ def channel_group(
     """Return the group made by every entry of some modules (first axis) and read by the weights of others (second axis).
 
     `spread` channels make a unit. A maker or reader is the name of a module or entry, or a Place of it, for another axis, spread or offset.
+    Raises: UserError for a name that the model does not have.
     """
     entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if value.dim()}  # without counters
 
     def places(parts: Sequence[str | Place], axis: int) -> list[Place]:
         named = [part if isinstance(part, Place) else Place(part, axis, spread) for part in parts]
-        return [replace(place, name=key) for place in named for key in entries if f"{key}.".startswith(f"{place.name}.")]
+        found = {place: [key for key in entries if f"{key}.".startswith(f"{place.name}.")] for place in named}
+        if absent := [place.name for place, keys in found.items() if not keys]:
+            raise UserError(f"channel group {name}: the model has no weights of the name {absent[0]!r}.")
+        return [replace(place, name=key) for place, keys in found.items() for key in keys]
 
+    if not made_by:
+        raise UserError(f"channel group {name}: made_by is empty, so nothing makes its channels.")
     made = places(made_by, 0)
     read = [place for place in places(read_by, 1) if place.name.endswith("weight") and entries[place.name].dim() > 1]
     size = entries[made[0].name].shape[made[0].axis] // made[0].spread

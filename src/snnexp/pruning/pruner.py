@@ -59,6 +59,7 @@ class Pruner:
         self.calibration_samples, self.schedule, self.finetune = calibration_samples, schedule or {}, finetune or {}
         groups = groups_of(model)
         self.sizes = {group.name: group.size for group in groups}
+        layers, ignore = ([one] if isinstance(one, str) else one for one in (layers, ignore))
         self.names = chosen(groups, layers, ignore or [])
 
     @property
@@ -71,21 +72,28 @@ class Pruner:
 
         Raises: UserError.
         """
+        for name, value in self.schedule.items():
+            if name not in ("start", "end", "initial", "interval"):
+                raise UserError(f"pruner.schedule.{name}: there is no such setting; there are start, end, initial, interval.")
+            if isinstance(value, bool) or not isinstance(value, int if name == "interval" else int | float):
+                raise UserError(f"pruner.schedule.{name}={value!r}: must be a {'whole number' if name == 'interval' else 'number'}.")
         return create_pruning_scheduler(total_epochs, self.ratio, **self.schedule)
 
     def register_hooks(self) -> ExitStack:
         """Begin to watch forward passes for the criterion; leaving the context removes the hooks."""
         hooks = ExitStack()
-        for handle in self.criterion.watch(self.model, self.groups):
+        for handle in self.criterion.watch(self.model, self.groups) or []:
             hooks.callback(handle.remove)
         return hooks
 
     @torch.no_grad()
     def compute_channel_scores(self, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> dict[str, Tensor]:
-        """Scores of every unit, by group, on calibration batches: inputs of the model, or what `forward` takes.
+        """Scores of every unit, by group, on calibration batches: inputs of the model, alone or with labels, or what `forward` takes.
 
         In evaluation mode; neurons are at rest before and after. Raises: UserError if the criterion looks at spikes and there are none.
         """
+        if isinstance(batches, Tensor):
+            raise UserError(f"batches is one tensor of shape {list(batches.shape)}; give a list of batches, [x], or a loader.")
         modes = {module: module.training for module in self.model.modules()}  # a norm may be frozen in a model that trains
         self.model.eval()
         functional.reset_net(self.model)
@@ -93,7 +101,10 @@ class Pruner:
             seen = 0
             with self.register_hooks():
                 for batch in batches:
-                    (forward or self.model)(batch)
+                    if forward is not None:
+                        forward(batch)
+                    else:
+                        self.model(batch[0] if isinstance(batch, tuple | list) else batch)
                     functional.reset_net(self.model)
                     seen += 1
             if not seen and isinstance(self.criterion, SpikeMap):
@@ -122,6 +133,8 @@ class Pruner:
         """
         ratio = self.ratio if ratio is None else ratio
         groups = self.groups
+        if missing := [group.name for group in groups if len(scores.get(group.name, [])) != group.size]:
+            raise UserError(f"there are no scores of all channels of {missing[0]}; they come from compute_channel_scores().")
         order = {group.name: scores[group.name].argsort(stable=True).tolist() for group in groups}
         if self.ranking == "per_layer":
             gone = {name: floor(round(ratio * self.sizes[name], 9)) - (self.sizes[name] - len(units)) for name, units in order.items()}

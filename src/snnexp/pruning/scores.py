@@ -1,7 +1,8 @@
 """By what a channel is judged: criteria that give every unit of a group a score; the lowest go.
 
 A criterion is any class with `title` (what the score is, in words), `watch(model, groups)`, which hooks what it has to see of the forward
-passes and returns the handles, and `scores()`: float64 on the CPU, one per unit, by the group's name.
+passes and returns the handles of its hooks (a list, empty if it needs none), and `scores()`: float64 on the CPU, one per unit, by the
+group's name.
 """
 
 import math
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place
 from snnexp.models.neurons import LIFNode
 
@@ -23,12 +25,9 @@ class SpikeMap:
     def watch(self, model: nn.Module, groups: list[ChannelGroup]) -> list[RemovableHandle]:
         """Add up the spikes of the carriers from here on, on their device."""
         self.groups, self.sums, self.outputs = groups, {}, {}
-        handles = []
-        for place in {(place.name, place.axis): place for group in groups for place in group.carriers}.values():
-            module = model.get_submodule(place.name)
-            if isinstance(module, LIFNode):
-                handles.append(module.register_forward_hook(self._adder(place)))
-        return handles
+        ends = {place.name: (group, place) for group in groups for place in sorted(group.carriers, key=lambda one: one.offset)}
+        lifs = {name: model.get_submodule(name) for name in ends}
+        return [lif.register_forward_hook(self._adder(*ends[name])) for name, lif in lifs.items() if isinstance(lif, LIFNode)]
 
     def scores(self) -> dict[str, Tensor]:
         """One score per unit; empty for a group that no spiking neuron carries."""
@@ -38,8 +37,15 @@ class SpikeMap:
         """From firing rates [T, units] to scores [units]."""
         return rates.mean(0)
 
-    def _adder(self, place: Place) -> Callable[..., None]:
+    def _adder(self, group: ChannelGroup, place: Place) -> Callable[..., None]:
+        end = place.offset + group.size * place.spread
+
         def add(module: nn.Module, inputs: object, spikes: Tensor) -> None:
+            if place.axis >= spikes.dim() or spikes.shape[place.axis] < end:
+                raise UserError(
+                    f"channel group {group.name}: {place.name} puts out {list(spikes.shape)}, without {end} channels on axis {place.axis}; "
+                    "correct the carriers of channel_groups()."
+                )
             axes = [axis for axis in range(1, spikes.dim()) if axis != place.axis]
             counts = spikes.detach().sum(axes, dtype=torch.float32).double()  # exact: a batch has fewer than 2^24 outputs of a channel
             self.sums[place.name] = self.sums.get(place.name, 0) + counts

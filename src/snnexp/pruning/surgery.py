@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnexp.errors import UserError
+from snnexp.errors import UserError, nearest
 from snnexp.models.channels import ChannelGroup, Place
 
 Units = Mapping[str, Sequence[int]]
@@ -23,13 +23,21 @@ WRAPPED, BLOCK = "__bnb_optimizer_quant_state__", 256
 def groups_of(model: nn.Module) -> list[ChannelGroup]:
     """The groups of channels that a model declares.
 
-    Raises: UserError if it declares none.
+    Raises: UserError if it declares none, or what is no group.
     """
-    if not hasattr(model, "channel_groups") or not (groups := model.channel_groups()):
+    if not hasattr(model, "channel_groups"):
         raise UserError(
             f"{type(model).__name__} cannot be pruned: it does not say which of its channels belong together. Give the class a method "
             "channel_groups() (snnexp/models/channels.py has its parts, snnexp/models/vggsnn.py a short one)."
         )
+    groups = model.channel_groups()
+    if not groups or not all(isinstance(group, ChannelGroup) for group in groups):
+        raise UserError(f"{type(model).__name__}.channel_groups() must return a list of at least one channel_group(...), not {groups!r}.")
+    modules = dict(model.named_modules())
+    for group in groups:
+        for place in group.carriers:
+            if place.name not in modules:
+                raise UserError(f"{group.name}: its carrier {place.name!r} is no module of the model.{nearest(place.name, modules)}")
     return groups
 
 
