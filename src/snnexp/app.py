@@ -217,6 +217,7 @@ def saved_config(run: RunDir, schema: type, anew: dict[str, Any]) -> DictConfig:
             for name in ("hydra", "defaults"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
             saved["trust"] = []
+            saved.setdefault("pruner", {})  # older runs have none
             for name, value in anew.items():
                 saved[name] = value
             refuse_resolvers(path)
@@ -261,6 +262,10 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         key = match[1]
         if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker"):
             return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
+        if key.startswith("pruner.") and command == "train" and not any(word.startswith("pruner=") for word in line.overrides):
+            return f"there is no key {key!r}: no pruner was chosen. Add pruner=spike_map, or another."
+        if key == "stages" and command == "train":
+            return "there is no key 'stages': stages are chosen with snnexp prune."
         return f"there is no key {key!r}.{nearest_key(key, command, line)} (+{key}=... adds a key of your own.)"
     if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")

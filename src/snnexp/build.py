@@ -210,15 +210,26 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
 
 def check_pruning(settings: dict[str, Any], its_model: nn.Module, its_data: Any) -> None:
     """Raises: UserError if the run would prune and cannot: its settings, its model, or the checkpoint it is to start from."""
-    if (source := settings.get("prune_from")) is not None and not ("train" in settings["stages"] and not Path(source).exists()):
-        prunable(settings, its_model, its_data, checkpoint.load(Path(source)), source)
+    if settings.get("prune_from") is not None:
+        source = source_of(settings)
+        if source.exists() or "train" not in settings["stages"]:
+            prunable(settings, its_model, its_data, checkpoint.load(source), source)
+        elif not (source.parents[1] / "config.json").exists():
+            raise UserError(f"prune_from={source}: the dense run of this flow is no longer there, and it was not pruned before.")
     if "stages" not in settings:
         pruner(settings, its_model).scheduled(settings["epochs"])
     elif "prune" in settings["stages"]:
         pruner(settings, its_model)
 
 
-def prunable(settings: dict[str, Any], its_model: nn.Module, its_data: Any, saved: dict[str, Any], source: str) -> None:
+def source_of(settings: dict[str, Any]) -> Path:
+    """The checkpoint that a pruned run starts from: that of the best epoch or, of a run that validates none, the latest."""
+    best = Path(settings["prune_from"])
+    latest = best.with_name("checkpoint_latest.pth")
+    return latest if not best.exists() and latest.exists() else best
+
+
+def prunable(settings: dict[str, Any], its_model: nn.Module, its_data: Any, saved: dict[str, Any], source: Path) -> None:
     """Give a model the structure of the checkpoint that a run is to prune or to fine-tune.
 
     Raises: UserError if that does not fit the model or its data, or if there is nothing to fine-tune.
@@ -228,7 +239,7 @@ def prunable(settings: dict[str, Any], its_model: nn.Module, its_data: Any, save
     if "prune" not in settings["stages"] and not saved["pruned"]["kept"]:
         raise UserError(f"stages={settings['stages']}: {source} is not pruned; add the stage prune, or train it on with snnexp resume.")
     surgery.rebuild(its_model, saved["pruned"]["kept"], source)
-    checkpoint.check_fits(its_model, checkpoint.weights(saved), Path(source))
+    checkpoint.check_fits(its_model, checkpoint.weights(saved), source)
 
 
 def pruner(settings: dict[str, Any], model: nn.Module) -> Any:
@@ -336,9 +347,9 @@ def pruning_of(settings: dict[str, Any], its_model: nn.Module, its_data: Any, la
     if gradual or "stages" not in settings:
         return its_pruner, {}
     pruned: dict[str, Any] = {}
-    if (source := settings["prune_from"]) is not None:
-        best = Path(source)
-        saved = checkpoint.load(best if best.exists() else best.with_name("checkpoint_latest.pth"))  # without a validation split
+    if settings["prune_from"] is not None:
+        source = source_of(settings)
+        saved = checkpoint.load(source)
         prunable(settings, its_model, its_data, saved, source)
         its_data.load_state_dict(saved["data"])
         checkpoint.load_into(its_model, checkpoint.weights(saved), source)
@@ -359,6 +370,8 @@ def refit(x: Experiment, cut: surgery.Cut) -> None:
     if x.ema is not None:
         x.ema = MovingAverage(x.model, x.ema.decay)
         x.ema.weights = average
+    if x.config.compile:
+        torch.compiler.reset()  # it counts the shapes that it has compiled the same code for, and gives up after a few
     x.net = training_form(x.model, x.config, x.ranks)
 
 

@@ -149,6 +149,8 @@ def read_saved(path: Path) -> dict[str, Any]:
     Raises: UserError if it is not one.
     """
     settings = read_json(path)
+    if isinstance(settings, dict):
+        settings = {"pruner": {}} | settings  # older runs have none
     known = {f.name for f in fields(TrainConfig)} | {"choices"}
     if not isinstance(settings, dict) or (missing := known - settings.keys()):
         lacking = f" (it lacks {', '.join(sorted(missing)[:4])})" if isinstance(settings, dict) else ""

@@ -46,7 +46,8 @@ def work(run: RunDir) -> None:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        terminal.say(f"Stopped by {name} after saving. Go on with: snnexp resume {os.path.relpath(run.root)}")
+        saved = " after saving" if run.checkpoint("interrupted").exists() else ""  # what comes before the first step is done anew
+        terminal.say(f"Stopped by {name}{saved}. Go on with: snnexp resume {os.path.relpath(run.root)}")
         if main:
             run.update_status(state="interrupted", exit_code=128 + stopped.number)
         raise

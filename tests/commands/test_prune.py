@@ -101,6 +101,9 @@ def test_it_is_resumed_and_pruned_again(pruned, snnexp):
     assert record["stages"]["dense"]["parameters"] == read(run / "result.json")["parameters"]
 
     said = snnexp("prune", run, "stages=[finetune]", "pruner.finetune.epochs=1", "exp_name=tuned", cwd=cwd)
+    tuned = read(run.parent / "tuned/pruning.json")
+    assert tuned["stages"].keys() == {"dense", "pruned", "final"} and len(tuned["steps"]) == 1
+    assert tuned["stages"]["pruned"]["test"] == read(run / "result.json")["test"]  # what it began with
     assert "Pruned" not in said and load(run.parent / "tuned/checkpoints/checkpoint_best.pth")["pruned"]["kept"] == first
     assert "pruned already" in snnexp("resume", twice, "pruner.ratio=0.9", code=2, cwd=cwd)
     assert "a pruned network" in snnexp("train", *TINY, f"init_from={twice}", "exp_name=wrong", code=2, cwd=cwd)
@@ -153,6 +156,32 @@ def test_the_whole_flow_and_a_kill_while_it_trains(snnexp, start, tmp_path):
     assert read(second / "result.json")["parameters"] < read(first / "result.json")["parameters"]
 
 
+def test_a_flow_of_a_stranger_is_trusted_in_no_part(snnexp, tmp_path):
+    words = ["prune", *TINY, "epochs=1", "pruner.finetune.epochs=1", "start=false", "exp_name=flow"]
+    said = snnexp(*words, cwd=tmp_path)
+    first, second = tmp_path / "outputs/flow_dense", tmp_path / "outputs/flow"
+    assert said.count("torchrun") == 2 - 1 and "the dense one first" in said
+    (tmp_path / "evil.py").write_text("raise SystemExit('evil code ran')\n")
+    config = read(first / "config.json")
+    config["model"] = {"_target_": "evil.Net"}
+    config["trust"] = ["evil"]
+    (first / "config.json").write_text(json.dumps(config))
+    refused = snnexp("resume", second, "start=true", code=2, cwd=tmp_path)
+    assert "evil code ran" not in refused and "trust=[evil]" in refused
+
+
+def test_a_flow_that_is_pruned_needs_its_source_no_more(snnexp, dense, tmp_path):
+    words = ["prune", *TINY, "epochs=1", *PRUNE, "pruner.finetune.epochs=1", "pruner.finetune.optimizer=sgd", "exp_name=flow"]
+    snnexp(*words, cwd=tmp_path)
+    first, second = tmp_path / "outputs/flow_dense", tmp_path / "outputs/flow"
+    assert read(second / "config.json")["choices"]["optimizer"] == "sgd" and read(first / "config.json")["choices"]["optimizer"] == "adam"
+    assert read(second / "config.json")["choices"]["pruner"] == "spike_map" and read(first / "config.json")["choices"]["pruner"] == "none"
+    first.rename(tmp_path / "elsewhere")
+    snnexp("resume", second, "epochs=2", cwd=tmp_path)
+    assert read(second / "result.json")["epochs"] == 2
+    assert "a run has taken these for its own" in snnexp("resume", second, "pruner.finetune.epochs=5", code=2, cwd=tmp_path)
+
+
 def test_a_sweep_over_ratios_is_restarted_and_analysed(dense, snnexp):
     cwd = dense.parents[1]
     words = ["prune", "outputs/dense", "-m", "pruner.ratio=0.25,1.5", "pruner.finetune.epochs=1", "pruner.calibration_samples=16"]
@@ -170,7 +199,8 @@ def test_weights_of_a_file_are_pruned_without_a_run(dense, snnexp, tmp_path):
     torch.save(load(dense / "checkpoints/checkpoint_best.pth")["state_dict"], tmp_path / "weights.pth")
     snnexp("prune", *TINY, "init_from=weights.pth", "stages=[prune]", *PRUNE, "exp_name=run", cwd=tmp_path)
     record = read(tmp_path / "outputs/run/pruning.json")
-    assert record["source"] is None and record["stages"]["dense"]["test"]["Acc1"] == read(dense / "result.json")["test"]["Acc1"]
+    assert record["source"] == str(tmp_path / "weights.pth")
+    assert record["stages"]["dense"]["test"]["Acc1"] == read(dense / "result.json")["test"]["Acc1"]
 
 
 @pytest.fixture
@@ -202,6 +232,14 @@ def said(dense: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         (["outputs/dense", "pruner=none"], "pruner=none: there is nothing to prune"),
         (["outputs/dense", "pruner.finetune.optimizer=sdg"], "pruner.finetune.optimizer=sdg.*Did you mean 'sgd'"),
         (["outputs/dense", "pruner.finetune.epochs=0"], "Without fine-tuning: stages=\\[prune\\]"),
+        (["outputs/dense", "+pruner.finetune.epoch=3"], "pruner.finetune.epoch: there is no such setting.*Did you mean 'epochs'"),
+        (["outputs/dense", "pruner.finetune.lr=abc"], "pruner.finetune.lr=abc: must be a number"),
+        (["outputs/dense", "pruner.finetune=null"], "pruner.finetune=None: needs at least epochs"),
+        (["outputs/dense", "pruner.layers=[1]"], "1 is no name of a layer"),
+        (["outputs/dense", "pruner.layers=features"], "Write pruner.layers=\\[features\\]"),
+        (["outputs/dense", "pruner.criterion=random"], "pruner.criterion='random' names no class"),
+        (["outputs/dense", "pruner.ration=0.3"], "Did you mean 'pruner.ratio'"),
+        (["stages=prune"], "write stages=\\[prune\\]"),
         (["outputs/dense", "pruner.finetune.epochs=two"], "pruner.finetune.epochs=two: must be a whole number"),
         (["outputs/dense", "epochs=5"], "pruner.finetune.epochs=5"),
         (["outputs/dense", "optimizer=sgd"], "pruner.finetune.optimizer"),

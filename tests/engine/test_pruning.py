@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional
 
 from conftest import GRAPHS, assert_same, load
 from snnexp import build
-from snnexp.engine import loop, pruning, speed
+from snnexp.engine import checkpoint, loop, pruning, speed
 from snnexp.engine.signals import StopFlag
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed, UserError
@@ -126,6 +126,42 @@ def test_a_checkpoint_rebuilds_its_structure(make):
     assert again.parameters == x.parameters
     record = read_json(x.run.pruning)
     assert record["stages"]["final"]["step_ms"] > 0 and len(record["steps"]) == 1
+
+
+def test_the_record_is_that_of_the_network_that_there_is(make):
+    x = make(*GRADUAL, "epochs=6", "save_freq=1")
+    with StopFlag() as stop:
+        loop.train(x, stop)
+    cuts = [step["epoch"] for step in read_json(x.run.pruning)["steps"]]
+    assert cuts == [2, 3, 4, 5][: len(cuts)] and len(cuts) > 2
+    one_cut = load(x.run.checkpoint("epoch3"))["pruned"]["kept"]
+    checkpoint.link(x.run.checkpoint("epoch3"), x.run.checkpoint("latest"))  # as resume goes back to it
+    again = make(*GRADUAL, "epochs=3")
+    with StopFlag() as stop:
+        loop.train(again, stop)
+    record, result = read_json(x.run.pruning), read_json(x.run.result)
+    assert again.kept == one_cut and len(record["steps"]) == 1
+    assert (
+        record["steps"][0]["parameters"] == record["stages"]["final"]["parameters"] == record["speedup"]["parameters"] == again.parameters
+    )
+    assert result["pruning"]["final"]["parameters"] == again.parameters
+
+    other = make(*GRADUAL, "epochs=5", "pruner.ratio=0.6", "pruner.ranking=global")
+    with StopFlag() as stop:
+        loop.train(other, stop)
+    record = read_json(x.run.pruning)
+    assert (record["ratio"], record["ranking"]) == (0.6, "global") and record["steps"][-1]["ratio"] == 0.6
+
+
+def test_synchronised_norms_are_timed_alone(make):
+    x = make()
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(x.model))
+    functional.invalidate_reset_cache(model)
+    plain = speed.alone(model)
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in plain.modules())
+    batch = x.data.prepare(next(iter(x.train_loader)))
+    expected, found = (x.task.loss(net, batch, 0)[1] for net in (x.model, plain))
+    assert torch.equal(expected, found)
 
 
 def test_groups_that_leave_a_reader_out_are_found(make, monkeypatch):

@@ -33,7 +33,7 @@ RUN is a run directory (its best epoch is pruned) or a checkpoint file in one; i
   pruner.finetune.epochs=10        also pruner.finetune.lr= .optimizer= .scheduler=
   pruner.calibration_samples=100   training samples on which spikes are counted
   stages=[prune]                   without fine-tuning; stages=[finetune] fine-tunes a run that is pruned already
-  -m pruner.ratio=0.1,0.3,0.5      a sweep; then: snnexp analyze SWEEP
+  -m pruner.ratio=0.1,0.3,0.5      a sweep over a RUN; then: snnexp analyze SWEEP (without a RUN each job would train one of its own)
 snnexp prune RUN --help shows every key of that run, snnexp prune --cfg job every key of the whole flow.
 """
 
@@ -97,26 +97,44 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
     stages = checked_stages(list(cfg.stages), cfg, source)
     dense = dense_part(cfg, choices) if "train" in stages else None
     is_fine_tuned(cfg, stages)
+    own = {"pruner": choices["pruner"], **{group: name for group in TUNED if (name := cfg.pruner.finetune.get(group)) is not None}}
     if source is not None:
-        choices = config.read_saved(source.config)["choices"] | {"pruner": choices["pruner"]}
+        choices = config.read_saved(source.config)["choices"] | own
         starts_from(cfg, chosen or checkpoint_path(source, "best"))
     elif dense is not None:
         build.check(settings := config.finish(cfg, choices))  # before the dense run has a directory
         if folder is None and settings["exp_name"] is not None and (taken := Path(settings["output_dir"]) / settings["exp_name"]).exists():
-            raise UserError(f"exp_name={settings['exp_name']}: {taken} exists already, and a run is never overwritten. Choose another.")
+            raise UserError(
+                f"exp_name={settings['exp_name']}: {taken} exists already, and a run is never overwritten.\n"
+                f"Choose another exp_name, or go on with that run: snnexp resume {taken}"
+            )
         starts_from(cfg, dense_run(*dense, folder).checkpoint("best"))
-    settings = config.finish(cfg, choices, saved=source is not None)
+    settings = config.finish(cfg, choices | own, saved=source is not None)
     existing = train.earlier(folder, settings) if folder else None
     if existing is not None and train.finished(existing):
         print(f"{existing.root.name}: done already")
         return train.objective(existing)
+    if source is not None:
+        say_changes(config.read_saved(source.config), settings)
     run = existing or train.create(cfg, settings, folder, settings["trust"] if source is not None else None)
-    finish_source(settings)
+    if settings["start"]:
+        finish_source(run, settings)
+    elif dense is not None:
+        print(f"Two runs, the dense one first: {source_run(settings).root}")
     return train.train(run, settings)
 
 
+TUNED = ("optimizer", "scheduler")
+"""Groups of which fine-tuning has an option of its own."""
 DENSE = "_dense"
 """What the directory of the dense run has after the name of the pruned one's, where that is given."""
+
+
+def say_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Say in what a pruned run differs from its source beside pruning and fine-tuning: its numbers may not be comparable."""
+    own = {"pruner", "stages", "prune_from", "lr", *TUNED}
+    if changes := config.differences(before, after, ignoring=config.NEUTRAL | own):
+        print(f"This is not all as in the source run: {', '.join(changes)}.")
 
 
 def checked_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> list[str]:
@@ -171,6 +189,11 @@ def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
     tuning = cfg.pruner.get("finetune")
     if not isinstance(tuning, DictConfig) or tuning.get("epochs") is None:
         raise UserError(f"pruner.finetune={tuning}: needs at least epochs, as in conf/pruner/spike_map.yaml.")
+    known = ("epochs", "lr", *TUNED)
+    if unknown := [name for name in tuning if name not in known]:
+        raise UserError(
+            f"pruner.finetune.{unknown[0]}: there is no such setting; there are {', '.join(known)}.{nearest(unknown[0], known)}"
+        )
     tuning = OmegaConf.merge({"lr": None}, tuning)
     least = int("finetune" in stages)
     if isinstance(tuning.epochs, bool) or not isinstance(tuning.epochs, int) or tuning.epochs < least:
@@ -181,7 +204,7 @@ def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
     with open_dict(cfg):
         cfg.epochs = tuning.epochs if "finetune" in stages else 0
         cfg.lr = cfg.lr if tuning.lr is None else tuning.lr
-        for group in ("optimizer", "scheduler"):
+        for group in TUNED:
             if tuning.get(group) is not None:
                 cfg[group] = option(group, tuning[group])
 
@@ -197,22 +220,29 @@ def option(group: str, name: str) -> DictConfig:
 
     Raises: UserError if there is no such option.
     """
+    known = sorted(app.options_of(group))
     try:
         return hydra.compose("train", overrides=[f"{group}={name}"])[group]
-    except HydraException as error:
-        known = sorted(app.options_of(group))
+    except (HydraException, ValueError) as error:
         raise UserError(
             f"pruner.finetune.{group}={name}: there is no such option; there are {', '.join(known)}.{nearest(name, known)}"
         ) from error
 
 
-def finish_source(settings: dict[str, Any]) -> None:
-    """Do what is left of the dense run of a whole flow.
+def source_run(settings: dict[str, Any]) -> RunDir:
+    """The run whose checkpoint a pruned run starts from."""
+    return RunDir(Path(settings["prune_from"]).parents[1])
+
+
+def finish_source(run: RunDir, settings: dict[str, Any]) -> None:
+    """Do what is left of the dense run of a whole flow, unless its outcome is pruned already; with the trust that is in force for both.
 
     Raises: UserError, RunFailed; KeyboardInterrupt or SystemExit if a signal stopped it.
     """
-    if "train" not in settings.get("stages", []):
+    from snnexp.launch import launch
+
+    if "train" not in settings.get("stages", []) or run.checkpoint("latest").exists():
         return
-    source = RunDir(Path(settings["prune_from"]).parents[1])
-    if not train.finished(source):
-        train.train(source, config.read_saved(source.config))
+    dense = source_run(settings)
+    if not train.finished(dense):
+        launch(dense, config.read_saved(dense.config)["devices"], settings["trust"])

@@ -52,6 +52,8 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
     for change in config.differences(before, settings, ignoring=set()):
+        if change.startswith("pruner.finetune.") and "stages" in before:
+            raise UserError(f"{change}: a run has taken these for its own; change epochs= or lr=, or prune anew.")
         if change.startswith("pruner.") and "stages" in before and run.checkpoint("latest").exists():
             raise UserError(f"{change}: this run is pruned already; prune it further with snnexp prune {run.root}.")
         if change.startswith(tuple(f"{key} " for key in FIXED)) or change.startswith("model."):
@@ -74,7 +76,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     set_aside(run, folder)
     write_json(run.config, settings)
     provenance.write(folder, ["snnexp resume", str(run.root), *HydraConfig.get().overrides.task], settings["seed"])
-    finish_source(settings)
+    finish_source(run, settings)
     launch(run, settings["devices"], settings["trust"])
 
 
@@ -83,9 +85,10 @@ def nothing_left(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -
     if not run.status.exists() or read_json(run.status)["state"] != "finished":
         return None
     state, patience = saved["state"], settings["early_stop"]
+    ahead = settings["pruner"] and "stages" not in settings and saved["pruned"]["ratio"] < settings["pruner"]["ratio"]
     if state["epoch"] >= settings["epochs"]:
         return f"{run.root} is finished ({state['epoch']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=..."
-    if patience is not None and state["stale"] >= patience:
+    if patience is not None and state["stale"] >= patience and not ahead:
         return (
             f"{run.root} was stopped early, after {state['stale']} validations without a new best; nothing is left to do. "
             "Go on with a larger early_stop, or early_stop=null."

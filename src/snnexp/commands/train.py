@@ -54,7 +54,7 @@ def alone_or_in_sweep(work: Callable[[Path | None], float | None]) -> float | No
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
         print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
         status = RunDir(folder).status
-        if not status.exists() or read_json(status)["state"] == "failed":  # a run that has another state keeps it
+        if not status.exists() or read_json(status)["state"] in ("created", "failed"):  # a run that has another state keeps it
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
 

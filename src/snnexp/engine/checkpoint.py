@@ -14,7 +14,7 @@ from snnexp.errors import RunFailed, UserError
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
-    "circumstances", "pruned",
+    "circumstances",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or any(name not in content for name in REQUIRED):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is not a checkpoint of snnexp: it lacks some of {', '.join(REQUIRED)}; found: {found}.")
-    return content
+    return {"pruned": {"kept": {}, "ratio": 0.0}} | content  # older ones are dense
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -230,7 +230,7 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
     """
     link(x, "latest", "final")
-    with results.best_weights(x):
+    with results.best_weights(x, state):
         evaluation = tracked(x, "test", stop, "test") if x.data.splits["test"] else None
         activity = results.activity(x, stop)
     files = [path for tracker in x.trackers.values() for path in tracker.finish()]

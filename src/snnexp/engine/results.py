@@ -73,10 +73,10 @@ def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:
 
 
 @contextmanager
-def best_weights(x: "Experiment") -> Iterator[None]:
+def best_weights(x: "Experiment", state: State) -> Iterator[None]:
     """The model carries the weights of the best epoch inside the context; without a validated epoch, its own."""
     path = x.run.checkpoint("best")
-    if not path.exists():
+    if state.best is None or not path.exists():
         yield
         return
     own = {name: value.detach().clone() for name, value in x.model.state_dict().items()}

@@ -1,12 +1,14 @@
 """How fast two networks are, side by side: forward passes and training steps in turn, so that a busy machine slows both alike."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from spikingjelly.activation_based import functional
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnexp import build
 from snnexp.data.sampler import EvaluationBatches, pool
@@ -16,28 +18,50 @@ from snnexp.engine.loader import budget
 if TYPE_CHECKING:
     from snnexp.build import Experiment
 
-PAIRS, SECONDS = (3, 25), 12.0
+PAIRS, SECONDS = (3, 15), 12.0
 """At least and at most so many pairs of measurements; between them, as many as fit this time."""
 
 
 def compare(x: "Experiment", dense: nn.Module, pruned: nn.Module) -> dict[str, Any]:
-    """Milliseconds of a forward pass and of a training step of both, the fastest of all rounds, and their ratios; both models are used up.
+    """Median milliseconds of a forward pass and of a training step of both, and the median ratios of the rounds; both models are used up.
 
-    Whatever else a machine does can only slow a round down. A step is forward, backward and optimizer on the first batch of the training
-    split, in the run's precision, not compiled.
+    A ratio is that of two neighbouring times, so it can differ from the ratio of the medians. A step is forward, backward and optimizer on
+    the first batch of the training split, in the run's precision, on this process alone, not compiled.
     """
+    dense, pruned = alone(dense), alone(pruned)
     view = x.data.view("train", augment=False)
     share = max(1, x.config.batch_size // x.ranks.world)
     keys = next(iter(EvaluationBatches(pool(len(view), None), share, **budget(x.data, "train"))))
     batch = x.data.prepare(to_device(view.__getitems__(keys), x.ranks.device))
     with torch.random.fork_rng(devices=[x.ranks.device] if x.ranks.device.type == "cuda" else []):  # how often it is run depends on time
-        timings = {name: _in_turn([work(x, model, batch) for model in (dense, pruned)], x.ranks.device) for name, work in WORK.items()}
+        timings = {name: in_turn([work(x, model, batch) for model in (dense, pruned)], x.ranks.device) for name, work in WORK.items()}
     report: dict[str, Any] = {"pairs": min(len(pairs) for pairs in timings.values()), "batch_size": len(keys)}
     for name, pairs in timings.items():
-        fastest = [1e3 * min(times) for times in zip(*pairs, strict=True)]
-        report[name] = fastest[0] / fastest[1]
-        report[f"{name}_ms"] = dict(zip(("dense", "pruned"), fastest, strict=True))
+        report[name] = statistics.median(first / second for first, second in pairs)
+        medians = [1e3 * statistics.median(times) for times in zip(*pairs, strict=True)]
+        report[f"{name}_ms"] = dict(zip(("dense", "pruned"), medians, strict=True))
     return report
+
+
+class PlainNorm(_BatchNorm):
+    """Batch norm of this process alone, for inputs of any number of axes, as SyncBatchNorm takes them."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return None
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """A model that neither waits for other processes, as synchronised norms do, nor counts its spikes for a tracker."""
+    for parent in list(model.modules()):
+        if hasattr(parent, "count_spikes"):
+            parent.count_spikes = False
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.SyncBatchNorm):
+                plain = PlainNorm(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device)
+                plain.load_state_dict(norm.state_dict())
+                setattr(parent, name, plain)
+    functional.invalidate_reset_cache(model)
+    return model
 
 
 def forward_pass(x: "Experiment", model: nn.Module, batch: Any) -> Callable[[], None]:
@@ -71,17 +95,17 @@ def training_step(x: "Experiment", model: nn.Module, batch: Any) -> Callable[[],
 WORK = {"forward": forward_pass, "step": training_step}
 
 
-def _in_turn(works: list[Callable[[], None]], device: torch.device) -> list[tuple[float, ...]]:
-    """Seconds of each work, in turn, as often as the time allows; the first round warms up."""
+def in_turn(works: list[Callable[[], None]], device: torch.device) -> list[tuple[float, ...]]:
+    """Seconds of both works, in turn and in changing order, as often as the time allows; the first round warms up."""
     pairs: list[tuple[float, ...]] = []
     started = time.perf_counter()
     while len(pairs) <= PAIRS[0] or (len(pairs) <= PAIRS[1] and time.perf_counter() - started < SECONDS / len(WORK)):
-        times = []
-        for work in works:
+        times = [0.0] * len(works)
+        for place in (0, 1) if len(pairs) % 2 else (1, 0):  # who is second pays for what the first left behind
             begun = time.perf_counter()
-            work()
+            works[place]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - begun)
+            times[place] = time.perf_counter() - begun
         pairs.append(tuple(times))
     return pairs[1:]

@@ -60,6 +60,8 @@ class Pruner:
         groups = groups_of(model)
         self.sizes = {group.name: group.size for group in groups}
         layers, ignore = ([one] if isinstance(one, str) else one for one in (layers, ignore))
+        if wrong := [one for one in [*(layers or []), *(ignore or [])] if not isinstance(one, str)]:
+            raise UserError(f"pruner.layers, pruner.ignore: {wrong[0]!r} is no name of a layer.")
         self.names = chosen(groups, layers, ignore or [])
 
     @property
