@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.3, 0.5, 0.7])
+    parser.add_argument("--round-to", type=int, default=1)
     arguments = parser.parse_args()
     keep_memory()
     torch.manual_seed(0)
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{title}: {before:,} parameters")
         for ratio in arguments.ratios:
             pruned = copy.deepcopy(dense)
-            pruner = Pruner(pruned, RandomChoice(), ratio=ratio)
+            pruner = Pruner(pruned, RandomChoice(), ratio=ratio, round_to=arguments.round_to)
             pruner.apply_pruning(pruner.select_channels_to_prune(pruner.compute_channel_scores([])))
             line = f"  ratio {ratio:g}: {count(pruned):>10,} parameters ({count(pruned) / before - 1:+.1%})"
             for work in (step, forward):

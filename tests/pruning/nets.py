@@ -9,6 +9,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from snnexp.models.neurons import LIFNode
 from snnexp.models.resnet19 import ResNet19
 from snnexp.models.spikformer import Spikformer
 from snnexp.models.spiking_gnn import NAMES, SpikingGNN
@@ -183,3 +184,16 @@ def forward(model: nn.Module, inputs: Any) -> Tensor:
 def count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
+
+
+def recorded(model: nn.Module, inputs: object) -> dict[str, Tensor]:
+    """What each LIF of a model puts out, in evaluation mode from rest."""
+    outputs: dict[str, Tensor] = {}
+    lifs = [(name, module) for name, module in model.named_modules() if isinstance(module, LIFNode)]
+    handles = [lif.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o.double())) for name, lif in lifs]
+    with torch.no_grad():
+        model.eval()(inputs)
+    functional.reset_net(model)
+    for handle in handles:
+        handle.remove()
+    return outputs

@@ -3,26 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from pruning.nets import graphs, network
+from pruning.nets import graphs, network, recorded
 from snnexp.models.neurons import LIFNode
 from snnexp.models.resnet19 import ResNet19
 from snnexp.pruning.maps import spike_maps
-
-
-def recorded(model: nn.Module, inputs: object) -> dict[str, Tensor]:
-    """What each LIF of a model puts out, in evaluation mode from rest."""
-    outputs: dict[str, Tensor] = {}
-    lifs = [(name, module) for name, module in model.named_modules() if isinstance(module, LIFNode)]
-    handles = [lif.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o.double())) for name, lif in lifs]
-    with torch.no_grad():
-        model.eval()(inputs)
-    functional.reset_net(model)
-    for handle in handles:
-        handle.remove()
-    return outputs
 
 
 def maps(model: nn.Module, inputs: object) -> dict[str, np.ndarray]:

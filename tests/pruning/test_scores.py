@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from pruning.nets import network
+from pruning.nets import network, recorded
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import LIFNode, make_lif
@@ -98,19 +98,6 @@ def test_units_of_several_channels_at_an_offset(criterion):
     result = scores(Pairs(6), criterion(), [x])
     assert result["first"].tolist() == pytest.approx([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2], abs=1e-12)
     assert result["second"].tolist() == pytest.approx([(single[4] + single[5]) / 2], abs=1e-12)
-
-
-def recorded(model: nn.Module, inputs: object) -> dict[str, Tensor]:
-    """What each LIF of a model puts out, in evaluation mode from rest."""
-    outputs: dict[str, Tensor] = {}
-    lifs = [(name, module) for name, module in model.named_modules() if isinstance(module, LIFNode)]
-    handles = [lif.register_forward_hook(lambda m, i, o, name=name: outputs.__setitem__(name, o.double())) for name, lif in lifs]
-    with torch.no_grad():
-        model.eval()(inputs)
-    functional.reset_net(model)
-    for handle in handles:
-        handle.remove()
-    return outputs
 
 
 def test_rates_of_heads_of_residual_sums_and_of_a_hidden_layer():
