@@ -11,7 +11,11 @@ RECIPE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [["workers=0"], ["workers=2", "accumulate=2"]], ids=["in the process", "workers, accumulated"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param(["workers=0"], marks=pytest.mark.slow), ["workers=2", "accumulate=2"]],
+    ids=["in the process", "workers, accumulated"],
+)
 def test_sigkill_in_mid_epoch(more, snnexp, start, tmp_path):
     settings = [*TINY, *RECIPE, *more, "save_minutes=0.00001", "batch_size=8"]
     snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)

@@ -18,7 +18,7 @@ from snnexp.engine.loader import budget
 if TYPE_CHECKING:
     from snnexp.build import Experiment
 
-PAIRS, SECONDS = (3, 15), 12.0
+PAIRS, SECONDS = (5, 15), 12.0
 """At least and at most so many pairs of measurements; between them, as many as fit this time."""
 
 
