@@ -213,7 +213,7 @@ def check_pruning(settings: dict[str, Any], its_model: nn.Module, its_data: Any)
     if settings.get("prune_from") is not None:
         source = source_of(settings)
         if source.exists() or "train" not in settings["stages"]:
-            prunable(settings, its_model, its_data, checkpoint.load(source), source)
+            adopt_structure(settings, its_model, its_data, checkpoint.load(source), source)
         elif not (source.parents[1] / "config.json").exists():
             raise UserError(f"prune_from={source}: the dense run of this flow is no longer there, and it was not pruned before.")
     if "stages" not in settings:
@@ -229,7 +229,7 @@ def source_of(settings: dict[str, Any]) -> Path:
     return latest if not best.exists() and latest.exists() else best
 
 
-def prunable(settings: dict[str, Any], its_model: nn.Module, its_data: Any, saved: dict[str, Any], source: Path) -> None:
+def adopt_structure(settings: dict[str, Any], its_model: nn.Module, its_data: Any, saved: dict[str, Any], source: Path) -> None:
     """Give a model the structure of the checkpoint that a run is to prune or to fine-tune.
 
     Raises: UserError if that does not fit the model or its data, or if there is nothing to fine-tune.
@@ -290,8 +290,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
         transfer(its_model, config.init_from, terminal)
-    sizes = {group.name: group.size for group in surgery.groups_of(its_model)} if settings["pruner"] else {}
-    its_pruner, pruned = pruning_of(settings, its_model, its_data, latest)
+    its_pruner, pruned = pruning_of(settings, its_model, its_data, latest) if settings["pruner"] else (None, {})
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
@@ -328,33 +327,33 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         trackers=its_trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
         pruner=its_pruner,
-        sizes=sizes,
         **pruned,
     )
 
 
 def pruning_of(settings: dict[str, Any], its_model: nn.Module, its_data: Any, latest: Path) -> tuple[Any, dict[str, Any]]:
-    """The pruner of a run, if there may be something to prune, and what its checkpoint, or its source, has pruned already.
+    """The pruner of a run that prunes, while there may be something to prune, and what its checkpoint, or its source, has pruned already.
 
     The model gets that structure; where the run is just made from a source, its weights too. Raises: UserError.
     """
-    gradual = bool(settings["pruner"]) and "stages" not in settings
+    sizes = {"sizes": {group.name: group.size for group in surgery.groups_of(its_model)}}
+    gradual = "stages" not in settings
     its_pruner = pruner(settings, its_model) if gradual else None  # counts from the dense model
     if latest.exists():
         pruned = checkpoint.load(latest)["pruned"]
         surgery.rebuild(its_model, pruned["kept"], latest)
-        return its_pruner, pruned
-    if gradual or "stages" not in settings:
-        return its_pruner, {}
-    pruned: dict[str, Any] = {}
+        return its_pruner, sizes | pruned
+    if gradual:
+        return its_pruner, sizes
+    pruned = {}
     if settings["prune_from"] is not None:
         source = source_of(settings)
         saved = checkpoint.load(source)
-        prunable(settings, its_model, its_data, saved, source)
+        adopt_structure(settings, its_model, its_data, saved, source)
         its_data.load_state_dict(saved["data"])
         checkpoint.load_into(its_model, checkpoint.weights(saved), source)
         pruned = saved["pruned"]
-    return pruner(settings, its_model) if "prune" in settings["stages"] else None, pruned
+    return pruner(settings, its_model) if "prune" in settings["stages"] else None, sizes | pruned
 
 
 def refit(x: Experiment, cut: surgery.Cut) -> None:

@@ -41,7 +41,7 @@ def in_a_child(work) -> int:
     if pid == 0:
         try:
             work()
-        except BaseException:
+        except BaseException:  # whatever it is must not let the child go on as a second pytest
             os._exit(99)
         os._exit(0)
     return os.waitpid(pid, 0)[1]

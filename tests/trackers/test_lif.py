@@ -159,7 +159,7 @@ if 'all_forward_steps' in stats:
     print("\\n时间步平均值:")
     for layer, timesteps in stats['summary']['timestep_averages'].items():
         print(f"  {layer}: {timesteps}")
-"""  # noqa: W293
+"""  # noqa: W293 - the script is the documented one to the letter, spaces in its empty lines included
 
 PLOTTING = """
 import json

@@ -50,9 +50,9 @@ def prune_source(x: "Experiment", state: State, stop: StopFlag) -> None:
         write(x, record)
         return
     dense = measured(x, state, stop, "dense")
-    before = copy.deepcopy(x.model)
     record = new_record(x) | {"stages": {"dense": dense}}
-    record["steps"].append(cut_channels(x, state, stop, x.pruner.ratio))
+    step, before = cut_channels(x, state, stop, x.pruner.ratio)
+    record["steps"].append(step)
     record["stages"]["pruned"] = measured(x, state, stop, "pruned")
     record["speedup"] = timed(x, before, record["stages"]["dense"], record["stages"]["pruned"])
     x.pruner = None
@@ -76,7 +76,8 @@ def prune_gradually(x: "Experiment", state: State, stop: StopFlag) -> None:
     elif x.ranks.main:
         before = read_json(x.run.pruning)  # a resume may have changed the settings
         record |= {"steps": done_until(before["steps"], state.epoch), "stages": {"dense": before["stages"]["dense"]}}
-    record["steps"].append(cut_channels(x, state, stop, ratio))
+    step, _ = cut_channels(x, state, stop, ratio)
+    record["steps"].append(step)
     ranked = {epoch for _, epoch in state.ranking}
     forget_best(x, state)
     if x.ranks.main:
@@ -168,8 +169,11 @@ def write(x: "Experiment", record: dict[str, Any]) -> None:
         write_json(x.run.pruning, record)
 
 
-def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) -> dict[str, Any]:
-    """Score the channels, take the lowest out of the model and all that follows its weights, check the surgery; the step's record."""
+def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) -> tuple[dict[str, Any], nn.Module]:
+    """Score the channels, take the lowest out of the model and all that follows its weights, check the surgery.
+
+    The step's record, and the network as it was before. Raises: Stopped, UserError, RunFailed.
+    """
     batches = calibration(x, stop)
     x.ranks.share_buffers(x.model)
     scores = x.pruner.compute_channel_scores(batches, lambda batch: forward(x, x.model, batch))
@@ -199,7 +203,7 @@ def cut_channels(x: "Experiment", state: State, stop: StopFlag, ratio: float) ->
     silent = [name for name, values in scores.items() if not values.any()]
     if silent:
         x.terminal.say(f"In {', '.join(silent)} every score is 0, so the choice there was arbitrary.")
-    return step
+    return step, dense
 
 
 def layer(x: "Experiment", group: Any, scores: Tensor) -> dict[str, Any]:
@@ -242,6 +246,8 @@ def check_sound(x: "Experiment", dense: nn.Module, cut: Cut, batch: Any) -> None
         with silenced(dense, cut.kept):
             silent = plain_output(x, dense, batch)
         pruned = plain_output(x, x.model, batch)
+    except torch.OutOfMemoryError:
+        raise  # also a RuntimeError, but no fault of the groups
     except RuntimeError as error:
         raise RunFailed(f"the pruned network cannot be computed: {wrong} ({str(error).splitlines()[0]}).") from error
     close = ((silent - pruned).abs() <= 1e-3 * silent.abs().max() + 1e-6).double().mean().item()

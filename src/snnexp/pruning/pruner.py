@@ -56,7 +56,7 @@ class Pruner:
                 raise UserError(f"pruner.{name}={value}: must be at least 1.")
         self.model, self.criterion = model, criterion
         self.ratio, self.ranking, self.round_to, self.floor = ratio, ranking, round_to, floor
-        self.calibration_samples, self.schedule, self.finetune = calibration_samples, schedule or {}, finetune or {}
+        self.calibration_samples, self.schedule = calibration_samples, schedule or {}  # `finetune` is for whoever trains it on
         groups = groups_of(model)
         self.sizes = {group.name: group.size for group in groups}
         layers, ignore = ([one] if isinstance(one, str) else one for one in (layers, ignore))
