@@ -148,3 +148,61 @@ def test_an_evaluation_under_a_budget_holds_every_sample_once_in_order(world):
             assert len(keys) <= 12 // world and (len(keys) == 1 or sum(SIZES[index] for _, index in keys) <= 200 // world)
     assert list(EvaluationBatches(indices[:0], 12, sizes=SIZES, budget=200)) == []
     assert len(TrainBatches(indices[:0], 12, 0, sizes=SIZES, budget=200)) == 0
+
+
+LENGTHS = np.random.default_rng(1).integers(1, 200, 1010)
+
+
+def alike(world: int = 1, epoch: int = 0, start: int = 0, seed: int = 3, count: int = 1010, batch_size: int = 16) -> list[TrainBatches]:
+    """The batches of each rank, of like length."""
+    ranks = [TrainBatches(np.arange(count), batch_size, seed, rank, world, lengths=LENGTHS) for rank in range(world)]
+    for batches in ranks:
+        batches.seek(epoch, start)
+    return ranks
+
+
+def padding(batches: TrainBatches) -> float:
+    found = [LENGTHS[[index for _, index in keys]] for keys in batches]
+    return 1 - sum(lengths.sum() for lengths in found) / sum(len(lengths) * lengths.max() for lengths in found)
+
+
+def test_batches_of_like_length_hold_every_sample_once_and_little_padding():
+    (batches,) = alike()
+    found = [[index for _, index in keys] for keys in batches]
+    assert sorted(sum(found, [])) == list(range(1010))
+    assert list(map(len, found)) == [16] * 63 + [2] and [batches.size(number) for number in range(64)] == [16] * 63 + [2]
+    assert padding(batches) < 0.06 and padding(TrainBatches(np.arange(1010), 16, 3)) > 0.4
+    longest = np.array([LENGTHS[batch].max() for batch in found])
+    assert abs(np.corrcoef(longest[:-1], np.arange(63))[0, 1]) < 0.4  # batches come in random order
+    assert len({frozenset(batch) for epoch in range(5) for batch in [tuple(i for _, i in keys) for keys in alike(epoch=epoch)[0]]}) == 320
+
+
+def test_the_smaller_last_batch_is_drawn_by_chance_not_by_length():
+    last = np.array([LENGTHS[[index for _, index in list(alike(epoch=epoch)[0])[-1]]].mean() for epoch in range(60)])
+    assert abs(last.mean() - LENGTHS.mean()) < 3 * LENGTHS.std() / np.sqrt(120)
+
+
+def test_batches_of_like_length_follow_from_seed_and_epoch_and_are_resumed_at_any():
+    def keys(**given):
+        return list(alike(**given)[0])
+
+    whole = keys(epoch=4)
+    assert whole == keys(epoch=4) and whole != keys(epoch=5) and whole != keys(epoch=4, seed=4)
+    assert all(keys(epoch=4, start=start) == whole[start:] for start in (1, 30, 63, 64))
+    (batches,) = alike(epoch=4)
+    assert [batches.after(samples) for samples in (0, 15, 16, 17, 1009)] == [0, 0, 1, 1, 63]
+    assert keys(count=7) == list(TrainBatches(np.arange(7), 16, 3))  # less than one batch
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_batches_of_like_length(world):
+    alone = list(alike(epoch=2)[0])
+    ranks = alike(world, epoch=2)
+    for number, parts in enumerate(zip(*ranks, strict=True)):
+        assert [key for part in parts for key in part] == alone[number]
+        assert [len(part) for part in parts] == [batches.share(number) for batches in ranks]
+    assert len(ranks[0]) == (64 if world == 2 else 63)
+
+
+def test_an_evaluation_keeps_its_order_whatever_the_lengths():
+    assert list(EvaluationBatches(np.arange(50), 8, lengths=LENGTHS)) == list(EvaluationBatches(np.arange(50), 8))

@@ -29,11 +29,16 @@ def bounds(sizes: np.ndarray, batch_size: int, budget: int, world: int) -> np.nd
     return np.array(cuts)
 
 
+BUCKET_BATCHES = 32
+"""Of about so many batches the samples are sorted by length: like lengths come together, but not the same samples in every epoch."""
+
+
 class TrainBatches:
     """Shuffled batches of one epoch for one rank; `batch_size` counts the samples of all ranks together.
 
     The last, smaller batch is kept, unless it has fewer samples than there are ranks. With a `budget` a batch ends before the sum of
-    its `sizes` (one for each sample of the split) exceeds it, so that the number of batches differs from epoch to epoch.
+    its `sizes` (one for each sample of the split) exceeds it, so that the number of batches differs from epoch to epoch. With `lengths`
+    (one for each sample of the split) the samples of a batch are of like length, so that little of it is padding.
     """
 
     def __init__(
@@ -46,11 +51,13 @@ class TrainBatches:
         *,
         sizes: np.ndarray | None = None,
         budget: int | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.indices, self.count = indices, len(indices)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.sizes = sizes[indices] if sizes is not None and budget is not None else None
         self.budget = budget
+        self.lengths = None if lengths is None else lengths[indices]
         self.epoch, self.start = 0, 0
         self._cut: tuple[int, np.ndarray] | None = None
 
@@ -84,7 +91,9 @@ class TrainBatches:
 
     def order(self) -> np.ndarray:
         """The epoch's order of the samples."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.count)
+        draw = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        order = draw.permutation(self.count)
+        return order if self.lengths is None else bucketed(order, self.lengths, self.batch_size, draw)
 
     def cuts(self) -> np.ndarray:
         """Where the epoch's order is cut into batches, [batches + 1]."""
@@ -99,8 +108,23 @@ class TrainBatches:
         return self._cut[1]
 
 
+def bucketed(order: np.ndarray, lengths: np.ndarray, batch_size: int, draw: np.random.Generator) -> np.ndarray:
+    """A random order in which each whole batch has samples of like length, the batches in random order too.
+
+    The order falls into chunks of about BUCKET_BATCHES batches, each chunk is sorted by length and cut into batches. What is left over
+    for a smaller batch stays at the end, so that chance, not length, decides who is in it.
+    """
+    whole = len(order) // batch_size
+    if not whole:
+        return order
+    chunks = np.array_split(order[: whole * batch_size].reshape(whole, batch_size), max(1, round(whole / BUCKET_BATCHES)))
+    alike = [chunk.ravel()[np.argsort(lengths[chunk.ravel()], kind="stable")] for chunk in chunks]
+    batches = np.concatenate(alike).reshape(whole, batch_size)[draw.permutation(whole)]
+    return np.append(batches, order[whole * batch_size :])
+
+
 class EvaluationBatches:
-    """Batches of every sample once, in order; the ranks' shares are disjoint and may differ in length.
+    """Batches of every sample once, in order, whatever their `lengths`; the ranks' shares are disjoint and may differ in length.
 
     With a `budget` a batch ends before the sum of its `sizes` (one for each sample of the split) exceeds the rank's part of it.
     """
@@ -114,6 +138,7 @@ class EvaluationBatches:
         *,
         sizes: np.ndarray | None = None,
         budget: int | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.indices = np.array_split(indices, world)[rank]
         batch_size = max(1, batch_size // world)

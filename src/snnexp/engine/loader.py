@@ -9,7 +9,7 @@ from snnexp.data.sampler import EvaluationBatches, TrainBatches
 from snnexp.engine.signals import ignore_stop_signals
 
 
-def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool) -> DataLoader:
+def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
     """A loader that draws nothing from the global random state, whose processes leave stop signals to the trainer."""
     return DataLoader(
         view,
@@ -17,6 +17,7 @@ def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: in
         collate_fn=_as_fetched,
         num_workers=workers,
         persistent_workers=workers > 0,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_worker_init,
         generator=torch.Generator().manual_seed(0),
@@ -24,9 +25,13 @@ def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: in
 
 
 def budget(data: Any, split: str) -> dict[str, Any]:
-    """What the batches of a split keep to beside their number of samples, if the data have a budget: the sum of the samples' sizes."""
+    """What the batches of a split keep to beside their number of samples, if the data ask for it.
+
+    A budget for the sum of the samples' sizes, or lengths by which samples of one batch are to be alike.
+    """
     allowed = getattr(data, "node_budget", None)
-    return {} if allowed is None else {"sizes": data.sizes(split), "budget": allowed}
+    alike = {"lengths": data.lengths(split)} if hasattr(data, "lengths") else {}
+    return alike if allowed is None else {"sizes": data.sizes(split), "budget": allowed} | alike
 
 
 def _as_fetched(batch: object) -> object:
