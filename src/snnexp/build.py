@@ -22,6 +22,7 @@ from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine import checkpoint
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.ema import MovingAverage
+from snnexp.engine.held_out import HeldOut
 from snnexp.engine.loader import budget, loader
 from snnexp.engine.precision import Precision, resolve
 from snnexp.engine.restart import OTHER_SAMPLES
@@ -101,7 +102,8 @@ class Experiment:
             return
         self.metrics.truncate(state.metrics_offset)
         if self.settings["logger"].get("_target_"):
-            logger = instantiate(self.settings["logger"], self.config.trust, run_dir=self.run.root, first_epoch=state.epoch + 1)
+            first = {"first_epoch": state.epoch + 1, "first_step": state.step + 1}
+            logger = instantiate(self.settings["logger"], self.config.trust, run_dir=self.run.root, **first)
             logger.hparams(self.settings)
             self.loggers = [logger]
 
@@ -154,8 +156,8 @@ def model(settings: dict[str, Any], data: Any, task: Any) -> nn.Module:
     for name in targets.FROM_DATA:
         if name in accepted and node.get(name) is None and name not in there and accepted[name].default is inspect.Parameter.empty:
             raise UserError(
-                f"model={settings['choices']['model']} needs {name}, which {data.name} does not have: frames, images and graphs are "
-                "for different models. Choose another model= or dataset=."
+                f"model={settings['choices']['model']} needs {name}, which {data.name} does not have: frames, images, graphs and "
+                "stays are for different models. Choose another model= or dataset=."
             )
     built = instantiate(node, settings["trust"], **there)
     return built.to(memory_format=torch.channels_last) if settings["channels_last"] else built
@@ -173,10 +175,13 @@ def task(settings: dict[str, Any]) -> Any:
     return built
 
 
-def trackers(settings: dict[str, Any], model: nn.Module, run: RunDir, ranks: Ranks) -> dict[str, Any]:
+def trackers(
+    settings: dict[str, Any], model: nn.Module, task: Any, run: RunDir, ranks: Ranks, probe: HeldOut | None = None
+) -> dict[str, Any]:
     """The trackers of a run, by name."""
     names = list(settings["tracker"])
     supplied = {"model": model, "folder": run.root, "main": ranks.main, "reduce": ranks.summed, "trackers": names}
+    supplied |= {"task": task, "probe": probe}
     return {name: instantiate(settings["tracker"][name], settings["trust"], **supplied) for name in names}
 
 
@@ -196,7 +201,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     its_data, its_task = data(settings), task(settings)
     with torch.device("meta"):
         its_model = model(settings, its_data, its_task)
-    trackers(settings, its_model, RunDir(Path()), Ranks(0, 1, device))
+    trackers(settings, its_model, its_task, RunDir(Path()), Ranks(0, 1, device))
     if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, its_model, its_data)
     instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
@@ -295,11 +300,12 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
 
-    its_trackers = trackers(settings, its_model, run, ranks)  # before the model is compiled, which looks at it once
+    precision = resolve(config.precision, ranks.device)
+    probe = HeldOut(its_model, its_task, its_data, config.batch_size, ranks.device, precision) if its_data.splits["val"] else None
+    its_trackers = trackers(settings, its_model, its_task, run, ranks, probe)  # before the model is compiled, which looks at it once
     optimizer = instantiate(settings["optimizer"], config.trust, params=its_model.parameters())
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
-    precision = resolve(config.precision, ranks.device)
     indices = pool(its_data.splits["train"], config.limit_train)
     batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(its_data, "train"))
     if min(len(indices), config.batch_size) < ranks.world:
@@ -323,7 +329,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         scaler=precision.scaler(),
         ema=MovingAverage(its_model, config.ema) if config.ema is not None else None,
         train_batches=batches,
-        train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda"),
+        train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda", config.prefetch),
         trackers=its_trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
         pruner=its_pruner,

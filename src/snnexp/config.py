@@ -39,7 +39,7 @@ class TrainConfig:
     sync_bn: bool
     early_stop: int | None
     monitor: str | None
-    val_every: int
+    val_every: float
     limit_train: int | None
     limit_val: int | None
     save_freq: int
@@ -51,6 +51,7 @@ class TrainConfig:
     output_dir: str
     data_dir: str
     workers: int
+    prefetch: int
     device: str
     devices: int
     start: bool
@@ -87,10 +88,10 @@ class PruneConfig(TrainConfig):
 
 
 AT_LEAST = {
-    "T": 1, "epochs": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "val_every": 1, "save_freq": 1, "keep_best": 1, "workers": 0,
+    "T": 1, "epochs": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "prefetch": 1, "save_freq": 1, "keep_best": 1, "workers": 0,
     "devices": 1, "early_stop": 1, "limit_train": 1, "limit_val": 1, "keep_last": 1,
 }  # fmt: skip
-ABOVE_ZERO = ("lr", "clip_grad", "save_minutes")
+ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every")
 ONE_OF = {"precision": ("auto", "fp32", "bf16", "fp16"), "split": ("train", "val", "test", "all")}
 
 
@@ -229,6 +230,8 @@ def check_ranges(settings: dict[str, Any]) -> None:
     for key, allowed in ONE_OF.items():
         if key in settings and settings[key] not in allowed:
             raise UserError(f"{key}={settings[key]}: not one of {', '.join(allowed)}.{nearest(str(settings[key]), allowed)}")
+    if settings["val_every"] > 1 and settings["val_every"] % 1:
+        raise UserError(f"val_every={settings['val_every']}: a whole number of epochs, or a fraction of one below 1.")
     if settings.get("ema") is not None and not 0 < settings["ema"] < 1:
         raise UserError(f"ema={settings['ema']}: the decay must lie between 0 and 1, such as 0.999.")
     device = settings["device"]
@@ -237,8 +240,9 @@ def check_ranges(settings: dict[str, Any]) -> None:
 
 
 NEUTRAL = {
-    "exp_name", "output_dir", "data_dir", "workers", "save_freq", "save_minutes", "keep_last", "keep_best", "epochs", "early_stop",
-    "devices", "logger", "tracker", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split", "dataset.root",
+    "exp_name", "output_dir", "data_dir", "workers", "prefetch", "save_freq", "save_minutes", "keep_last", "keep_best", "epochs",
+    "early_stop", "devices", "logger", "tracker", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split",
+    "dataset.root",
 }  # fmt: skip
 """Keys that may change without changing the next training step."""
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from snnexp.errors import UserError, nearest
 
-FROM_DATA = ("in_channels", "num_classes", "size", "num_features", "num_outputs", "atom_types", "bond_types")
+FROM_DATA = ("in_channels", "num_classes", "size", "num_features", "num_outputs", "atom_types", "bond_types", "num_variables", "embeddings")
 """Arguments of a model that may be null: the data, or the task on them, fill them in."""
 
 SUPPLIED = {
     "model": FROM_DATA,
     "optimizer": ("params",),
-    "logger": ("run_dir", "first_epoch"),
-    "tracker": ("model", "folder", "main", "reduce", "trackers"),
+    "logger": ("run_dir", "first_epoch", "first_step"),
+    "tracker": ("model", "folder", "main", "reduce", "trackers", "task", "probe"),
     "pruner": ("model",),
 }
 """Arguments that the runner itself supplies; only those of a model may be given as well."""
@@ -31,13 +31,13 @@ VERBS = {
     "dataset": ("view", "prepare", "provides", "state_dict", "load_state_dict"),
     "task": ("outputs", "loss", "counts", "metrics", "predict"),
     "scheduler": ("factor", "observe", "state_dict"),
-    "logger": ("scalars", "upload", "finish", "close"),
+    "logger": ("scalars", "step_scalars", "upload", "finish", "close"),
     "model": ("forward", "state_dict"),
     "optimizer": ("step", "state_dict"),
 }
 """What the class of a node must be able to do."""
 
-TRACKER_VERBS = ("observe", "close_epoch", "state_dict", "load_state_dict", "finish", "rows")
+TRACKER_VERBS = ("observe", "stepped", "close_epoch", "state_dict", "load_state_dict", "finish", "rows")
 """The same of each node below `tracker`."""
 
 PRUNING_VERBS = {

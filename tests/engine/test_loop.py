@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conftest import assert_same, load
 from snnexp.data.sampler import TrainBatches
-from snnexp.engine import loop
+from snnexp.engine import checkpoint, loop
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import to_device
 from snnexp.engine.loader import loader
@@ -134,7 +134,7 @@ def test_ranking_of_epochs(make):
         state.epoch = epoch
         best.append(loop.rank_epoch(x, state, value))
     assert best == [True, False, True, False, False, True]  # NaN is never the best, nor an equal
-    assert state.best == {"epoch": 6, "metric": "Val/Acc1", "value": 40.0}
+    assert state.best == {"epoch": 6, "step": 0, "metric": "Val/Acc1", "value": 40.0}
     assert state.ranking == [[40.0, 6], [30.0, 3], [30.0, 4]]
     assert state.stale == 0
 
@@ -256,3 +256,46 @@ def test_a_signal_ends_the_run_after_the_step(make):
     assert (saved["step"], saved["sampler"]["batch"]) == (2, 2)
     status = json.loads(x.run.status.read_text())
     assert (status["epoch"], status["step"]) == (0, 2)
+
+
+def test_validations_within_an_epoch(make):
+    x = make("epochs=2", "val_every=0.34", "keep_best=2", "limit_train=64", "batch_size=8")  # 8 batches: after 3, 6 and 8 of them
+    with StopFlag() as stop:
+        loop.train(x, stop)
+    lines = [json.loads(line) for line in x.run.metrics_log.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0.375, 0.75, 1, 1.375, 1.75, 2]
+    assert [line["step"] for line in lines] == [3, 6, 8, 11, 14, 16]
+    assert ["Train/Loss" in line for line in lines] == [False, False, True] * 2
+    best = json.loads(x.run.result.read_text())["best"]
+    values = [line["Val/Acc1"] for line in lines]
+    assert best["value"] == max(values) and best["step"] == lines[values.index(max(values))]["step"]
+    ranked = sorted(lines, key=lambda line: (-line["Val/Acc1"], line["epoch"]))[:2]
+    names = {path.name for path in x.run.checkpoints.glob("checkpoint_epoch*")}
+    assert names == {f"checkpoint_epoch{line['epoch']:g}.pth" for line in ranked}
+    assert checkpoint.load(x.run.checkpoint("best"))["step"] == best["step"]
+
+
+def test_a_stop_before_a_validation_within_an_epoch_loses_none(make, monkeypatch):
+    settings = ("epochs=1", "val_every=0.5", "limit_train=64", "batch_size=8")
+    whole = make(*settings, name="whole")
+    loop.train(whole, StopFlag())
+    part, flag = make(*settings, name="part"), StopFlag()
+    real = loop.update
+
+    def stop_at_the_part(x):
+        real(x)
+        if x.train_batches.start == 0 and len(steps) == 3:
+            flag.number = signal.SIGTERM
+        steps.append(1)
+
+    steps = []
+    monkeypatch.setattr(loop, "update", stop_at_the_part)
+    with pytest.raises(Stopped):
+        loop.train(part, flag)
+    assert not part.run.metrics_log.read_text()  # the validation after the fourth batch was still to come
+    monkeypatch.undo()
+    again = make(*settings, name="part")
+    loop.train(again, StopFlag())
+    assert again.run.metrics_log.read_bytes() == whole.run.metrics_log.read_bytes()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name

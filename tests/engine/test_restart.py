@@ -94,9 +94,9 @@ def test_a_kill_between_latest_and_best_is_mended(make):
     train(x)
     latest, best = x.run.checkpoint("latest"), x.run.checkpoint("best")
     saved = checkpoint.load(latest)
-    saved["state"]["best"] |= {"epoch": 2}
+    saved["state"]["best"] |= {"epoch": 2, "step": saved["step"]}
     checkpoint.save(latest, saved)
-    stale = checkpoint.load(best) | {"epoch": 1}
+    stale = checkpoint.load(best) | {"epoch": 1, "step": 0}
     checkpoint.save(best, stale)
     restart.restore(make("epochs=2", "limit_train=16"))
     assert load(best)["epoch"] == 2
@@ -106,7 +106,7 @@ def test_a_best_epoch_whose_weights_are_gone_is_chosen_anew(make):
     x = make("epochs=2", "limit_train=16")
     train(x)
     saved = checkpoint.load(x.run.checkpoint("latest"))
-    saved["state"]["best"] |= {"epoch": 1}
+    saved["state"]["best"] |= {"epoch": 1, "step": 1}
     checkpoint.save(x.run.checkpoint("latest"), saved)
     x.run.checkpoint("best").unlink()
     again = make("epochs=2", "limit_train=16")

@@ -42,10 +42,12 @@ def evaluate(
     stop: StopFlag | None = None,
     on_batch: Any = None,
     observe: Any = None,
+    collect: Any = None,
 ) -> Evaluation:
     """Judge `model` on `split` (or a fixed random `limit` samples of it), without gradients and in evaluation mode.
 
-    `on_batch` is told the samples of each batch; `observe` is called after each forward pass, on every rank equally often.
+    `on_batch` is told the samples of each batch; `observe` is called after each forward pass, on every rank equally often; `collect` gets
+    each batch and what the task made of it.
     Raises: Stopped if `stop` is set meanwhile, on all ranks together.
     """
     view = data.view(split, augment=False)
@@ -76,6 +78,8 @@ def evaluate(
                 columns = task.predict(output, batch)
                 if observe is not None:
                     observe()
+                if collect is not None:
+                    collect(batch, output)
             finally:
                 functional.reset_net(model)
             judged.append([column.cpu().numpy() for column in columns])
@@ -93,7 +97,7 @@ def evaluate(
     return Evaluation(metrics, predicted, true, *score)
 
 
-def judge(x: "Experiment", split: str, stop: StopFlag, title: str, observe: Any = None) -> Evaluation:
+def judge(x: "Experiment", split: str, stop: StopFlag, title: str, observe: Any = None, collect: Any = None) -> Evaluation:
     """The model of a run, or its moving average, on a split of its data."""
     count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
     with x.averaged(), x.terminal.bar(title, count) as bar:
@@ -111,6 +115,7 @@ def judge(x: "Experiment", split: str, stop: StopFlag, title: str, observe: Any 
             stop=stop,
             on_batch=bar.advance,
             observe=observe,
+            collect=collect,
         )
 
 

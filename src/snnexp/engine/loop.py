@@ -35,7 +35,10 @@ def train(x: Experiment, stop: StopFlag) -> None:
         while not is_trained(x, state):
             pruning.prune_gradually(x, state, stop)
             train_epoch(x, state, stop)
-            close_epoch(x, state, validate(x, state, stop))
+            if state.batch < len(x.train_batches):
+                close_part(x, state, validate(x, state, stop))
+            else:
+                close_epoch(x, state, validate(x, state, stop))
         test(x, state, stop)
     except Stopped:
         save(x, state, "latest", "interrupted")  # first: a scheduler may not wait for the statistics
@@ -55,10 +58,12 @@ def is_trained(x: Experiment, state: State) -> bool:
 
 
 def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
-    """Train to the end of the state's epoch, one optimizer step after another.
+    """Train to the next validation within the state's epoch, or to its end, one optimizer step after another.
 
     Raises: Stopped after the step at which any rank was told to stop; RunFailed if the loss is not finite.
     """
+    if part_is_done(x, state):  # a stop came between the part and its validation
+        return
     x.net.train()
     x.train_batches.seek(state.epoch, state.batch)
     fetched = iter(x.train_loader)
@@ -81,11 +86,14 @@ def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
             add(state.counts, counts)
             watch.step()
             bar.advance(len(group), f"loss {loss:.3f}  {watch.rate():.0f} samples/s")
+            show_step(x, state)
             if number:
                 raise Stopped(number)
             if due:
                 save(x, state, "latest")
                 watch.saved()
+            if part_is_done(x, state):
+                break
     watch.close()
 
 
@@ -93,6 +101,14 @@ def groups(start: int, stop: int, size: int) -> Iterator[range]:
     """The batches of each optimizer step from batch `start` to the epoch's end; the last group may be smaller."""
     for first in range(start, stop, size):
         yield range(first, min(first + size, stop))
+
+
+def part_is_done(x: Experiment, state: State) -> bool:
+    """True if a validation within the epoch is due; `val_every` is below 1 then."""
+    if x.config.val_every >= 1 or state.validated == state.step or not 0 < state.batch < len(x.train_batches):
+        return False
+    parts, batches, before = round(1 / x.config.val_every), len(x.train_batches), max(0, state.batch - x.config.accumulate)
+    return state.batch * parts // batches > before * parts // batches
 
 
 def set_rate(x: Experiment, state: State) -> None:
@@ -155,22 +171,28 @@ def update(x: Experiment) -> None:
 
 def validate(x: Experiment, state: State, stop: StopFlag) -> dict[str, float] | None:
     """Metrics on the validation split, or None in an epoch that is not to be validated, and where the data have no such split."""
-    done = state.epoch + 1
-    if not x.data.splits["val"] or (done % x.config.val_every and done < x.config.epochs):
+    done, every = state.epoch + 1, max(1, int(x.config.val_every))
+    if not x.data.splits["val"] or (done % every and done < x.config.epochs):
         return None
-    return tracked(x, "val", stop, f"validation {done}/{x.config.epochs}").metrics
+    return tracked(x, "val", stop, f"validation {position(x, state):g}/{x.config.epochs}").metrics
 
 
-def tracked(x: Experiment, split: str, stop: StopFlag, title: str) -> Evaluation:
+def tracked(x: Experiment, split: str, stop: StopFlag, title: str, collect: Any = None) -> Evaluation:
     """The model, or its moving average, on a split, with the trackers looking on."""
     with forgotten_if_stopped(x):
-        return judge(x, split, stop, title, observe=partial(observe, x, split))
+        return judge(x, split, stop, title, observe=partial(observe, x, split), collect=collect)
 
 
 def observe(x: Experiment, split: str) -> None:
     """Show the trackers the forward pass just done, before the neurons are reset."""
     for tracker in x.trackers.values():
         tracker.observe(split)
+
+
+def show_step(x: Experiment, state: State) -> None:
+    """Tell the trackers that an optimizer step is done; what they have to say of it goes to the loggers, and their news to the terminal."""
+    for tracker in x.trackers.values():
+        results.log_step(x, state, tracker.stepped(state.step), tracker)
 
 
 @contextmanager
@@ -200,15 +222,34 @@ def close_epoch(x: Experiment, state: State, validation: dict[str, float] | None
         discard(x, state, fallen=ranked - {epoch for _, epoch in state.ranking})
 
 
+def close_part(x: Experiment, state: State, validation: dict[str, float] | None) -> None:
+    """Log a validation within an epoch, choose the best one, write the checkpoints that are due."""
+    state.validated = state.step
+    if validation is None:
+        return
+    ranked = {epoch for _, epoch in state.ranking}
+    is_best = rank_epoch(x, state, validation[x.monitor])
+    results.log_validation(x, state, validation, position(x, state))
+    save(x, state, *names_due(x, state, is_best))
+    if x.ranks.main:
+        discard(x, state, fallen=ranked - {epoch for _, epoch in state.ranking})
+
+
+def position(x: Experiment, state: State) -> float:
+    """Epochs done, with the fraction of the running one."""
+    return state.epoch + round(state.batch / len(x.train_batches), 4) if state.batch else state.epoch
+
+
 def names_due(x: Experiment, state: State, is_best: bool) -> list[str]:
-    """The checkpoints to write for the epoch just done; `latest` comes after the epoch's own, since it is what a restart believes."""
-    among_best = x.config.keep_best > 1 and any(epoch == state.epoch for _, epoch in state.ranking)
-    own = [f"epoch{state.epoch}"] if among_best or state.epoch % x.config.save_freq == 0 else []
+    """The checkpoints to write for the epoch just done, or the part of one; `latest` comes after its own, since a restart believes it."""
+    here = position(x, state)
+    among_best = x.config.keep_best > 1 and any(epoch == here for _, epoch in state.ranking)
+    own = [f"epoch{here:g}"] if among_best or (not state.batch and state.epoch % x.config.save_freq == 0) else []
     return own + ["latest"] + (["best"] if is_best else [])
 
 
 def rank_epoch(x: Experiment, state: State, value: float) -> bool:
-    """Enter a validation into the ranking of epochs; True if it is the best so far (of equals, the first)."""
+    """Enter a validation into the ranking; True if it is the best so far (of equals, the first)."""
     if math.isnan(value):
         state.stale += 1
         return False
@@ -216,10 +257,11 @@ def rank_epoch(x: Experiment, state: State, value: float) -> bool:
     x.schedule.observe(value, x.mode)
     is_best = state.best is None or sign * value > sign * state.best["value"]
     if is_best:
-        state.best, state.stale = {"epoch": state.epoch, "metric": f"Val/{x.monitor}", "value": value}, 0
+        best = {"epoch": position(x, state), "step": state.step, "metric": f"Val/{x.monitor}", "value": value}
+        state.best, state.stale = best, 0
     else:
         state.stale += 1
-    ranking = sorted([*state.ranking, [value, state.epoch]], key=lambda entry: (-sign * entry[0], entry[1]))
+    ranking = sorted([*state.ranking, [value, position(x, state)]], key=lambda entry: (-sign * entry[0], entry[1]))
     state.ranking = ranking[: x.config.keep_best]
     return is_best
 
@@ -231,7 +273,9 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     """
     link(x, "latest", "final")
     with results.best_weights(x, state):
-        evaluation = tracked(x, "test", stop, "test") if x.data.splits["test"] else None
+        latents = results.latents_of(x, "test")
+        evaluation = tracked(x, "test", stop, "test", collect=latents) if x.data.splits["test"] else None
+        latents.write(x.run.root / "test_latents.npz")
         activity = results.activity(x, stop)
     files = [path for tracker in x.trackers.values() for path in tracker.finish()]
     results.write(x, state, evaluation, activity, pruning.finish(x, state, evaluation, activity), files)

@@ -64,6 +64,8 @@ class Stopwatch:
             "time": now(),
             "epoch": state.epoch,
             "step": state.step,
+            "done": round(state.epoch + state.batch / max(1, len(self.x.train_batches)), 4),  # epochs, with the part of the running one
+            "loss": state.last_loss,
             "samples_per_s": round(rate, 2),
             "eta_s": round(max(left, 0) / rate) if rate > 0 else None,
             "memory_mib": round(peak_memory_mib(self.x.ranks.device)),

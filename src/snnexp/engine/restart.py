@@ -96,9 +96,9 @@ def circumstances(x: "Experiment") -> dict[str, Any]:
 def discard(x: "Experiment", state: State, fallen: set[int]) -> None:
     """Remove the epoch checkpoints that fell out of the `keep_best` best, unless due by `save_freq`, and those beyond `keep_last`."""
     paths = x.run.checkpoints.glob("checkpoint_epoch*.pth")
-    files = {int(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch(\d+)\.pth", path.name))}
+    files = {float(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch([\d.]+)\.pth", path.name))}
     best = {epoch for _, epoch in state.ranking} if x.config.keep_best > 1 else set()
-    gone = {epoch for epoch in fallen if epoch % x.config.save_freq}
+    gone = {epoch for epoch in fallen if epoch % x.config.save_freq}  # a part of an epoch too
     if x.config.keep_last is not None:
         gone |= set(sorted(files.keys() - best)[: -x.config.keep_last])
     for epoch in gone & files.keys():
@@ -179,15 +179,16 @@ def mend_best(x: "Experiment", state: State, latest: Path) -> bool:
     if state.best is None:
         best.unlink(missing_ok=True)
         return True
-    wanted = state.best["epoch"]
-    if best.exists() and checkpoint.load(best)["epoch"] == wanted:
+    own = x.run.checkpoint(f"epoch{state.best['epoch']:g}")
+    if best.exists() and checkpoint.load(best)["step"] == state.best["step"]:
         return True
-    if state.epoch == wanted and state.batch == 0:
+    if state.step == state.best["step"]:
         checkpoint.link(latest, best)
-    elif x.run.checkpoint(f"epoch{wanted}").exists():
-        checkpoint.link(x.run.checkpoint(f"epoch{wanted}"), best)
+    elif own.exists():
+        checkpoint.link(own, best)
     else:
-        x.terminal.say(f"The weights of epoch {wanted}, the best so far, are no longer there: the best is chosen anew from here.")
+        epoch = f"epoch {state.best['epoch']:g}"
+        x.terminal.say(f"The weights of {epoch}, the best so far, are no longer there: the best is chosen anew from here.")
         best.unlink(missing_ok=True)
         return False
     return True

@@ -15,6 +15,7 @@ from rich.table import Table
 from snnexp.engine import checkpoint
 from snnexp.engine.activity import SAMPLES, Activity, measure
 from snnexp.engine.evaluation import Evaluation
+from snnexp.engine.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.rundir import write_json
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 def announce(x: "Experiment", state: State) -> None:
     """Say what is about to be trained, on what, and from where."""
     config, ranks = x.config, x.ranks
+    if ranks.main:
+        x.run.update_status(monitor=f"Val/{x.monitor}")
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     x.terminal.say(f"{x.data.protocol}")
     x.terminal.say(
@@ -53,6 +56,31 @@ def log_epoch(
         logger.scalars(values | means, state.epoch)
     star = " *" if state.best and state.best["epoch"] == state.epoch else ""
     x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
+
+
+def log_validation(x: "Experiment", state: State, validation: dict[str, float], epoch: float) -> None:
+    """The same for a validation within an epoch; `epoch` says how far it lies into the run. The loggers get it by step."""
+    if not x.ranks.main:
+        return
+    values = {f"Val/{name}": value for name, value in validation.items()}
+    x.metrics.append({"epoch": epoch, "step": state.step, **values})
+    x.metrics.sync()
+    state.metrics_offset = x.metrics.offset()
+    for logger in x.loggers:
+        logger.step_scalars(values, state.step)
+    star = " *" if state.best and state.best["step"] == state.step else ""
+    x.terminal.say(f"epoch {epoch:g}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
+
+
+def log_step(x: "Experiment", state: State, values: dict[str, float], tracker: Any) -> None:
+    """Give the loggers what a tracker has to say of an optimizer step, and say its news."""
+    if not x.ranks.main:
+        return
+    for logger in x.loggers if values else []:
+        logger.step_scalars(values, state.step)
+    for line in tracker.news:
+        x.terminal.say(line)
+    tracker.news.clear()
 
 
 def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:
@@ -121,6 +149,11 @@ def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
         except Exception as error:  # a user's own operation may not bear being counted; the result of a long run must not go with it
             x.terminal.say(f"Activity and energy could not be measured: {type(error).__name__}: {error}")
     return None
+
+
+def latents_of(x: "Experiment", split: str) -> Latents:
+    """A collector of the latents of a split."""
+    return Latents(x.model, x.data, split, min(x.data.splits[split], x.config.limit_val or x.data.splits[split]), x.ranks)
 
 
 def write(
@@ -197,7 +230,7 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
     rows = []
     if result["best"]:
         best = result["best"]
-        rows.append(("best epoch", f"{best['epoch']} of {result['epochs']} ({best['metric']} {best['value']:.4g})"))
+        rows.append(("best epoch", f"{best['epoch']:g} of {result['epochs']} ({best['metric']} {best['value']:.4g})"))
     rows += [(f"test {name}", "undefined" if value is None else f"{value:.4g}") for name, value in result["test"].items()]
     rows += [
         ("parameters", f"{result['parameters']:,}"),

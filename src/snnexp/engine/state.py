@@ -23,6 +23,7 @@ class State:
     best: dict[str, Any] | None = None  # {"epoch", "metric", "value"}
     ranking: list[list[float]] = field(default_factory=list)  # [value, epoch] of the best `keep_best` epochs, best first
     stale: int = 0  # validations since the best
+    validated: int = 0  # the step of the last validation within an epoch
     last_loss: float | None = None  # of the last step
     metrics_offset: int = 0  # bytes of metrics.jsonl that belong to the epochs done
     counts: dict[str, Tensor] = field(default_factory=dict)  # sums of the running epoch on this rank

@@ -8,27 +8,33 @@ from snnexp.errors import UserError
 
 
 class TensorBoard:
-    """Writes `<run_dir>/logs/events.out.tfevents.*`; the step axis is the epoch.
+    """Writes `<run_dir>/logs/events.out.tfevents.*`, whose step axis is the epoch, and for what comes more often than that
+    `<run_dir>/logs/steps/events.out.tfevents.*`, whose axis is the optimizer step: TensorBoard shows it as a run of its own.
 
-    `first_epoch` is the first epoch that this process will draw: points that an interrupted run drew at or past it are
-    hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait before it is
+    `first_epoch` and `first_step` are the first that this process will draw: points that an interrupted run drew at or past them
+    are hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait before it is
     on disk.
 
     Raises: UserError if the event file cannot be written.
     """
 
-    def __init__(self, *, run_dir: Path, first_epoch: int = 0, flush_secs: int = 30) -> None:
+    def __init__(self, *, run_dir: Path, first_epoch: int = 0, first_step: int = 0, flush_secs: int = 30) -> None:
+        self._log_dir, self._flush_secs = Path(run_dir) / "logs", flush_secs
+        self._writer = self._open(self._log_dir, first_epoch)
+        self._next, self._first_step = first_epoch, first_step
+        steps = self._log_dir / "steps"
+        self._steps = self._open(steps, first_step) if _event_files(steps) else None  # what was drawn too much goes at once
+
+    def _open(self, log_dir: Path, first: int) -> Any:
         # Imported here: it takes a second that a run without this logger need not pay.
         from torch.utils.tensorboard import SummaryWriter
 
-        log_dir = Path(run_dir) / "logs"
         _let_the_clock_pass(log_dir)
         again = bool(_event_files(log_dir))
         try:
-            self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=first_epoch if again else None, flush_secs=flush_secs)
+            return SummaryWriter(log_dir=str(log_dir), purge_step=first if again else None, flush_secs=self._flush_secs)
         except OSError as error:
             raise UserError(f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without.") from error
-        self._next = first_epoch
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
         """One point a tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
@@ -36,6 +42,14 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, epoch)
         self._next = max(self._next, epoch + 1)
         self._writer.flush()
+
+    def step_scalars(self, values: dict[str, float], step: int) -> None:
+        """One point a tag at an optimizer step, in the run `steps`: `Posterior/KL`, and `Val/...` of a validation within an epoch."""
+        if self._steps is None:
+            self._steps = self._open(self._log_dir / "steps", self._first_step)
+        for tag, value in values.items():
+            self._steps.add_scalar(tag, value, step)
+        self._steps.flush()
 
     def hparams(self, config: dict[str, Any]) -> None:
         """Enter the config in the hparams tab, under dotted names.
@@ -79,6 +93,8 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+        if self._steps is not None:
+            self._steps.close()
 
     def _write_session(self, tag: str, data: Any) -> None:
         # Into the run's own event file: SummaryWriter.add_hparams would open a directory of its own, a second "run".

@@ -66,6 +66,9 @@ class Wandb:
             self._run.log(dict(values), step=epoch, commit=True)
             self._next = epoch + 1
 
+    def step_scalars(self, values: dict[str, float], step: int) -> None:
+        """Nothing: the axis there is the epoch, whose points hold the newest values; by step they lie in the run directory."""
+
     def hparams(self, config: dict[str, Any]) -> None:
         """Enter the config of the run; what a resume changed replaces what was there."""
         self._run.config.update(config, allow_val_change=True)

@@ -1,13 +1,11 @@
 """LIF activation statistics: which part of a layer's outputs were spikes, for each layer and each step."""
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import RunFailed, UserError, nearest
 from snnexp.models.neurons import LIFNode
-from snnexp.trackers.records import Records
+from snnexp.trackers.records import Records, replaced
 
 SPLITS = ("train", "val", "test")
 DECIMALS = 6
@@ -102,6 +100,7 @@ class LIFTracker:
         self._epoch: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
         self._rates: dict[str, list[float]] = {}  # of the last epoch that was closed
         self._files: dict[Path, None] = {}  # written, in order
+        self.news: list[str] = []  # for the terminal: this tracker has none
         self._observed: Tensor | None = None  # the first layer's counts, as last seen
 
     def observe(self, split: str = "train") -> None:
@@ -133,6 +132,10 @@ class LIFTracker:
         history.waiting.append((torch.stack(counts) if seen else None, [node.neurons for node in self._nodes]))
         if len(history.waiting) == self.flush_every:
             self._flush(split)
+
+    def stepped(self, step: int) -> dict[str, float]:
+        """Nothing to say of a single step."""
+        return {}
 
     def close_epoch(self, epoch: int) -> dict[str, list[float]]:
         """The rates of the epoch's training forwards, [T] a layer; every `save_every` epochs they are written as well."""
@@ -302,21 +305,3 @@ def rounded(counts: np.ndarray) -> list:
 def by_step(values: list[float]) -> dict[str, float]:
     """Values under the names of their steps: T0, T1, ..."""
     return {f"T{t}": value for t, value in enumerate(values)}
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` when it is whole, and on the disk.
-
-    Raises: RunFailed if the disk refuses; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error

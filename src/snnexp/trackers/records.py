@@ -1,8 +1,10 @@
-"""A file of fixed-size integer records that only grows; a resumed run cuts it back to what its checkpoint knew."""
+"""Files of trackers: fixed-size integer records that only grow, which a resumed run cuts back to what its checkpoint knew; whole texts."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -28,7 +30,7 @@ class Records:
         """Add records, handed to the operating system before this returns."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab" if self._begun else "wb", opener=_no_link) as file:
+            with open(self.path, "ab" if self._begun else "wb", opener=no_link) as file:
                 file.write(block.astype(INTEGER).tobytes())
         except OSError as error:
             raise self._refused(error) from error
@@ -40,7 +42,7 @@ class Records:
         if not self._begun:
             return
         try:
-            with open(self.path, "ab", opener=_no_link) as file:
+            with open(self.path, "ab", opener=no_link) as file:
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._refused(error) from error
@@ -60,7 +62,7 @@ class Records:
             )
         if count:
             try:
-                with open(self.path, "r+b", opener=_no_link) as file:
+                with open(self.path, "r+b", opener=no_link) as file:
                     file.truncate(wanted)
             except OSError as error:
                 raise self._refused(error) from error
@@ -78,10 +80,28 @@ class Records:
         return RunFailed(f"cannot write {self.path}: {error.strerror}. What was written before is unharmed.")
 
 
-def _no_link(path: str, flags: int) -> int:
+def no_link(path: str, flags: int) -> int:
     """Open a file, but no link: the directory of a stranger's run must not lead to a file elsewhere."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
     return INTEGER.itemsize * int(np.prod(shape))
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` when it is whole, and on the disk.
+
+    Raises: RunFailed if the disk refuses; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error
