@@ -54,9 +54,9 @@ def test_more_classes_have_an_output_each_and_cross_entropy():
 def test_auroc_is_that_of_scikit_learn_and_undefined_where_a_class_is_missing():
     task, rng = GraphClassification(), np.random.default_rng(0)
     true, score = rng.integers(0, 2, 50), rng.random(50).round(1)  # with ties
-    assert task.ranking(true, score)["AUROC"] == pytest.approx(100 * roc_auc_score(true, score))
+    assert task.ranking(true, score)["AUROC"] == pytest.approx(roc_auc_score(true, score))
     many, scores = rng.integers(0, 3, 60), rng.dirichlet([1, 1, 1], 60)
-    assert task.ranking(many, scores)["AUROC"] == pytest.approx(100 * roc_auc_score(many, scores, multi_class="ovr"))
+    assert task.ranking(many, scores)["AUROC"] == pytest.approx(roc_auc_score(many, scores, multi_class="ovr"))
     assert task.ranking(true, np.stack([1 - score, score], 1)) == pytest.approx(task.ranking(true, score))
     assert math.isnan(task.ranking(np.zeros(5, int), score[:5])["AUROC"])
 

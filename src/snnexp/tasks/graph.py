@@ -63,7 +63,7 @@ class GraphClassification:
         return self._classes(output), batch[1], score
 
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
-        """Return the area under the ROC curve in percent, of one class against the rest where there are more than two, and their mean.
+        """Return the area under the ROC curve, 0 to 1, of one class against the rest where there are more than two, and their mean.
 
         It is NaN where a class has no graph, and where a probability is.
         """
@@ -74,7 +74,7 @@ class GraphClassification:
         each = [(true == k, score[:, k]) for k in range(1 if score.shape[1] == 2 else 0, score.shape[1])]
         if not np.isfinite(score).all() or any(is_k.all() or not is_k.any() for is_k, _ in each):
             return {"AUROC": float("nan")}
-        return {"AUROC": 100 * float(np.mean([roc_auc_score(is_k, of_k) for is_k, of_k in each]))}
+        return {"AUROC": float(np.mean([roc_auc_score(is_k, of_k) for is_k, of_k in each]))}
 
     def _classes(self, output: Tensor) -> Tensor:
         return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)

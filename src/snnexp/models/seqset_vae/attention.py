@@ -1,0 +1,99 @@
+"""Attention within sets of unlike sizes, without padding: sets are ordered by size, so that those of one size are a view."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Share = Callable[[Tensor, "Runs"], Tensor]
+Runs = Sequence[tuple[int, int]]
+"""(n, k) for each size, ascending: k sets of n members."""
+
+
+@torch.compiler.disable  # one graph for each choice of sizes would be compiled
+def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs, heads: int) -> Tensor:
+    """Attention of the queries of each set to its own keys, softmax(q k^T / sqrt(d)) v in each head; of the shape of q.
+
+    Each tensor holds either the members of all sets one after another [E, W], or m rows for each set [M, m, W].
+    """
+    if q.dim() == k.dim() == 3:
+        mixed = F.scaled_dot_product_attention(*(rows_of_heads(x, x.shape[1], heads) for x in (q, k, v)))
+        return mixed.transpose(1, 2).reshape(q.shape)
+    parts = []
+    for members, keys, values in zip(*(by_size(x, runs, heads) for x in (q, k, v)), strict=True):
+        mixed = F.scaled_dot_product_attention(members, keys, values).transpose(1, 2)
+        parts.append(mixed.reshape(-1, q.shape[-1]) if q.dim() == 2 else mixed.flatten(2))
+    return torch.cat(parts)
+
+
+def by_size(x: Tensor, runs: Runs, heads: int) -> list[Tensor]:
+    """The sets of each size as [k, heads, n, W / heads]."""
+    if x.dim() == 3:
+        return [rows_of_heads(part, x.shape[1], heads) for part in x.split([k for _, k in runs])]
+    return [rows_of_heads(part, n, heads) for part, (n, _) in zip(x.split([n * k for n, k in runs]), runs, strict=True)]
+
+
+def all_to_each(x: Tensor, runs: Runs) -> Tensor:
+    """All rows of [m, W] for each set, [M, m, W]."""
+    return x.expand(sum(k for _, k in runs), -1, -1)
+
+
+@torch.compiler.disable  # one graph for each choice of sizes would be compiled
+def first_to_each(x: Tensor, runs: Runs) -> Tensor:
+    """The first n rows of [m, W] for each set of n members, [E, W]."""
+    return torch.cat([x[:n].repeat(k, 1) for n, k in runs])
+
+
+def rows_of_heads(x: Tensor, rows: int, heads: int) -> Tensor:
+    return x.reshape(-1, rows, heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Attention with `heads` heads and a linear layer before and after, of queries to contexts of their own set."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, queries: Tensor, context: Tensor, runs: Runs, share: Share | None = None) -> Tensor:
+        """Queries and context [E, W] or [M, m, W]; the result has the queries' shape. `share`: queries [m, W] are given to every set."""
+        q = self.query(queries)
+        return self.out(attend(q if share is None else share(q, runs), self.key(context), self.value(context), runs, self.heads))
+
+
+class AttentionBlock(nn.Module):
+    """MAB of the Set Transformer (Lee et al. 2019), without the residual of the queries: h = LN(attention), LN(h + FF(h)).
+
+    Queries and context [E, W] or [M, m, W], or queries [m, W] to `share` among the sets; the result has the (shared) queries' shape.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, queries: Tensor, context: Tensor, runs: Runs, share: Share | None = None) -> Tensor:
+        """Attend and transform."""
+        h = self.norm1(self.attention(queries, context, runs, share))
+        return self.norm2(h + self.feed_forward(h))
+
+
+class InducedAttention(nn.Module):
+    """ISAB (Lee et al. 2019): the members of a set exchange what they know by way of `inducing` learned points; x + MAB(x, MAB(I, x)).
+
+    x [E, W] or [M, m, W]; the result has its shape.
+    """
+
+    def __init__(self, width: int, heads: int, inducing: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.empty(inducing, width))
+        nn.init.xavier_uniform_(self.points)
+        self.gather = AttentionBlock(width, heads)
+        self.spread = AttentionBlock(width, heads)
+
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+        """Exchange within each set."""
+        return x + self.spread(x, self.gather(self.points, x, runs, share=all_to_each), runs)

@@ -1,0 +1,113 @@
+"""SeqSetVAE: the sets of a stay, each encoded by a SetVAE, read in order by a causal transformer with a head for the stay's outcome."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.models.seqset_vae.attention import Attention, rows_of_heads
+from snnexp.models.seqset_vae.set_vae import Coded, SetDecoder, SetVAE
+
+if TYPE_CHECKING:
+    from snnexp.data.medical import Stays
+
+MINUTES_OF_A_DAY = 1440.0
+
+
+class SeqSetVAE(nn.Module):
+    """A SetVAE for each set of a stay, a causal transformer of `layers` layers over the sets' latents, a head on the mean of its states.
+
+    The transformer reads the posterior's means, averaged over the levels. A state sees its own set and those before it. The time of a
+    set enters through a small network of its minute and, with its position p, as sin(p / 100) times a learned vector. With
+    `context_decoder` the states are decoded too, each back to its set, beside the latents. The SetVAE lies in `set_vae`, so that a
+    pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE.
+    Sizes as of SetVAE; with those named there, feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
+    Raises: UserError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_variables: int,
+        num_outputs: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        inducing: int = 4,
+        levels: int = 2,
+        decoder_layers: int = 1,
+        layers: int = 2,
+        feed_forward: int = 128,
+        context_decoder: bool = False,
+        dropout: float = 0.2,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if layers < 1 or feed_forward < 1:
+            raise UserError(f"model.layers={layers}, model.feed_forward={feed_forward}: both must be at least 1.")
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout}: allowed is 0 to below 1.")
+        self.set_vae = SetVAE(
+            num_variables=num_variables,
+            width=width,
+            heads=heads,
+            inducing=inducing,
+            levels=levels,
+            decoder_layers=decoder_layers,
+            embeddings=embeddings,
+        )
+        self.of_minute = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, width))
+        self.of_place = nn.Parameter(torch.zeros(width))
+        self.transformer = nn.ModuleList(CausalLayer(width, heads, feed_forward, dropout) for _ in range(layers))
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers) if context_decoder else None
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(width // 2, num_outputs))
+
+    @property
+    def posterior(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and log variance [L, M, D] of the latest forward pass."""
+        return self.set_vae.posterior
+
+    def forward(self, stays: "Stays") -> Coded:
+        """Encode and decode the sets, and read the stays."""
+        coded = self.set_vae(stays)
+        states = self.states(coded.mu.mean(0), stays)  # [M, W]
+        if self.decoder is not None:
+            coded.decoded.append(self.decoder(states.unsqueeze(1), stays.runs))
+        with torch.autocast(states.device.type, enabled=False):
+            total = states.new_zeros(len(stays.lengths), states.shape[1], dtype=torch.float32).index_add(0, stays.stay, states.float())
+            coded.state = total / stays.lengths.unsqueeze(1)
+            coded.logits = self.head(coded.state)
+        return coded
+
+    def states(self, z: Tensor, stays: "Stays") -> Tensor:
+        """The state of each set [M, W] after those of its stay up to itself, from latents [M, W]."""
+        time = self.of_minute(stays.minute.unsqueeze(1) / MINUTES_OF_A_DAY) + torch.sin(stays.place / 100).unsqueeze(1) * self.of_place
+        rows = stays.stay * stays.longest + stays.place
+        # What stands beyond a stay's end is seen by no set of it, because a state never looks ahead.
+        x = z.new_zeros(len(stays.lengths) * stays.longest, z.shape[1]).index_copy(0, rows, z + time.to(z.dtype))
+        x = x.unflatten(0, (-1, stays.longest))
+        for layer in self.transformer:
+            x = layer(x)
+        return x.flatten(0, 1)[rows]
+
+
+class CausalLayer(nn.Module):
+    """A transformer layer in which a place sees itself and those before it, with the norms first (Xiong et al. 2020); x [N, S, W]."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.feed_forward = nn.Sequential(nn.Linear(width, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer."""
+        x = x + self.dropout(self.attend(self.norm1(x)))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        of, heads = self.attention, self.attention.heads
+        q, k, v = (rows_of_heads(layer(x), x.shape[1], heads) for layer in (of.query, of.key, of.value))
+        return of.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))

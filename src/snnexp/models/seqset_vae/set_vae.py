@@ -1,0 +1,167 @@
+"""SetVAE: a variational autoencoder of sets of medical events, after Kim et al., "SetVAE" (CVPR 2021)."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Runs, first_to_each
+
+if TYPE_CHECKING:
+    from snnexp.data.medical import Stays
+
+LARGEST_LOG_VARIANCE = 10.0
+
+
+@dataclass
+class Coded:
+    """What a forward pass makes of a batch of M sets of E events altogether.
+
+    Shapes: mu, logvar and z [L, M, D], the posterior of each of the L levels and a draw from it (in evaluation its mean); `decoded`, one
+    or two reconstructions [E, W], the rows of a set where its events are; `target` [E, W], what they should be; `runs` the sizes of the
+    sets; logits [N, 2] and state [N, W] of the stays, of a model with a head.
+    """
+
+    mu: Tensor
+    logvar: Tensor
+    z: Tensor
+    decoded: list[Tensor]
+    target: Tensor
+    runs: Runs
+    logits: Tensor | None = None
+    state: Tensor | None = None
+
+
+class SetVAE(nn.Module):
+    """Encoder, posterior at each of `levels` levels, and decoder of sets of events (variable, value).
+
+    An event enters as a vector of which one half names the variable and the other is the value times a direction of the variable's own.
+    Those vectors are learned, or made by a linear layer from frozen `embeddings` [V, F] of the variables' names. Each level is an ISAB; its
+    posterior N(mu, exp(logvar)) is read from the mean over the set's members; all levels share that layer. The decoder turns the levels'
+    latents and one fixed point for each event into as many events as the set has; it knows nothing of their order.
+
+    What it should reconstruct is fixed: the variable as one of V orthonormal codes (drawn once; unit vectors where V exceeds W - 1), and
+    the standardised value. `posterior` is (mu, logvar) [L, M, D], fp32, of the latest forward pass, without gradient.
+    With width 256, 16 inducing points, 2 heads, 2 levels, 2 decoder layers and embeddings of 768: 5,946,880 parameters.
+    Raises: UserError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_variables: int,
+        width: int = 64,
+        heads: int = 4,
+        inducing: int = 4,
+        levels: int = 2,
+        decoder_layers: int = 1,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"width": width, "heads": heads, "inducing": inducing, "levels": levels, "decoder_layers": decoder_layers}
+        for option, value in sizes.items():
+            if value < 1:
+                raise UserError(f"model.{option}={value}: must be at least 1.")
+        if width % 2 or width % heads:
+            raise UserError(f"model.width={width}: must be even, and a multiple of model.heads={heads}.")
+        self.width = width
+        if embeddings is None:
+            self.names = nn.Embedding(num_variables, width)
+        else:
+            self.register_buffer("embeddings", embeddings.float())
+            self.names = nn.Linear(embeddings.shape[1], width)
+        self.enter = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU())
+        self.encoder = nn.ModuleList(InducedAttention(width, heads, inducing) for _ in range(levels))
+        self.to_posterior = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2 * width))
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers)
+        self.register_buffer("codes", variable_codes(num_variables, width - 1))
+        self.posterior: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, stays: "Stays") -> Coded:
+        """Encode each set, draw its latents (in evaluation: take their means), decode it."""
+        mu, logvar, z = self.encode(stays)
+        decoded = self.decoder(z.transpose(0, 1), stays.runs)
+        return Coded(mu, logvar, z, [decoded], self.target(stays), stays.runs)
+
+    def encode(self, stays: "Stays") -> tuple[Tensor, Tensor, Tensor]:
+        """The posterior's mean and log variance, and a draw, fp32 [L, M, D]."""
+        x = self.enter(self.events(stays))
+        pooled = []
+        for layer in self.encoder:
+            x = layer(x, stays.runs)
+            pooled.append(mean_of_sets(x, stays.runs))
+        with torch.autocast(x.device.type, enabled=False):
+            mu, logvar = self.to_posterior(torch.stack(pooled).float()).chunk(2, dim=-1)
+            logvar = logvar.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
+            z = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
+        self.posterior = mu.detach(), logvar.detach()
+        return mu, logvar, z
+
+    def events(self, stays: "Stays") -> Tensor:
+        """The vectors of events [E, W]: half of the variable's unit vector, and the value times the other half."""
+        names = F.normalize(self.names.weight if isinstance(self.names, nn.Embedding) else self.names(self.embeddings), dim=-1)
+        name, direction = F.embedding(stays.variable, names * math.sqrt(self.width)).chunk(2, dim=-1)
+        return torch.cat([name, direction * stays.value.unsqueeze(1)], dim=1)
+
+    def target(self, stays: "Stays") -> Tensor:
+        """What a reconstruction should be, fp32 [E, W]: the code of the variable, then the value."""
+        return torch.cat([F.embedding(stays.variable, self.codes), stays.value.unsqueeze(1)], dim=1)
+
+
+class SetDecoder(nn.Module):
+    """From latents [M, L, W] and sizes of sets to rows [E, W]: each layer an ISAB, and attention of fixed points to what it gives."""
+
+    def __init__(self, width: int, heads: int, inducing: int, layers: int) -> None:
+        super().__init__()
+        self.exchange = nn.ModuleList(InducedAttention(width, heads, inducing) for _ in range(layers))
+        self.expand = nn.ModuleList(AttentionBlock(width, heads) for _ in range(layers))
+        self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()) for _ in range(layers))
+        self.out = nn.Linear(width, width)
+        self.register_buffer("points", fixed_points(64, width), persistent=False)
+
+    def forward(self, latents: Tensor, runs: Runs) -> Tensor:
+        """Decode; the rows of a set are in no order that its events have."""
+        self.make_points(runs[-1][0])
+        x = latents
+        for exchange, expand, mix in zip(self.exchange, self.expand, self.mix, strict=True):
+            x = mix(expand(self.points, exchange(x, runs), runs, share=first_to_each))
+        return self.out(x)
+
+    @torch.compiler.disable  # one graph for each choice of sizes would be compiled
+    def make_points(self, largest: int) -> None:
+        """See to it that there are points for sets of so many events."""
+        if largest > len(self.points):
+            self.points = fixed_points(2 * largest, self.points.shape[1]).to(self.points.device)
+
+
+@torch.compiler.disable  # one graph for each choice of sizes would be compiled
+def mean_of_sets(x: Tensor, runs: Runs) -> Tensor:
+    """The mean over the members of each set, [M, W] from [E, W]."""
+    parts = x.split([n * k for n, k in runs])
+    return torch.cat([part.reshape(k, n, -1).mean(1) for part, (n, k) in zip(parts, runs, strict=True)])
+
+
+def variable_codes(count: int, width: int) -> Tensor:
+    """Fixed codes of `count` variables, fp32 [count, width]: orthonormal or, where there are more than `width`, random unit vectors."""
+    random = torch.randn(width, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0), device="cpu")
+    codes = torch.linalg.qr(random).Q.T if count <= width else F.normalize(random, dim=0).T
+    return codes.float().contiguous()
+
+
+def fixed_points(count: int, width: int) -> Tensor:
+    """The first `count` points of a sequence that fills a normal distribution evenly, fp32 [count, width]: i sqrt(p_j) mod 1 of the
+    primes p_j (Richtmyer 1951) as quantiles.
+    """
+    primes: list[int] = []
+    candidate = 2
+    while len(primes) < width:
+        if all(candidate % p for p in primes if p * p <= candidate):
+            primes.append(candidate)
+        candidate += 1
+    steps = torch.tensor(primes, dtype=torch.float64, device="cpu").sqrt()
+    quantiles = (torch.arange(1, count + 1, dtype=torch.float64, device="cpu").unsqueeze(1) * steps) % 1
+    return (math.sqrt(2) * torch.erfinv(2 * quantiles - 1)).clamp(-4, 4).float()

@@ -1,0 +1,222 @@
+"""A variational autoencoder of sets, alone (pre-training) or with a head that predicts the outcome of a stay."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.tasks.chamfer import chamfer
+
+if TYPE_CHECKING:
+    from snnexp.data.medical import Stays
+
+BETA_SCHEDULES = ("linear", "cyclic", "capacity")
+
+
+@dataclass
+class Judged:
+    """What a batch came to, without gradient: reconstruction error and raw KL [M] of its sets, the stay [M] of each set, β, and of a model
+    with a head the cross entropy (a mean over stays), the logits [N, 2] and the representation [N, W] of the stays.
+    """
+
+    error: Tensor
+    kl: Tensor
+    stay: Tensor
+    beta: float
+    cross_entropy: Tensor | None = None
+    logits: Tensor | None = None
+    state: Tensor | None = None
+
+    def detach(self) -> "Judged":
+        """Itself: there is no gradient in it."""
+        return self
+
+
+class SetVAELoss:
+    """Reconstruction + beta KL of sets, the negative evidence lower bound of Kingma & Welling (2014) with a weight on the KL.
+
+    Reconstruction: half the symmetric Chamfer distance, in squares, between a set's events and their reconstruction (`chamfer`), summed
+    over the events and averaged over sets; with beta it is, up to constants, that of a normal likelihood of variance beta.
+    KL: to N(0, 1), of each latent dimension of each level, averaged over the batch's sets; then the larger of it and `free_bits` nats
+    (Kingma et al. 2016), so that a dimension below its floor is left in peace; then the sum. The KL that is reported is without floor.
+
+    `beta_schedule` over `beta_steps` optimizer steps: "linear": from 0 to `beta`; "cyclic": that long is a cycle, which rises in its first
+    half and stays in its second (Fu et al. 2019); "capacity": beta |KL - C| with C rising from 0 to `capacity` nats per dimension (Burgess
+    et al. 2018). In evaluation beta (and C) has its final value. Everything in fp32 whatever the model's precision.
+
+    `terms` holds the parts of the latest loss: Recon, KL, Beta (and CE, Weight).
+    Raises: UserError for options that are not allowed.
+    """
+
+    monitor = "Loss"
+    modes = {"Loss": "min", "Recon": "min", "KL": "min"}
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.01,
+        beta_schedule: str = "linear",
+        beta_steps: int = 500,
+        free_bits: float = 0.0,
+        capacity: float = 0.5,
+    ) -> None:
+        if beta_schedule not in BETA_SCHEDULES:
+            raise UserError(f"task.beta_schedule: {beta_schedule!r} is not known; allowed: {', '.join(BETA_SCHEDULES)}.")
+        for option, value in (("beta", beta), ("beta_steps", beta_steps), ("free_bits", free_bits), ("capacity", capacity)):
+            if not value >= 0:
+                raise UserError(f"task.{option}={value}: must be at least 0.")
+        self.beta, self.beta_schedule, self.beta_steps = beta, beta_schedule, beta_steps
+        self.free_bits, self.capacity = free_bits, capacity
+        self.terms: dict[str, Any] = {}
+
+    def outputs(self, data: Any) -> int | None:
+        """None: a set autoencoder has no outputs but the sets.
+
+        Raises: UserError for data that are not stays.
+        """
+        need_stays(data, "set_vae")
+        return None
+
+    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, Judged]:
+        """The loss, a fp32 scalar, and what the batch came to; `step` optimizer steps were done before."""
+        stays, _ = batch
+        coded = model(stays)
+        return self.bound(coded, stays, step if torch.is_grad_enabled() else None)
+
+    def bound(self, coded: Any, stays: "Stays", step: int | None) -> tuple[Tensor, Judged]:
+        """The negative evidence lower bound at a step (None: at the end of the schedule)."""
+        with torch.autocast(coded.mu.device.type, enabled=False):
+            errors = torch.stack([chamfer(decoded.float(), coded.target, coded.runs) for decoded in coded.decoded]).mean(0)
+            mu, logvar = coded.mu, coded.logvar
+            kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar)  # [L, M, D]
+            rise = self.rise(step)
+            beta = self.beta if self.beta_schedule == "capacity" else self.beta * rise
+            reconstruction, floored = errors.mean(), kl.mean(1).clamp(min=self.free_bits).sum()
+            if self.beta_schedule == "capacity":
+                floored = (floored - self.capacity * rise * kl.shape[0] * kl.shape[2]).abs()
+            judged = Judged(errors.detach(), kl.detach().sum((0, 2)), stays.stay, beta)
+            self.terms = {"Recon": reconstruction.detach(), "KL": judged.kl.mean(), "Beta": beta}
+            return reconstruction + beta * floored, judged
+
+    def rise(self, step: int | None) -> float:
+        """How far the schedule has risen at a step, 0 to 1 (None: 1)."""
+        if step is None or self.beta_steps == 0:
+            return 1.0
+        done = step / self.beta_steps
+        return min(1.0, 2 * (done % 1)) if self.beta_schedule == "cyclic" else min(1.0, done)
+
+    @torch.no_grad()
+    def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
+        """Return float64 sums over the batch on its device: stays "n", their "Loss" and "Beta"; "sets", their "Recon" and "KL"."""
+        device = output.error.device
+
+        def number(value: float) -> Tensor:
+            return torch.full((), value, dtype=torch.float64, device=device)
+
+        n = number(len(batch[1]))
+        return {
+            "n": n,
+            "Loss": loss.double() * n,
+            "Beta": output.beta * n,
+            "sets": number(len(output.error)),
+            "Recon": output.error.sum(dtype=torch.float64),
+            "KL": output.kl.sum(dtype=torch.float64),
+        }
+
+    def metrics(self, counts: dict[str, float]) -> dict[str, float]:
+        """Return mean loss and β over stays, and mean reconstruction error and raw KL over sets, from summed `counts`."""
+        by_stays = {name: counts[name] / counts["n"] for name in ("Loss", "Beta")}
+        return by_stays | {name: counts[name] / counts["sets"] for name in ("Recon", "KL")}
+
+    @torch.no_grad()
+    def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the mean reconstruction error of the sets of each stay, fp32 [N], and the stays' outcomes, int64 [N]."""
+        stays, y = batch
+        total = output.error.new_zeros(len(y)).index_add(0, stays.stay, output.error)
+        return total / stays.lengths, y
+
+
+class StayOutcome(SetVAELoss):
+    """The loss of a set VAE + `weight` times the cross entropy of the stays' outcome.
+
+    `positive_weight` weighs the stays that had it: a number, "balanced" (survivors / deaths of the training split) or null (1).
+    """
+
+    monitor = "AUROC"
+    modes = {"AUROC": "max", "AUPRC": "max", "Acc1": "max", "Loss": "min", "CE": "min", "Recon": "min", "KL": "min"}
+
+    def __init__(
+        self,
+        *,
+        weight: float = 3.0,
+        positive_weight: float | str | None = None,
+        beta: float = 0.01,
+        beta_schedule: str = "linear",
+        beta_steps: int = 500,
+        free_bits: float = 0.0,
+        capacity: float = 0.5,
+    ) -> None:
+        super().__init__(beta=beta, beta_schedule=beta_schedule, beta_steps=beta_steps, free_bits=free_bits, capacity=capacity)
+        if not weight >= 0:
+            raise UserError(f"task.weight={weight}: must be at least 0.")
+        if isinstance(positive_weight, str) and positive_weight != "balanced":
+            raise UserError(f'task.positive_weight={positive_weight!r}: allowed are a number above 0, "balanced" and null.')
+        if isinstance(positive_weight, float | int) and not positive_weight > 0:
+            raise UserError(f"task.positive_weight={positive_weight}: must be greater than 0.")
+        self.weight, self.positive_weight = weight, positive_weight
+        self.class_weights = [1.0, 1.0 if positive_weight is None or isinstance(positive_weight, str) else float(positive_weight)]
+
+    def outputs(self, data: Any) -> int:
+        """Two: the outcome did not come, or did; what "balanced" means is read from the data here."""
+        need_stays(data, "stay_outcome")
+        if self.positive_weight == "balanced" and 0 < data.positive < 1:
+            self.class_weights[1] = (1 - data.positive) / data.positive
+        return 2
+
+    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, Judged]:
+        """The loss, a fp32 scalar, and what the batch came to; `step` optimizer steps were done before."""
+        stays, y = batch
+        coded = model(stays)
+        bound, judged = self.bound(coded, stays, step if torch.is_grad_enabled() else None)
+        logits = coded.logits.float()
+        weights = torch.tensor(self.class_weights, device=logits.device)
+        cross_entropy = (F.cross_entropy(logits, y, reduction="none") * weights[y]).mean()
+        judged.cross_entropy, judged.logits, judged.state = cross_entropy.detach(), logits.detach(), coded.state.detach()
+        self.terms |= {"CE": judged.cross_entropy, "Weight": self.weight}
+        return bound + self.weight * cross_entropy, judged
+
+    @torch.no_grad()
+    def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
+        """Return, beside those of the bound, the sum over stays of the cross entropy and of right answers at a probability of 1/2."""
+        sums = super().counts(loss, output, batch)
+        right = (output.logits.argmax(1) == batch[1]).sum(dtype=torch.float64)
+        return sums | {"CE": output.cross_entropy.double() * sums["n"], "Acc1": right}
+
+    def metrics(self, counts: dict[str, float]) -> dict[str, float]:
+        """Return the means of the bound, the mean cross entropy, and accuracy in percent, from summed `counts`."""
+        return super().metrics(counts) | {"CE": counts["CE"] / counts["n"], "Acc1": 100 * counts["Acc1"] / counts["n"]}
+
+    @torch.no_grad()
+    def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predicted and true outcomes, int64 [N] each, and the probability of the outcome, fp32 [N]."""
+        return output.logits.argmax(1), batch[1], output.logits.softmax(1)[:, 1]
+
+    def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
+        """Return the areas under the ROC and the precision-recall curve (average precision), 0 to 1; NaN where all stays ended alike."""
+        from sklearn.metrics import average_precision_score, roc_auc_score
+
+        if not np.isfinite(score).all() or true.all() or not true.any():
+            return {"AUROC": float("nan"), "AUPRC": float("nan")}
+        return {"AUROC": float(roc_auc_score(true, score)), "AUPRC": float(average_precision_score(true, score))}
+
+
+def need_stays(data: Any, task: str) -> None:
+    """Raises: UserError for data that are not stays of medical events."""
+    if not hasattr(data, "variables"):
+        raise UserError(
+            f"task={task}: {data.name} are no stays of medical events; choose dataset=physionet2012, ehr_folder or synthetic_icu."
+        )
