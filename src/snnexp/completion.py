@@ -20,7 +20,7 @@ def complete(argv: list[str]) -> int:
         print("\n".join(f"{name} " for name in COMMANDS if name.startswith(words[0] if words else "")))
         return 0
     command, rest = words[0], words[1:]
-    if command in ("analyze", "runs") or command not in COMMANDS:
+    if command in ("analyze", "watch", "runs") or command not in COMMANDS:
         print("\n".join(directories(rest[-1])))
         return 0
     saved = None

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from analysis import event_files, vae_files
 from analysis.pruning_files import change, pruned, swept
 from analysis.run_files import VGG, activity, add_units, make
 from snnexp import cli
@@ -88,6 +89,20 @@ def test_a_log_that_is_a_directory(tmp_path, said):
         (["sweep", "nowhere"], "nowhere: no such run directory"),
         (["sweep/a", "epochs=3"], "epochs=3: no such run directory"),
         (["notes.txt"], "neither a run directory nor a checkpoint"),
+        (
+            ["sweep/a", "max_batch=3"],
+            "analyze has no such setting. It has save_dir, checkpoint, split, max_batches. Did you mean 'max_batches'?",
+        ),
+        (["sweep/a", "max_batches=0"], "max_batches=0: must be a whole number of at least 1."),
+        (["sweep/a", "split=tset"], "split=tset: allowed are train, val, test, all. Did you mean 'test'?"),
+        (["sweep/a", "save_dir="], "save_dir= wants a value"),
+        (["sweep", "save_dir=x"], "save_dir= goes with one run, and a sweep is named here"),
+        (["sweep/a", "checkpoint=best"], "is no variational run (its log has no KL)"),
+        (["--tensorboard"], "--tensorboard wants a directory"),
+        (["--tensorboard", "nowhere"], "--tensorboard nowhere: no such directory"),
+        (["--tensorboard=empty"], "there is no event file (events.out.tfevents...)"),
+        (["--tensorboard", "empty", "sweep/a"], "sweep/a has no place here"),
+        (["--tensorbord", "empty"], "no option --tensorbord. Did you mean '--tensorboard'?"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, said, argv, words):
@@ -216,3 +231,105 @@ def test_it_raises_what_the_command_line_turns_into_words():
 
     with pytest.raises(UserError):
         analyze.run(["nowhere"])
+
+
+VARIATIONAL = {
+    "curves.png", "loss_curves.png", "performance_metrics.png", "training_dynamics.png", "posterior_collapse_analysis.png",
+    "latent_space_pca.png", "reconstruction_errors.png", "latent_correlation.png", "collapse_analysis.txt", "report.txt",
+}  # fmt: skip
+OF_LATENTS = {"latent_space_pca.png", "reconstruction_errors.png", "latent_correlation.png"}
+
+
+@pytest.fixture
+def without_umap(monkeypatch):
+    monkeypatch.setattr("snnexp.analysis.latent_plots.umap_is_there", lambda: False)
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_variational_run(tmp_path, said, without_umap):
+    run = vae_files.make(tmp_path / "run")
+    vae_files.latents(run / "test_latents.npz")
+    vae_files.history(run)
+    text = said(run)
+    assert names(run / "plots") == VARIATIONAL and all(f"  {name}\n" in text for name in VARIATIONAL)
+    assert "Posterior\n  verdict   partly collapsed (300 sets of test_latents.npz)\n  units     10 of 16 active (62.5 %); KL " in text
+    assert "No record of spikes" not in text and "Left out" not in text
+    said_of_it = (run / "plots/collapse_analysis.txt").read_text()
+    assert "Measured on 300 sets of test_latents.npz" in said_of_it and "5 updates" in said_of_it and "Val/KL: " in said_of_it
+
+
+def test_a_variational_run_of_which_little_is_there(tmp_path, said):
+    run = vae_files.make(tmp_path / "run", state="running", rows=[{"epoch": 1, "step": 3, "Train/KL": 1.0, "Val/KL": None}])
+    (run / "test_latents.npz").write_bytes(b"PK half")
+    (run / "posterior_metrics").mkdir()
+    (run / "posterior_metrics/metrics.jsonl").write_text("[3]\n")
+    text = said(run)
+    assert names(run / "plots") == {"curves.png", "loss_curves.png", "collapse_analysis.txt", "report.txt"}
+    assert "verdict   not known" in text and "\n  test_latents.npz is damaged" in text and "holds no update" in text
+    vae_files.history(tmp_path / "other")
+    (tmp_path / "other/posterior_metrics/metrics.jsonl").replace(run / "posterior_metrics/metrics.jsonl")
+    (run / "test_latents.npz").unlink()
+    assert "verdict   partly collapsed (the fixed held-out subset at step 1,000)" in said(run)
+    assert "posterior_collapse_analysis.png" in names(run / "plots")
+
+
+def test_latents_are_made_anew_of_a_checkpoint(tmp_path, said, without_umap, monkeypatch):
+    from snnexp.commands import evaluate
+
+    run, asked = vae_files.make(tmp_path / "run"), []
+    vae_files.latents(run / "test_latents.npz", dims=4)
+
+    def latents(run, checkpoint, split, max_batches):
+        asked.append((run.root.name, checkpoint, split, max_batches))
+        vae_files.latents(run.root / "evaluations" / "20260101_000000" / f"{split}_latents.npz", sets=60)
+        return run.root / "evaluations" / "20260101_000000" / f"{split}_latents.npz"
+
+    monkeypatch.setattr(evaluate, "latents", latents, raising=False)
+    text = said(run, "checkpoint=latest", "max_batches=3", "split=val", f"save_dir={tmp_path / 'far/away'}")
+    assert asked == [("run", "latest", "val", 3)] and "verdict   partly collapsed (60 sets of evaluations/20260101_000000/val_la" in text
+    assert OF_LATENTS < names(tmp_path / "far/away") and not (run / "plots").exists() and f"Written to {tmp_path / 'far/away'}\n" in text
+    said(run, "max_batches=2")
+    assert asked[1] == ("run", "best", "test", 2) and OF_LATENTS < names(run / "plots")
+
+
+def test_event_files_of_another_program(tmp_path, said):
+    logs = event_files.write(tmp_path / "logs", event_files.lightning())
+    text = said("--tensorboard", logs)
+    assert f"{logs}: 18 tags read (epoch, train_beta, train_kl_step, " in text and "not known, left out: lr-AdamW" in text
+    assert names(logs / "analysis") == {"loss_curves.png", "performance_metrics.png", "training_dynamics.png", "collapse_analysis.txt"}
+    told = (logs / "analysis/collapse_analysis.txt").read_text()
+    assert "It rests at 25.6" in told and "A floored KL (free bits on the sum) never falls under its floor" in " ".join(told.split())
+    assert said("--tensorboard", logs) == text  # again: what it wrote is no event file
+
+
+def test_several_directories_of_events(tmp_path, said):
+    for version in (2, 10):
+        event_files.write(tmp_path / f"logs/version_{version}", {"train_loss": [(1, 2.0), (2, 1.0)]})
+    event_files.write(tmp_path / "logs/hp", {"hp_metric": [(1, 2.0)]})
+    text = said("--tensorboard", tmp_path / "logs", f"save_dir={tmp_path / 'out'}")
+    assert names(tmp_path / "out") == {"version_2", "version_10"} and names(tmp_path / "out/version_10") == {
+        "loss_curves.png",
+        "collapse_analysis.txt",
+    }
+    assert "3 directories at or below" in text and f"{tmp_path / 'logs/hp'}: no tag that is known (hp_metric); left out." in text
+
+
+def test_event_files_that_tell_nothing(tmp_path, said):
+    event_files.write(tmp_path / "logs", {"hp_metric": [(1, 2.0)]})
+    text = said("--tensorboard", tmp_path / "logs", code=2)
+    assert "no tag that is known. Their scalars are: hp_metric." in text and not (tmp_path / "logs/analysis").exists()
+
+
+def test_neither_torch_nor_hydra_for_a_variational_run_or_event_files(tmp_path):
+    run = vae_files.make(tmp_path / "run")
+    vae_files.latents(run / "test_latents.npz", stays=10)  # too few for UMAP
+    event_files.write(tmp_path / "logs", {"val_kl": [(1, 2.0)]})
+    program = (
+        f"import sys; from snnexp.commands import analyze; analyze.run([{str(run)!r}])\n"
+        f"analyze.run(['--tensorboard', {str(tmp_path / 'logs')!r}])\n"
+        "assert not {'torch', 'hydra', 'omegaconf', 'matplotlib.pyplot', 'tkinter'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"DISPLAY": ""}, stdout=subprocess.DEVNULL)

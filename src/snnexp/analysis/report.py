@@ -33,6 +33,8 @@ class Facts:
     activity_source: str
     files: list[str]
     pruned: pruning.Pruning | None = None
+    folder: Path | None = None  # where the files lie; None: RUN/plots
+    posterior: list[str] | None = None  # lines on the posterior of a variational run
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def find_activity(run: Path, result: dict[str, Any], problems: list[str]) -> tup
 
 def write(facts: Facts) -> str:
     """The report."""
-    parts = [_head(facts), _pruning(facts), _layers(facts), _energy(facts), _findings(facts), _files(facts)]
+    parts = [_head(facts), _pruning(facts), _posterior(facts), _layers(facts), _energy(facts), _findings(facts), _files(facts)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -103,10 +105,18 @@ def _pruning(facts: Facts) -> str:
     )
 
 
+def _posterior(facts: Facts) -> str:
+    if facts.posterior is None:
+        return ""
+    return "\n".join(["Posterior", *(f"  {line}" for line in facts.posterior), "  in full   collapse_analysis.txt"])
+
+
 def _layers(facts: Facts) -> str:
     record = facts.record
     counts = _unit_counts(facts)
     layers = list(dict.fromkeys([*record.table, *counts]))
+    if not layers and facts.posterior is not None:
+        return ""  # a variational model without spikes is as it should be
     if not layers:
         if facts.activity:
             return "This model has no spiking layer, so there are no rates to show."
@@ -258,7 +268,7 @@ def _of_training(facts: Facts) -> list[str]:
 
 
 def _files(facts: Facts) -> str:
-    lines = [f"Written to {facts.run.path / 'plots'}", *(f"  {name}" for name in facts.files)]
+    lines = [f"Written to {facts.folder or facts.run.path / 'plots'}", *(f"  {name}" for name in facts.files)]
     if not facts.rows and not facts.record.table:
         lines.append("  Nothing to draw: there is neither a metrics log nor a record of spikes yet.")
     if facts.record.problems:

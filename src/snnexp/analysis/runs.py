@@ -28,7 +28,7 @@ FACTS = ("name", "state", "epoch", "best", "test", "time", "speed", "started")
 """What runs can be filtered and sorted by besides their settings."""
 MONITORED = ("Acc1", "AUROC", "MAE", "PSNR", "Loss")
 """What a run is judged by, as far as its log tells: the first of these that it has."""
-SMALLER_IS_BETTER = ("Loss", "MAE", "MSE", "RMSE", "NLL", "Perplexity")
+SMALLER_IS_BETTER = ("Loss", "MAE", "MSE", "RMSE", "NLL", "Perplexity", "Recon", "KL", "CE", "Beta")
 
 
 @dataclass
@@ -161,7 +161,7 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
         samples_per_s=_number(result.get("samples_per_s")),
     )
     if not result:
-        run.best = _best_so_far(path / "logs" / "metrics.jsonl", config.get("monitor"))
+        run.best = _best_so_far(path / "logs" / "metrics.jsonl", config.get("monitor") or status.get("monitor"))
         run.samples_per_s = _number(_last_object(path / "logs" / "progress.jsonl").get("samples_per_s"))
     return run
 

@@ -6,6 +6,7 @@ COMMANDS = {
     "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
     "prune": "take channels out, then fine-tune; a new run      snnexp prune RUN pruner.ratio=0.3",
     "analyze": "curves, spike plots and a report of a run         snnexp analyze RUN",
+    "watch": "a run while it trains, in the terminal            snnexp watch RUN interval=5",
     "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
     "data": "fetch, verify and prepare a data set              snnexp data dataset=cifar10_dvs",
 }

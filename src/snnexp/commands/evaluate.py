@@ -29,8 +29,24 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
-    """Load, judge, write.
+def latents(run: RunDir, checkpoint: str = "best", split: str = "test", max_batches: int | None = None) -> Path:
+    """The latents that a checkpoint of a run gives of a split (of its first `max_batches` batches' worth of samples), newly computed.
+
+    Raises: UserError if the model has no latents; UserError, RunFailed as `snnexp evaluate` does.
+    """
+    settings = config.read_saved(run.config)
+    limit = [] if max_batches is None else [f"limit_val={max_batches * settings['batch_size']}"]
+    written: list[Path] = []
+    argv = [f"checkpoint={checkpoint}", f"split={split}", *limit]
+    app.run("evaluate", argv, lambda cfg: written.append(job(cfg, run, None)), saved=run, schema=config.EvaluateConfig)
+    path = written[0] / f"{split}_latents.npz"
+    if not path.exists():
+        raise UserError(f"{run.root}: its model has no latents; only a variational one (seqset_vae, set_vae) has.")
+    return path
+
+
+def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
+    """Load, judge, write; the folder written.
 
     Raises: UserError, RunFailed.
     """
@@ -39,6 +55,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     from snnexp.engine.activity import measure
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
+    from snnexp.engine.latents import Latents
     from snnexp.engine.precision import resolve
     from snnexp.engine.results import as_json, limited, write_predictions
     from snnexp.engine.terminal import Terminal
@@ -78,6 +95,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     if not len(view):
         there = ", ".join(f"{name} ({count})" for name, count in data.splits.items() if count)
         raise UserError(f"split={split}: these data have none; they have {there}.")
+    seen = Latents(model, data, split, min(len(view), settings["limit_val"] or len(view)), ranks)
     with terminal.bar(split, len(view)) as bar:
         judged = evaluate(
             model,
@@ -90,6 +108,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
             workers=settings["workers"],
             limit=settings["limit_val"],
             on_batch=bar.advance,
+            collect=seen,
         )
     active = measure(
         model,
@@ -120,10 +139,12 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> None:
     }
     folder = claim_stamp(run)
     write_predictions(folder, split, judged)
+    seen.write(folder / f"{split}_latents.npz")
     active.write(folder / f"{split}_spikes.npz")
     write_json(folder / f"{split}.json", report)
     values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
     terminal.say(f"{protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
+    return folder
 
 
 def checkpoint_path(run: RunDir, name: str) -> Path:
