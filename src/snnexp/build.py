@@ -403,7 +403,7 @@ def weights_of(source: str) -> tuple[Path, dict[str, torch.Tensor]]:
 def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
     """Load the weights of another run or file where name and shape agree, and say what was left out.
 
-    Raises: UserError if nothing fits.
+    They may be those of a part of the model, if that takes more of them: a set_vae, of a seqset_vae. Raises: UserError if nothing fits.
     """
     path, weights = weights_of(source)
     own = model.state_dict()
@@ -412,7 +412,9 @@ def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
             f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: "
             f"snnexp prune {source} stages=[finetune]."
         )
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    placed = [{f"{place}{name}": value for name, value in weights.items()} for place in ("", *(f"{n}." for n, _ in model.named_children()))]
+    choices = [{name: value for name, value in there.items() if name in own and own[name].shape == value.shape} for there in placed]
+    fitting = max(choices, key=len)
     if not any(value.dim() > 1 for value in fitting.values()):  # counters and biases alone are no weights
         raise UserError(f"init_from={source}: no weight there has a name and shape of this model.")
     model.load_state_dict(fitting, strict=False)

@@ -237,7 +237,7 @@ def close_part(x: Experiment, state: State, validation: dict[str, float] | None)
 
 def position(x: Experiment, state: State) -> float:
     """Epochs done, with the fraction of the running one."""
-    return state.epoch + round(state.batch / len(x.train_batches), 4) if state.batch else state.epoch
+    return round(state.epoch + state.batch / len(x.train_batches), 4) if state.batch else state.epoch
 
 
 def names_due(x: Experiment, state: State, is_best: bool) -> list[str]:

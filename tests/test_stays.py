@@ -1,0 +1,94 @@
+"""Whole commands on stays: pre-training, fine-tuning, judging elsewhere; exact resume with the posterior watched; two processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from conftest import STAYS
+from snnexp import build
+from snnexp.engine.terminal import Terminal
+from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
+from snnexp.models.seqset_vae.set_vae import SetVAE
+from test_resume import assert_same_run, kill_in_mid_epoch
+
+WATCHED = [*STAYS, "tracker=posterior", "tracker.posterior.update_every=3", "tracker.posterior.window=4", "tracker.posterior.plot_every=9"]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_killed_within_an_epoch_the_run_and_its_posterior_go_on_exactly(snnexp, start, tmp_path):
+    settings = [*WATCHED, "val_every=0.5", "keep_best=2", "workers=1", "save_minutes=0.00001"]
+    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *settings, "exp_name=killed", cwd=tmp_path)
+    whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
+    kill_in_mid_epoch(process, killed, epoch=1)
+    snnexp("resume", killed, cwd=tmp_path)
+    assert_same_run(whole, killed)
+    for name in ("metrics.jsonl", "report.txt"):
+        assert (whole / "posterior_metrics" / name).read_bytes() == (killed / "posterior_metrics" / name).read_bytes()
+    one, other = (np.load(run / "test_latents.npz") for run in (whole, killed))
+    assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {path.name for path in (killed / "checkpoints").iterdir()}
+
+    steps = [record["step"] for record in lines(whole / "posterior_metrics/metrics.jsonl")]
+    assert steps == list(range(3, 22, 3))  # 7 steps an epoch
+    assert [line["epoch"] for line in lines(whole / "logs/metrics.jsonl")] == [0.5714, 1, 1.5714, 2, 2.5714, 3]
+    last, record = lines(whole / "logs/metrics.jsonl")[-1], lines(whole / "posterior_metrics/metrics.jsonl")[-1]
+    assert last["Posterior/KL"] == record["held_out"]["kl"] and record["held_out"]["sets"] > 100
+
+
+def test_pretrain_finetune_and_judge_elsewhere(snnexp, tmp_path):
+    snnexp("train", *STAYS, "model=set_vae", "epochs=1", "exp_name=pretrained", cwd=tmp_path)
+    pretrained, run = tmp_path / "outputs/pretrained", tmp_path / "outputs/run"
+    result = json.loads((pretrained / "result.json").read_text())
+    assert set(result["test"]) == {"Loss", "Beta", "Recon", "KL"} and result["best"]["metric"] == "Val/Loss"
+    assert result["activity"]["energy"]["macs"] > 0
+    latents = np.load(pretrained / "test_latents.npz")
+    assert "score" not in latents.files and latents["mu"].shape == (2, len(latents["stay"]), 16)
+
+    output = snnexp("train", *STAYS, "epochs=1", f"init_from={pretrained}", "exp_name=run", cwd=tmp_path)
+    own = json.loads((run / "result.json").read_text())
+    assert "Weights from" in output and "left as initialised: of_place" in output
+    assert 0 <= own["test"]["AUROC"] <= 1 and 0 <= own["test"]["AUPRC"] <= 1 and own["best"]["metric"] == "Val/AUROC"
+    latents = np.load(run / "test_latents.npz")
+    sizes = {name: latents[name].shape for name in latents.files}
+    stays, sets = len(np.load(run / "test_y_true.npy")), len(latents["stay"])
+    assert sizes["state"] == (stays, 16) and sizes["score"] == (stays,) and sizes["mu"] == sizes["logvar"] == (2, sets, 16)
+    assert sizes["minute"] == sizes["size"] == sizes["error"] == (sets,) and set(latents["stay"]) == set(range(stays))
+    np.testing.assert_array_equal(latents["score"], np.load(run / "test_y_score.npy"))
+
+    snnexp("evaluate", run, "split=all", "dataset.root=elsewhere", "dataset.data_seed=5", cwd=tmp_path)
+    judged = json.loads(next(run.glob("evaluations/*/all.json")).read_text())
+    assert judged["samples"] == 80 and not judged["samples_of_the_run"] and set(judged["metrics"]) == set(own["test"])
+    said = snnexp("analyze", run, "checkpoint=latest", "split=val", "max_batches=1", "save_dir=figures", cwd=tmp_path)
+    assert "val_latents.npz" in said and {"loss_curves.png", "collapse_analysis.txt"} < {
+        path.name for path in (tmp_path / "figures").iterdir()
+    }
+
+
+def test_two_processes_and_a_collapse_that_stops_them(snnexp, tmp_path):
+    settings = [*WATCHED, "devices=2", "workers=1", "accumulate=2"]
+    snnexp("train", *settings, "exp_name=two", cwd=tmp_path)
+    run = tmp_path / "outputs/two"
+    records, result = lines(run / "posterior_metrics/metrics.jsonl"), json.loads((run / "result.json").read_text())
+    assert result["processes"] == 2 and len(np.load(run / "test_latents.npz")["y"]) == len(np.load(run / "test_y_true.npy")) == 12
+    assert [record["step"] for record in records] == [3, 6, 9, 12] and records[0]["window"]["sets"] > 200  # of both processes
+    collapsing = ["task.beta=50", "task.beta_steps=0", "lr=0.01", "tracker.posterior.stop_on_collapse=true", "epochs=40"]
+    output = snnexp("train", *WATCHED, *collapsing, "exp_name=collapsed", cwd=tmp_path, code=1)
+    assert "collapse" in output and "task.beta" in output
+    assert (tmp_path / "outputs/collapsed/checkpoints/checkpoint_error.pth").exists()
+
+
+def test_a_pretrained_set_vae_goes_where_most_of_it_fits(tmp_path):
+    set_vae = SetVAE(num_variables=5, width=8, heads=2)
+    torch.save({"state_dict": set_vae.state_dict()}, tmp_path / "weights.pth")
+    whole = SeqSetVAE(num_variables=5, width=8, heads=2, context_decoder=True)  # whose own decoder has the same names
+    before = whole.decoder.out.weight.clone()
+    build.transfer(whole, str(tmp_path / "weights.pth"), Terminal(None, main=False))
+    for name, value in set_vae.state_dict().items():
+        assert torch.equal(whole.set_vae.state_dict()[name], value)
+    assert torch.equal(whole.decoder.out.weight, before)
