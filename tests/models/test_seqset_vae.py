@@ -1,6 +1,7 @@
 """SetVAE and SeqSetVAE: parameter counts, one stay or many, order, time's arrow, what is fixed."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,13 +53,13 @@ def test_a_learned_table_takes_the_place_of_embeddings():
 
 def test_attention_of_sets_of_unlike_sizes_is_that_of_each_set_alone():
     torch.manual_seed(0)
-    runs, heads = [(1, 2), (2, 1), (4, 3)], 2
+    sets, heads = SimpleNamespace(runs=[(1, 2), (2, 1), (4, 3)]), 2
     q, k, v = torch.randn(3, 16, 8, dtype=torch.float64)
     summary = torch.randn(6, 3, 8, dtype=torch.float64)
-    mixed, to_summary = attend(q, k, v, runs, heads), attend(summary, k, v, runs, heads)
-    from_summary = attend(q, summary, summary, runs, heads)
+    mixed, to_summary = attend(q, k, v, sets, heads), attend(summary, k, v, sets, heads)
+    from_summary = attend(q, summary, summary, sets, heads)
     start = 0
-    sizes = [n for n, count in runs for _ in range(count)]
+    sizes = [n for n, count in sets.runs for _ in range(count)]
     for number, n in enumerate(sizes):
         own = slice(start, start + n)
         start += n

@@ -25,7 +25,7 @@ class Made(nn.Module):
     def __init__(self, mu, logvar, decoded, target, logits=None):
         super().__init__()
         state = None if logits is None else torch.zeros(len(logits), 1)
-        self.coded = Coded(mu, logvar, mu, [decoded], target, STAYS.runs, logits, state)
+        self.coded = Coded(mu, logvar, mu, [decoded], target, logits, state)
 
     def forward(self, stays):
         return self.coded

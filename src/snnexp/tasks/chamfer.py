@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-@torch.compiler.disable  # one graph for each choice of sizes would be compiled
 def chamfer(made: Tensor, true: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
     """Half the symmetric Chamfer distance of M sets, [M]: (1/2) (sum_i min_j |x_i - y_j|^2 + sum_j min_i |x_i - y_j|^2) / 2.
 

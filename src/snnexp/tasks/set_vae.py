@@ -90,7 +90,7 @@ class SetVAELoss:
     def bound(self, coded: Any, stays: "Stays", step: int | None) -> tuple[Tensor, Judged]:
         """The negative evidence lower bound at a step (None: at the end of the schedule)."""
         with torch.autocast(coded.mu.device.type, enabled=False):
-            errors = torch.stack([chamfer(decoded.float(), coded.target, coded.runs) for decoded in coded.decoded]).mean(0)
+            errors = torch.stack([chamfer(decoded.float(), coded.target, stays.runs) for decoded in coded.decoded]).mean(0)
             mu, logvar = coded.mu, coded.logvar
             kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar)  # [L, M, D]
             rise = self.rise(step)

@@ -1,18 +1,27 @@
 """Attention within sets of unlike sizes, without padding: sets are ordered by size, so that those of one size are a view."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Share = Callable[[Tensor, "Runs"], Tensor]
-Runs = Sequence[tuple[int, int]]
-"""(n, k) for each size, ascending: k sets of n members."""
+
+class Sets(Protocol):
+    """Whatever tells the sizes of its sets: `runs` of (n, k), ascending, k sets of n members.
+
+    Passed on whole: only what is not compiled looks inside, or each choice of sizes would be compiled anew.
+    """
+
+    runs: Sequence[tuple[int, int]]
 
 
-@torch.compiler.disable  # one graph for each choice of sizes would be compiled
-def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs, heads: int) -> Tensor:
+Share = Callable[[Tensor, Sets], Tensor]
+
+
+@torch.compiler.disable
+def attend(q: Tensor, k: Tensor, v: Tensor, sets: Sets, heads: int) -> Tensor:
     """Attention of the queries of each set to its own keys, softmax(q k^T / sqrt(d)) v in each head; of the shape of q.
 
     Each tensor holds either the members of all sets one after another [E, W], or m rows for each set [M, m, W].
@@ -21,28 +30,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs, heads: int) -> Tensor:
         mixed = F.scaled_dot_product_attention(*(rows_of_heads(x, x.shape[1], heads) for x in (q, k, v)))
         return mixed.transpose(1, 2).reshape(q.shape)
     parts = []
-    for members, keys, values in zip(*(by_size(x, runs, heads) for x in (q, k, v)), strict=True):
+    for members, keys, values in zip(*(by_size(x, sets.runs, heads) for x in (q, k, v)), strict=True):
         mixed = F.scaled_dot_product_attention(members, keys, values).transpose(1, 2)
         parts.append(mixed.reshape(-1, q.shape[-1]) if q.dim() == 2 else mixed.flatten(2))
     return torch.cat(parts)
 
 
-def by_size(x: Tensor, runs: Runs, heads: int) -> list[Tensor]:
+def by_size(x: Tensor, runs: Sequence[tuple[int, int]], heads: int) -> list[Tensor]:
     """The sets of each size as [k, heads, n, W / heads]."""
     if x.dim() == 3:
         return [rows_of_heads(part, x.shape[1], heads) for part in x.split([k for _, k in runs])]
     return [rows_of_heads(part, n, heads) for part, (n, _) in zip(x.split([n * k for n, k in runs]), runs, strict=True)]
 
 
-def all_to_each(x: Tensor, runs: Runs) -> Tensor:
+@torch.compiler.disable  # an expanded result of a compiled graph cannot take its gradient
+def all_to_each(x: Tensor, sets: Sets) -> Tensor:
     """All rows of [m, W] for each set, [M, m, W]."""
-    return x.expand(sum(k for _, k in runs), -1, -1)
+    return x.expand(sum(k for _, k in sets.runs), -1, -1)
 
 
-@torch.compiler.disable  # one graph for each choice of sizes would be compiled
-def first_to_each(x: Tensor, runs: Runs) -> Tensor:
+@torch.compiler.disable
+def first_to_each(x: Tensor, sets: Sets) -> Tensor:
     """The first n rows of [m, W] for each set of n members, [E, W]."""
-    return torch.cat([x[:n].repeat(k, 1) for n, k in runs])
+    return torch.cat([x[:n].repeat(k, 1) for n, k in sets.runs])
 
 
 def rows_of_heads(x: Tensor, rows: int, heads: int) -> Tensor:
@@ -57,10 +67,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, queries: Tensor, context: Tensor, runs: Runs, share: Share | None = None) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, sets: Sets, share: Share | None = None) -> Tensor:
         """Queries and context [E, W] or [M, m, W]; the result has the queries' shape. `share`: queries [m, W] are given to every set."""
         q = self.query(queries)
-        return self.out(attend(q if share is None else share(q, runs), self.key(context), self.value(context), runs, self.heads))
+        return self.out(attend(q if share is None else share(q, sets), self.key(context), self.value(context), sets, self.heads))
 
 
 class AttentionBlock(nn.Module):
@@ -75,9 +85,9 @@ class AttentionBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, queries: Tensor, context: Tensor, runs: Runs, share: Share | None = None) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, sets: Sets, share: Share | None = None) -> Tensor:
         """Attend and transform."""
-        h = self.norm1(self.attention(queries, context, runs, share))
+        h = self.norm1(self.attention(queries, context, sets, share))
         return self.norm2(h + self.feed_forward(h))
 
 
@@ -94,6 +104,6 @@ class InducedAttention(nn.Module):
         self.gather = AttentionBlock(width, heads)
         self.spread = AttentionBlock(width, heads)
 
-    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+    def forward(self, x: Tensor, sets: Sets) -> Tensor:
         """Exchange within each set."""
-        return x + self.spread(x, self.gather(self.points, x, runs, share=all_to_each), runs)
+        return x + self.spread(x, self.gather(self.points, x, sets, share=all_to_each), sets)

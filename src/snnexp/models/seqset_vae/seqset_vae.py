@@ -73,7 +73,7 @@ class SeqSetVAE(nn.Module):
         coded = self.set_vae(stays)
         states = self.states(coded.mu.mean(0), stays)  # [M, W]
         if self.decoder is not None:
-            coded.decoded.append(self.decoder(states.unsqueeze(1), stays.runs))
+            coded.decoded.append(self.decoder(states.unsqueeze(1), stays))
         with torch.autocast(states.device.type, enabled=False):
             total = states.new_zeros(len(stays.lengths), states.shape[1], dtype=torch.float32).index_add(0, stays.stay, states.float())
             coded.state = total / stays.lengths.unsqueeze(1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
-from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Runs, first_to_each
+from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each
 
 if TYPE_CHECKING:
     from snnexp.data.medical import Stays
@@ -22,8 +22,8 @@ class Coded:
     """What a forward pass makes of a batch of M sets of E events altogether.
 
     Shapes: mu, logvar and z [L, M, D], the posterior of each of the L levels and a draw from it (in evaluation its mean); `decoded`, one
-    or two reconstructions [E, W], the rows of a set where its events are; `target` [E, W], what they should be; `runs` the sizes of the
-    sets; logits [N, 2] and state [N, W] of the stays, of a model with a head.
+    or two reconstructions [E, W], the rows of a set where its events are; `target` [E, W], what they should be;
+    logits [N, 2] and state [N, W] of the stays, of a model with a head.
     """
 
     mu: Tensor
@@ -31,7 +31,6 @@ class Coded:
     z: Tensor
     decoded: list[Tensor]
     target: Tensor
-    runs: Runs
     logits: Tensor | None = None
     state: Tensor | None = None
 
@@ -84,16 +83,16 @@ class SetVAE(nn.Module):
     def forward(self, stays: "Stays") -> Coded:
         """Encode each set, draw its latents (in evaluation: take their means), decode it."""
         mu, logvar, z = self.encode(stays)
-        decoded = self.decoder(z.transpose(0, 1), stays.runs)
-        return Coded(mu, logvar, z, [decoded], self.target(stays), stays.runs)
+        decoded = self.decoder(z.transpose(0, 1), stays)
+        return Coded(mu, logvar, z, [decoded], self.target(stays))
 
     def encode(self, stays: "Stays") -> tuple[Tensor, Tensor, Tensor]:
         """The posterior's mean and log variance, and a draw, fp32 [L, M, D]."""
         x = self.enter(self.events(stays))
         pooled = []
         for layer in self.encoder:
-            x = layer(x, stays.runs)
-            pooled.append(mean_of_sets(x, stays.runs))
+            x = layer(x, stays)
+            pooled.append(mean_of_sets(x, stays))
         with torch.autocast(x.device.type, enabled=False):
             mu, logvar = self.to_posterior(torch.stack(pooled).float()).chunk(2, dim=-1)
             logvar = logvar.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
@@ -123,26 +122,26 @@ class SetDecoder(nn.Module):
         self.out = nn.Linear(width, width)
         self.register_buffer("points", fixed_points(64, width), persistent=False)
 
-    def forward(self, latents: Tensor, runs: Runs) -> Tensor:
+    def forward(self, latents: Tensor, sets: Sets) -> Tensor:
         """Decode; the rows of a set are in no order that its events have."""
-        self.make_points(runs[-1][0])
+        self.make_points(sets)
         x = latents
         for exchange, expand, mix in zip(self.exchange, self.expand, self.mix, strict=True):
-            x = mix(expand(self.points, exchange(x, runs), runs, share=first_to_each))
+            x = mix(expand(self.points, exchange(x, sets), sets, share=first_to_each))
         return self.out(x)
 
-    @torch.compiler.disable  # one graph for each choice of sizes would be compiled
-    def make_points(self, largest: int) -> None:
-        """See to it that there are points for sets of so many events."""
-        if largest > len(self.points):
+    @torch.compiler.disable
+    def make_points(self, sets: Sets) -> None:
+        """See to it that there are points for the largest of the sets."""
+        if (largest := sets.runs[-1][0]) > len(self.points):
             self.points = fixed_points(2 * largest, self.points.shape[1]).to(self.points.device)
 
 
-@torch.compiler.disable  # one graph for each choice of sizes would be compiled
-def mean_of_sets(x: Tensor, runs: Runs) -> Tensor:
+@torch.compiler.disable
+def mean_of_sets(x: Tensor, sets: Sets) -> Tensor:
     """The mean over the members of each set, [M, W] from [E, W]."""
-    parts = x.split([n * k for n, k in runs])
-    return torch.cat([part.reshape(k, n, -1).mean(1) for part, (n, k) in zip(parts, runs, strict=True)])
+    parts = x.split([n * k for n, k in sets.runs])
+    return torch.cat([part.reshape(k, n, -1).mean(1) for part, (n, k) in zip(parts, sets.runs, strict=True)])
 
 
 def variable_codes(count: int, width: int) -> Tensor:
