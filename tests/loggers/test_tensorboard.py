@@ -160,3 +160,17 @@ def test_the_module_imports_neither_torch_nor_tensorboard():
         "import sys, snnexp.loggers.tensorboard, snnexp.loggers.wandb\nassert not {'torch', 'wandb', 'tensorboard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_comes_by_step_has_an_axis_of_its_own_and_one_curve_after_a_resume(tmp_path):
+    logger = TensorBoard(run_dir=tmp_path)
+    for step in (200, 400, 600):
+        logger.step_scalars({"Posterior/KL": float(step)}, step)
+    logger.scalars({"Val/AUROC": 0.5}, 1)
+    logger.close()
+    resumed = TensorBoard(run_dir=tmp_path, first_epoch=2, first_step=301)  # the checkpoint was of step 300
+    resumed.step_scalars({"Posterior/KL": -1.0}, 400)
+    resumed.close()
+    steps = EventAccumulator(str(tmp_path / "logs/steps")).Reload()
+    assert points(steps, "Posterior/KL") == [(200, 200.0), (400, -1.0)]
+    assert points(read(tmp_path), "Val/AUROC") == [(1, 0.5)]
