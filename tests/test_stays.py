@@ -45,7 +45,7 @@ def test_pretrain_finetune_and_judge_elsewhere(snnexp, tmp_path):
     snnexp("train", *STAYS, "model=set_vae", "epochs=1", "exp_name=pretrained", cwd=tmp_path)
     pretrained, run = tmp_path / "outputs/pretrained", tmp_path / "outputs/run"
     result = json.loads((pretrained / "result.json").read_text())
-    assert set(result["test"]) == {"Loss", "Beta", "Recon", "KL"} and result["best"]["metric"] == "Val/Loss"
+    assert set(result["test"]) == {"Loss", "Recon", "KL"} and result["best"]["metric"] == "Val/Loss"
     assert result["activity"]["energy"]["macs"] > 0
     latents = np.load(pretrained / "test_latents.npz")
     assert "score" not in latents.files and latents["mu"].shape == (2, len(latents["stay"]), 16)

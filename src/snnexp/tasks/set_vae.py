@@ -19,14 +19,14 @@ BETA_SCHEDULES = ("linear", "cyclic", "capacity")
 
 @dataclass
 class Judged:
-    """What a batch came to, without gradient: reconstruction error and raw KL [M] of its sets, the stay [M] of each set, β, and of a model
-    with a head the cross entropy (a mean over stays), the logits [N, 2] and the representation [N, W] of the stays.
+    """What a batch came to, without gradient: reconstruction error and raw KL [M] of its sets, the stay [M] of each set, in training β, and
+    of a model with a head the cross entropy (a mean over stays), the logits [N, 2] and the representation [N, W] of the stays.
     """
 
     error: Tensor
     kl: Tensor
     stay: Tensor
-    beta: float
+    beta: float | None
     cross_entropy: Tensor | None = None
     logits: Tensor | None = None
     state: Tensor | None = None
@@ -98,7 +98,7 @@ class SetVAELoss:
             reconstruction, floored = errors.mean(), kl.mean(1).clamp(min=self.free_bits).sum()
             if self.beta_schedule == "capacity":
                 floored = (floored - self.capacity * rise * kl.shape[0] * kl.shape[2]).abs()
-            judged = Judged(errors.detach(), kl.detach().sum((0, 2)), stays.stay, beta)
+            judged = Judged(errors.detach(), kl.detach().sum((0, 2)), stays.stay, None if step is None else beta)
             self.terms = {"Recon": reconstruction.detach(), "KL": judged.kl.mean(), "Beta": beta}
             return reconstruction + beta * floored, judged
 
@@ -121,15 +121,15 @@ class SetVAELoss:
         return {
             "n": n,
             "Loss": loss.double() * n,
-            "Beta": output.beta * n,
+            **({} if output.beta is None else {"Beta": output.beta * n}),
             "sets": number(len(output.error)),
             "Recon": output.error.sum(dtype=torch.float64),
             "KL": output.kl.sum(dtype=torch.float64),
         }
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
-        """Return mean loss and β over stays, and mean reconstruction error and raw KL over sets, from summed `counts`."""
-        by_stays = {name: counts[name] / counts["n"] for name in ("Loss", "Beta")}
+        """Return mean loss and, of training, β over stays, and mean reconstruction error and raw KL over sets, from summed `counts`."""
+        by_stays = {name: counts[name] / counts["n"] for name in ("Loss", "Beta") if name in counts}
         return by_stays | {name: counts[name] / counts["sets"] for name in ("Recon", "KL")}
 
     @torch.no_grad()
