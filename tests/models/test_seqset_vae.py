@@ -166,7 +166,9 @@ def test_fixed_points_are_normal_and_the_same_however_many():
     torch.testing.assert_close(points[:40], fixed_points(40, 16))
     assert points.mean(0).abs().max() < 0.05 and (points.std(0) - 1).abs().max() < 0.05
     large = [[[(0, float(i)) for i in range(100)]]]  # more events than there are points at first
-    assert small()(batch_of(large)).decoded[0].shape == (100, 16)
+    model = small()
+    assert model(batch_of(large)).decoded[0].shape == (100, 16)
+    assert "points" not in {name.rpartition(".")[2] for name, _ in model.named_buffers()}  # which ranks with other sets would overwrite
 
 
 def test_every_parameter_has_a_gradient():

@@ -10,8 +10,8 @@ from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.evaluation import to_device
 from snnexp.engine.precision import Precision
 
-SAMPLES = 64
-"""Some thousand sets: enough for variances over data, and the cost of half a training step."""
+SAMPLES = 32
+"""Some thousand sets of stays: enough for variances over data, at less than the cost of a training step."""
 
 
 class HeldOut:

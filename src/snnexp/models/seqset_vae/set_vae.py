@@ -120,7 +120,7 @@ class SetDecoder(nn.Module):
         self.expand = nn.ModuleList(AttentionBlock(width, heads) for _ in range(layers))
         self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()) for _ in range(layers))
         self.out = nn.Linear(width, width)
-        self.register_buffer("points", fixed_points(64, width), persistent=False)
+        self.points = fixed_points(64, width)  # no buffer: it grows where a large set is, and ranks exchange their buffers
 
     def forward(self, latents: Tensor, sets: Sets) -> Tensor:
         """Decode; the rows of a set are in no order that its events have."""
@@ -132,9 +132,11 @@ class SetDecoder(nn.Module):
 
     @torch.compiler.disable
     def make_points(self, sets: Sets) -> None:
-        """See to it that there are points for the largest of the sets."""
-        if (largest := sets.runs[-1][0]) > len(self.points):
-            self.points = fixed_points(2 * largest, self.points.shape[1]).to(self.points.device)
+        """See to it that there are points for the largest of the sets, on the device of the weights."""
+        largest, device = sets.runs[-1][0], self.out.weight.device
+        if largest > len(self.points):
+            self.points = fixed_points(2 * largest, self.points.shape[1])
+        self.points = self.points.to(device)
 
 
 @torch.compiler.disable
