@@ -3,7 +3,7 @@
 import inspect
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,14 +294,15 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     its_model = model(settings, its_data, its_task).to(ranks.device)
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
-        transfer(its_model, config.init_from, terminal)
+        transfer(its_model, config.init_from, its_data, terminal)
     its_pruner, pruned = pruning_of(settings, its_model, its_data, latest) if settings["pruner"] else (None, {})
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
 
     precision = resolve(config.precision, ranks.device)
-    probe = HeldOut(its_model, its_task, its_data, config.batch_size, ranks.device, precision) if its_data.splits["val"] else None
+    average = MovingAverage(its_model, config.ema) if config.ema is not None else None
+    probe = HeldOut(its_model, its_task, its_data, config.batch_size, ranks.device, precision, average) if its_data.splits["val"] else None
     its_trackers = trackers(settings, its_model, its_task, run, ranks, probe)  # before the model is compiled, which looks at it once
     optimizer = instantiate(settings["optimizer"], config.trust, params=its_model.parameters())
     for group in optimizer.param_groups:
@@ -327,7 +328,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         schedule=instantiate(settings["scheduler"], config.trust),
         precision=precision,
         scaler=precision.scaler(),
-        ema=MovingAverage(its_model, config.ema) if config.ema is not None else None,
+        ema=average,
         train_batches=batches,
         train_loader=loader(its_data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda", config.prefetch),
         trackers=its_trackers,
@@ -373,8 +374,8 @@ def refit(x: Experiment, cut: surgery.Cut) -> None:
     x.optimizer = instantiate(x.settings["optimizer"], x.config.trust, params=x.model.parameters())
     x.optimizer.load_state_dict(moments)
     if x.ema is not None:
-        x.ema = MovingAverage(x.model, x.ema.decay)
-        x.ema.weights = average
+        updates, x.ema = x.ema.updates, MovingAverage(x.model, x.ema.decay)
+        x.ema.weights, x.ema.updates = average, updates
     if x.config.compile:
         torch.compiler.reset()  # it counts the shapes that it has compiled the same code for, and gives up after a few
     x.net = training_form(x.model, x.config, x.ranks)
@@ -402,12 +403,13 @@ def weights_of(source: str) -> tuple[Path, dict[str, torch.Tensor]]:
     return path, checkpoint.load_weights(path)
 
 
-def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
+def transfer(model: nn.Module, source: str, data: Any, terminal: Terminal) -> None:
     """Load the weights of another run or file where name and shape agree, and say what was left out.
 
     They may be those of a part of the model, if that takes more of them: a set_vae, of a seqset_vae. Raises: UserError if nothing fits.
     """
     path, weights = weights_of(source)
+    weights = by_variable(weights, checkpoint.variables(path), getattr(data, "variables", None), source)
     own = model.state_dict()
     if any(name in own and own[name].shape != value.shape for name, value in weights.items()) and checkpoint.is_pruned(path):
         raise UserError(
@@ -423,6 +425,26 @@ def transfer(model: nn.Module, source: str, terminal: Terminal) -> None:
     left = [name for name in own if name not in fitting]
     rest = f"; left as initialised: {', '.join(left[:6])}{' ...' if len(left) > 6 else ''}." if left else "."
     terminal.say(f"Weights from {path}: {len(fitting)} of {len(own)} entries{rest}")
+
+
+def by_variable(
+    weights: dict[str, torch.Tensor], theirs: list[str] | None, ours: Sequence[str] | None, source: str
+) -> dict[str, torch.Tensor]:
+    """The weights of a model of medical events with the rows that belong to a variable each in the order of these data's variables.
+
+    Raises: UserError if the variables are others.
+    """
+    if theirs is None or ours is None or list(theirs) == list(ours):
+        return weights
+    if odd := sorted(set(theirs) ^ set(ours)):
+        raise UserError(
+            f"init_from={source}: it was trained on other variables than these data have (only one of them has {', '.join(odd[:8])}"
+            f"{' ...' if len(odd) > 8 else ''}), and its vectors and codes are of single variables. Pre-train on data with the same ones."
+        )
+    order = [list(theirs).index(name) for name in ours]
+    text = any(name.endswith("embeddings") for name in weights)  # then a layer makes the vectors, and has no row for each
+    with_rows = ("codes", "embeddings" if text else "names.weight")
+    return {name: value[order] if name.endswith(with_rows) else value for name, value in weights.items()}
 
 
 def set_determinism(wanted: bool) -> None:

@@ -151,7 +151,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     """
     settings = read_json(path)
     if isinstance(settings, dict):
-        settings = {"pruner": {}} | settings  # older runs have none
+        settings = {"pruner": {}, "prefetch": 2} | settings  # older runs have none
     known = {f.name for f in fields(TrainConfig)} | {"choices"}
     if not isinstance(settings, dict) or (missing := known - settings.keys()):
         lacking = f" (it lacks {', '.join(sorted(missing)[:4])})" if isinstance(settings, dict) else ""
@@ -232,6 +232,8 @@ def check_ranges(settings: dict[str, Any]) -> None:
             raise UserError(f"{key}={settings[key]}: not one of {', '.join(allowed)}.{nearest(str(settings[key]), allowed)}")
     if settings["val_every"] > 1 and settings["val_every"] % 1:
         raise UserError(f"val_every={settings['val_every']}: a whole number of epochs, or a fraction of one below 1.")
+    if (every := settings["val_every"]) < 1 and abs(round(1 / every) * every - 1) > 0.02:
+        raise UserError(f"val_every={every}: is no equal part of an epoch; allowed are 0.5, 0.33, 0.25, 0.2, 0.1 and the like.")
     if settings.get("ema") is not None and not 0 < settings["ema"] < 1:
         raise UserError(f"ema={settings['ema']}: the decay must lie between 0 and 1, such as 0.999.")
     device = settings["device"]

@@ -23,8 +23,12 @@ def test_the_average_follows_its_formula():
     for value in (2.0, 3.0):
         nn.init.constant_(net.weight, value)
         average.update()
-    # 1 -> 0.9 * 1 + 0.1 * 2 = 1.1 -> 0.9 * 1.1 + 0.1 * 3 = 1.29
-    assert average.weights["weight"].item() == pytest.approx(1.29)
+    # The first updates decay by 1/10 and 2/11: 1 -> 0.1 * 1 + 0.9 * 2 = 1.9 -> (2 * 1.9 + 9 * 3) / 11 = 2.8
+    assert average.weights["weight"].item() == pytest.approx(2.8)
+    average.updates = 1000
+    nn.init.constant_(net.weight, 1.0)
+    average.update()
+    assert average.weights["weight"].item() == pytest.approx(0.9 * 2.8 + 0.1 * 1)
 
 
 def test_statistics_are_averaged_and_counters_copied():
@@ -35,7 +39,7 @@ def test_statistics_are_averaged_and_counters_copied():
     before = torch.zeros(3)
     average.update()
     norm = net[0][1]
-    torch.testing.assert_close(average.weights["0.1.running_mean"], 0.5 * before + 0.5 * norm.running_mean)
+    torch.testing.assert_close(average.weights["0.1.running_mean"], 0.1 * before + 0.9 * norm.running_mean)
     assert average.weights["0.1.num_batches_tracked"] == norm.num_batches_tracked == 1
 
 

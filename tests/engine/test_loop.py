@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conftest import assert_same, load
 from snnexp.data.sampler import TrainBatches
-from snnexp.engine import checkpoint, loop
+from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import to_device
 from snnexp.engine.loader import loader
@@ -259,7 +259,7 @@ def test_a_signal_ends_the_run_after_the_step(make):
 
 
 def test_validations_within_an_epoch(make):
-    x = make("epochs=2", "val_every=0.34", "keep_best=2", "limit_train=64", "batch_size=8")  # 8 batches: after 3, 6 and 8 of them
+    x = make("epochs=2", "val_every=0.33", "keep_best=2", "limit_train=64", "batch_size=8")  # 8 batches: after 3, 6 and 8 of them
     with StopFlag() as stop:
         loop.train(x, stop)
     lines = [json.loads(line) for line in x.run.metrics_log.read_text().splitlines()]
@@ -299,3 +299,13 @@ def test_a_stop_before_a_validation_within_an_epoch_loses_none(make, monkeypatch
     assert again.run.metrics_log.read_bytes() == whole.run.metrics_log.read_bytes()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_the_name_of_a_part_of_an_epoch_is_whole_however_long_the_run(make):
+    assert [restart.epoch_name(epoch) for epoch in (7, 0.375, 120.3333, 1000)] == ["epoch7", "epoch0.375", "epoch120.3333", "epoch1000"]
+    x = make("keep_best=2", "keep_last=1")
+    x.run.checkpoints.mkdir(exist_ok=True)
+    for name in ("epoch120.3333", "epoch121"):
+        x.run.checkpoint(name).touch()
+    restart.discard(x, State(epoch=121, ranking=[[50.0, 120.3333], [40.0, 121]]), fallen=set())
+    assert x.run.checkpoint("epoch120.3333").exists()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from conftest import GRAPHS, assert_same, load
+from snnexp import config
 from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import UserError
+from snnexp.rundir import write_json
 
 
 def train(x) -> None:
@@ -100,6 +102,21 @@ def test_a_kill_between_latest_and_best_is_mended(make):
     checkpoint.save(best, stale)
     restart.restore(make("epochs=2", "limit_train=16"))
     assert load(best)["epoch"] == 2
+
+
+def test_a_run_from_before_the_best_epoch_had_a_step_goes_on(make):
+    x = make("epochs=2", "limit_train=16")
+    train(x)
+    latest = x.run.checkpoint("latest")
+    saved = checkpoint.load(latest)
+    del saved["state"]["best"]["step"], saved["state"]["validated"]
+    checkpoint.save(latest, saved)
+    old = json.loads(x.run.config.read_text())
+    del old["prefetch"]
+    write_json(x.run.config, old)
+    assert config.read_saved(x.run.config)["prefetch"] == 2
+    assert restart.restore(make("epochs=3", "limit_train=16")).best["epoch"] == saved["state"]["best"]["epoch"]
+    assert x.run.checkpoint("best").exists()
 
 
 def test_a_best_epoch_whose_weights_are_gone_is_chosen_anew(make):

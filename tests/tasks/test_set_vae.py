@@ -115,6 +115,19 @@ def test_sums_over_batches_are_those_of_all_sets():
     assert total["Recon"] == pytest.approx(0.5 * (3 * 0.01 + 3 * 0.09) * (4 / 3) / 2, rel=1e-4)
 
 
+@torch.no_grad()
+def test_the_loss_of_an_evaluation_is_the_bound_however_the_stays_are_batched():
+    task = StayOutcome(beta=0.2, free_bits=0.4, weight=2.0)
+    y, sums = torch.tensor([0, 1]), {}
+    for mu in (0.3, 0.9):  # batches with another KL each, one below the floor
+        loss, judged = task.loss(made(mu, off=0.1, logits=torch.zeros(2, 2)), (STAYS, y), 0)
+        for name, value in task.counts(loss, judged, (STAYS, y)).items():
+            sums[name] = sums.get(name, 0) + value.item()
+    metrics = task.metrics(sums)
+    assert metrics["KL"] == pytest.approx(10 * 0.5 * (0.09 + 0.81) / 2, rel=1e-4) and "Beta" not in metrics
+    assert metrics["Loss"] == pytest.approx(metrics["Recon"] + 0.2 * metrics["KL"] + 2 * math.log(2), rel=1e-6)
+
+
 def test_ranking_by_hand():
     values = StayOutcome().ranking(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8], dtype=np.float32))
     assert values["AUROC"] == pytest.approx(0.75) and values["AUPRC"] == pytest.approx(0.5 + 0.5 * 2 / 3)

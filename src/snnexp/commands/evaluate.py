@@ -139,7 +139,8 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     }
     folder = claim_stamp(run)
     write_predictions(folder, split, judged)
-    seen.write(folder / f"{split}_latents.npz")
+    best = saved["state"]["best"] or {}
+    seen.write(folder / f"{split}_latents.npz", best["epoch"] if best.get("step") == saved["step"] else saved["epoch"])
     active.write(folder / f"{split}_spikes.npz")
     write_json(folder / f"{split}.json", report)
     values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())

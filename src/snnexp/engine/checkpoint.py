@@ -79,6 +79,13 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
+def variables(path: Path) -> list[str] | None:
+    """The variables of the medical events that a checkpoint was trained on, in its order; None if it was not, or does not say."""
+    content = _read(path)
+    data = content.get("data") if isinstance(content, dict) else None
+    return list(data["variables"]) if isinstance(data, dict) and "variables" in data else None
+
+
 def is_pruned(path: Path) -> bool:
     """True if a file holds the checkpoint of a pruned network."""
     content = _read(path)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """Averages every floating-point entry of the state dict with `decay`; counters are copied."""
+    """Averages every floating-point entry of the state dict with `decay`, and less in the first updates, so that a short run is not judged
+    by the weights it began with: min(decay, (1 + n) / (10 + n)) after n `updates`. Counters are copied.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay, self.updates = decay, 0
         self.entries = model.state_dict(keep_vars=True)  # the model's own tensors, whose values change in place
         self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in self.entries.items()}
         self.floating = [name for name, value in self.entries.items() if value.is_floating_point()]
@@ -20,7 +22,8 @@ class MovingAverage:
     def update(self) -> None:
         """Take one optimizer step's weights into the average."""
         means, values = [self.weights[name] for name in self.floating], [self.entries[name] for name in self.floating]
-        torch._foreach_lerp_(means, values, 1 - self.decay)
+        torch._foreach_lerp_(means, values, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        self.updates += 1
         for name in self.entries.keys() - set(self.floating):
             self.weights[name].copy_(self.entries[name])
 

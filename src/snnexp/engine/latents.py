@@ -1,5 +1,6 @@
 """The latents of a split, for the plots of `snnexp analyze`: posteriors of sets, representations of stays."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ class Latents:
             self.columns.setdefault(name, []).append(values)
         self.stays += len(y)
 
-    def write(self, path: Path) -> Path | None:
-        """Write the .npz on the main rank, with mu and logvar [L, M, D]; every rank must call it. None if there is nothing to write."""
+    def write(self, path: Path, epoch: float) -> Path | None:
+        """Write the .npz on the main rank, with mu and logvar [L, M, D] and the `epoch` of the weights; every rank must call it.
+
+        None if there is nothing to write.
+        """
         mine = {name: np.concatenate(parts) for name, parts in self.columns.items()} | {"stays": self.stays}
         parts = [part for part in self.ranks.gather(mine) if part["stays"]] if self.wanted else []
         if not parts or not self.ranks.main:
@@ -65,5 +69,8 @@ class Latents:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "stays"}
         of_sets = {name: joined[name][:SETS] for name in ("mu", "logvar", "stay", "minute", "size", "error")}
         of_sets |= {name: of_sets[name].swapaxes(0, 1) for name in ("mu", "logvar")}
-        np.savez(path, **{**joined, **of_sets})
+        temporary = path.with_name(f".{path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **{**joined, **of_sets}, epoch=np.float64(epoch))
+        os.replace(temporary, path)
         return path

@@ -17,7 +17,7 @@ from snnexp.build import Experiment
 from snnexp.engine import pruning, results
 from snnexp.engine.evaluation import Evaluation, judge, to_device
 from snnexp.engine.progress import Stopwatch
-from snnexp.engine.restart import discard, link, restore, save, save_error
+from snnexp.engine.restart import discard, epoch_name, link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
@@ -244,7 +244,7 @@ def names_due(x: Experiment, state: State, is_best: bool) -> list[str]:
     """The checkpoints to write for the epoch just done, or the part of one; `latest` comes after its own, since a restart believes it."""
     here = position(x, state)
     among_best = x.config.keep_best > 1 and any(epoch == here for _, epoch in state.ranking)
-    own = [f"epoch{here:g}"] if among_best or (not state.batch and state.epoch % x.config.save_freq == 0) else []
+    own = [epoch_name(here)] if among_best or (not state.batch and state.epoch % x.config.save_freq == 0) else []
     return own + ["latest"] + (["best"] if is_best else [])
 
 
@@ -275,7 +275,7 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
     with results.best_weights(x, state):
         latents = results.latents_of(x, "test")
         evaluation = tracked(x, "test", stop, "test", collect=latents) if x.data.splits["test"] else None
-        latents.write(x.run.root / "test_latents.npz")
+        latents.write(x.run.root / "test_latents.npz", state.best["epoch"] if state.best else position(x, state))
         activity = results.activity(x, stop)
     files = [path for tracker in x.trackers.values() for path in tracker.finish()]
     results.write(x, state, evaluation, activity, pruning.finish(x, state, evaluation, activity), files)

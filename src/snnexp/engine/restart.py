@@ -93,6 +93,11 @@ def circumstances(x: "Experiment") -> dict[str, Any]:
     }
 
 
+def epoch_name(epoch: float) -> str:
+    """The name of the checkpoint of an epoch, or of a part of one: epoch7, epoch120.3333."""
+    return f"epoch{epoch:.4f}".rstrip("0").rstrip(".")
+
+
 def discard(x: "Experiment", state: State, fallen: set[int]) -> None:
     """Remove the epoch checkpoints that fell out of the `keep_best` best, unless due by `save_freq`, and those beyond `keep_last`."""
     paths = x.run.checkpoints.glob("checkpoint_epoch*.pth")
@@ -122,6 +127,7 @@ def restore(x: "Experiment") -> State:
     if x.ema is not None:
         for name, value in checkpoint.weights(saved).items():
             x.ema.weights[name].copy_(value)
+        x.ema.updates = saved["step"]
     x.optimizer.load_state_dict(fresh_rates(saved["optimizer"], x.optimizer.state_dict()))
     x.schedule.load_state_dict(saved["scheduler"])
     if saved["scaler"] and x.scaler.is_enabled():
@@ -179,10 +185,13 @@ def mend_best(x: "Experiment", state: State, latest: Path) -> bool:
     if state.best is None:
         best.unlink(missing_ok=True)
         return True
-    own = x.run.checkpoint(f"epoch{state.best['epoch']:g}")
-    if best.exists() and checkpoint.load(best)["step"] == state.best["step"]:
-        return True
-    if state.step == state.best["step"]:
+    own = x.run.checkpoint(epoch_name(state.best["epoch"]))
+    step = state.best.get("step", -1)  # an older run knows the epoch only
+    if best.exists():
+        found = checkpoint.load(best)
+        if found["step"] == step or (step < 0 and found["epoch"] == state.best["epoch"]):
+            return True
+    if state.step == step or (step < 0 and state.epoch == state.best["epoch"] and state.batch == 0):
         checkpoint.link(latest, best)
     elif own.exists():
         checkpoint.link(own, best)

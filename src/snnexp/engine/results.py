@@ -54,6 +54,8 @@ def log_epoch(
     means = {name: sum(value) / len(value) if isinstance(value, list) else value for name, value in tracked.items()}
     for logger in x.loggers:
         logger.scalars(values | means, state.epoch)
+        if x.config.val_every < 1 and validation is not None:  # the curve by step has those at the ends of epochs too
+            logger.step_scalars({name: value for name, value in values.items() if name.startswith("Val/")}, state.step)
     star = " *" if state.best and state.best["epoch"] == state.epoch else ""
     x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
 
@@ -68,7 +70,7 @@ def log_validation(x: "Experiment", state: State, validation: dict[str, float], 
     state.metrics_offset = x.metrics.offset()
     for logger in x.loggers:
         logger.step_scalars(values, state.step)
-    star = " *" if state.best and state.best["step"] == state.step else ""
+    star = " *" if state.best and state.best["epoch"] == epoch else ""
     x.terminal.say(f"epoch {epoch:g}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
 
 
@@ -177,7 +179,7 @@ def write(
         "protocol": limited(x.data.protocol, x.config.limit_train and x.train_batches.count, x.config.limit_val),
         "split": "test",
         "seed": x.config.seed,
-        "epochs": state.epoch,
+        "epochs": round(state.epoch + state.batch / len(x.train_batches), 4) if state.batch else state.epoch,
         "parameters": x.parameters,
         "wall_time_s": round(state.wall_seconds, 1),
         "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2),
@@ -230,7 +232,7 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
     rows = []
     if result["best"]:
         best = result["best"]
-        rows.append(("best epoch", f"{best['epoch']:g} of {result['epochs']} ({best['metric']} {best['value']:.4g})"))
+        rows.append(("best epoch", f"{best['epoch']:g} of {result['epochs']:g} ({best['metric']} {best['value']:.4g})"))
     rows += [(f"test {name}", "undefined" if value is None else f"{value:.4g}") for name, value in result["test"].items()]
     rows += [
         ("parameters", f"{result['parameters']:,}"),

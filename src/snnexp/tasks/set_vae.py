@@ -44,6 +44,9 @@ class SetVAELoss:
     KL: to N(0, 1), of each latent dimension of each level, averaged over the batch's sets; then the larger of it and `free_bits` nats
     (Kingma et al. 2016), so that a dimension below its floor is left in peace; then the sum. The KL that is reported is without floor.
 
+    A mean over the sets of a batch is what is minimised, with accumulation and on several devices the mean of such means. In evaluation
+    the loss is the bound itself, Recon + beta KL, without floor or capacity, so that it does not depend on how the samples are batched.
+
     `beta_schedule` over `beta_steps` optimizer steps: "linear": from 0 to `beta`; "cyclic": that long is a cycle, which rises in its first
     half and stays in its second (Fu et al. 2019); "capacity": beta |KL - C| with C rising from 0 to `capacity` nats per dimension (Burgess
     et al. 2018). In evaluation beta (and C) has its final value. Everything in fp32 whatever the model's precision.
@@ -111,7 +114,7 @@ class SetVAELoss:
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: stays "n", their "Loss" and "Beta"; "sets", their "Recon" and "KL"."""
+        """Return float64 sums over the batch on its device: stays "n", in training "Loss" and "Beta"; "sets", their "Recon" and "KL"."""
         device = output.error.device
 
         def number(value: float) -> Tensor:
@@ -120,17 +123,17 @@ class SetVAELoss:
         n = number(len(batch[1]))
         return {
             "n": n,
-            "Loss": loss.double() * n,
-            **({} if output.beta is None else {"Beta": output.beta * n}),
+            **({} if output.beta is None else {"Loss": loss.double() * n, "Beta": output.beta * n}),
             "sets": number(len(output.error)),
             "Recon": output.error.sum(dtype=torch.float64),
             "KL": output.kl.sum(dtype=torch.float64),
         }
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
-        """Return mean loss and, of training, β over stays, and mean reconstruction error and raw KL over sets, from summed `counts`."""
+        """Return the loss, in training β, and mean reconstruction error and raw KL over sets, from summed `counts`."""
         by_stays = {name: counts[name] / counts["n"] for name in ("Loss", "Beta") if name in counts}
-        return by_stays | {name: counts[name] / counts["sets"] for name in ("Recon", "KL")}
+        by_sets = {name: counts[name] / counts["sets"] for name in ("Recon", "KL")}
+        return {"Loss": by_sets["Recon"] + self.beta * by_sets["KL"]} | by_stays | by_sets
 
     @torch.no_grad()
     def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor]:
@@ -198,7 +201,10 @@ class StayOutcome(SetVAELoss):
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
         """Return the means of the bound, the mean cross entropy, and accuracy in percent, from summed `counts`."""
-        return super().metrics(counts) | {"CE": counts["CE"] / counts["n"], "Acc1": 100 * counts["Acc1"] / counts["n"]}
+        values, cross_entropy = super().metrics(counts), counts["CE"] / counts["n"]
+        if "Loss" not in counts:
+            values["Loss"] += self.weight * cross_entropy
+        return values | {"CE": cross_entropy, "Acc1": 100 * counts["Acc1"] / counts["n"]}
 
     @torch.no_grad()
     def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor, Tensor]:
