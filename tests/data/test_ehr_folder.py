@@ -128,6 +128,30 @@ def test_a_missing_outcome_is_never_a_survivor(tmp_path: Path, lines: str, said:
     assert "; skipped 1 " in EHRFolder(root=tmp_path, strict=False).protocol
 
 
+def test_a_stay_in_two_parts_is_refused_or_skipped(tmp_path: Path) -> None:
+    divided(tmp_path)
+    stay(tmp_path / "test" / "10.parquet", [("HR", 1.0, 1.0)])
+    with pytest.raises(UserError, match=r"test/10\.parquet: the stay 10 is also in .*train/10\.parquet; .*dataset\.strict=false"):
+        EHRFolder(root=tmp_path)
+    data = EHRFolder(root=tmp_path, strict=False)
+    assert data.splits == {"train": 2, "val": 1, "test": 1} and "; skipped 1 stays that are in two parts" in data.protocol
+    assert data.stored["ids"].tolist() == [b"2", b"10", b"3", b"4"] and data.sizes("train").tolist() == [4, 4]
+    stay(tmp_path / "train" / "10.parquet", ROWS, ("variable", "value", "time"))  # at fault itself: the other one stays
+    assert EHRFolder(root=tmp_path, strict=False).splits == {"train": 1, "val": 1, "test": 2}
+
+
+def test_the_protocol_counts_the_stays_that_are_used(tmp_path: Path) -> None:
+    divided(tmp_path)
+    stay(tmp_path / "train" / "10.parquet", [("HR", 80.0, 2881.0)])  # died, and nothing was measured in time
+    data = EHRFolder(root=tmp_path)
+    said = (
+        "1 train / 1 val / 1 test stays, 1 of 3 died; no stay of the training split died: AUROC is not defined and nothing can be learned; "
+    )
+    assert data.protocol.startswith(f"ehr_folder {tmp_path.name}: {said}") and data.protocol.endswith(
+        "; 1 stays without any event left out"
+    )
+
+
 def test_what_is_not_there_says_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="there is no dataset.root. Needed are Parquet files"):
         EHRFolder(root=None)
@@ -153,6 +177,7 @@ def test_other_stays_are_judged_with_the_statistics_of_a_run(tmp_path: Path) -> 
     assert data.splits == {"train": 0, "val": 0, "test": 1} and data.variables == ("pH", "HR")
     data.load_state_dict(run.state_dict())
     stays, _ = data.view("all").__getitems__([(0, 0)])
+    assert data.seen_before(run.state_dict(), "all") == 0 and run.seen_before(run.state_dict(), "all") == 3
     assert data.variables == run.variables and stays.variable.tolist() == [2, 0] and stays.value[1].item() == pytest.approx(0, abs=1e-5)
     again = EHRFolder(root=tmp_path / "run")
     assert again.entry.directory == run.entry.directory and again.same_samples(run.state_dict())

@@ -1,6 +1,7 @@
 """Stays made here, whose batches are known number by number, and a slow reading of the same rules."""
 
 import pickle
+import struct
 import zlib
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def made(folder: Path, stays: list[list[Event]], y: list[int], describing: list[
     stamp = zlib.crc32(repr((stays, y, found, names)).encode())
     entry = prepared_stays(folder, {}, [Source("made", 0, stamp)], lambda notes: [block(stays, y, found)], "made", len(names))
     rows = rows or {"train": np.arange(len(stays)), "val": [], "test": []}
-    return MedicalStays(name="made", protocol="made", directory=folder, entry=entry, rows=rows, variables=names, **options)
+    return MedicalStays(name="made", title="made", words="as drawn", directory=folder, entry=entry, rows=rows, variables=names, **options)
 
 
 def batch(data: MedicalStays, indices: list[int], split: str = "train"):
@@ -167,6 +168,7 @@ def test_the_horizon_includes_its_hour_and_stays_without_events_are_left_out(tmp
     stays = [[(60, HR, 1.0), (60.5, HR, 2.0)], [(61, HR, 3.0)], [(0, AGE, 4.0), (2, HR, 5.0)]]
     data = made(tmp_path, stays, [0, 1, 1], horizon_hours=1)
     assert data.splits == {"train": 2, "val": 0, "test": 0} and data.sizes("train").tolist() == [1, 2]
+    assert data.protocol.startswith("made: 2 train / 0 val / 0 test stays, 1 of 2 died; as drawn; events")  # of three, two of whom died
     assert "events up to 1 h (2 later ones left out)" in data.protocol and "1 stays without any event left out" in data.protocol
     assert batch(data, [1])[1].tolist() == [1] and data.positive == 0.5
 
@@ -179,6 +181,7 @@ def test_another_run_lends_its_variables_and_its_statistics(tmp_path: Path) -> N
     data.load_state_dict(run.state_dict())
     assert data.variables == run.variables and data.provides["num_variables"] == 4 and data.positive == run.positive
     assert data.splits["train"] == 3 and data.lengths("train").tolist() == [3, 2, 1] and data.sizes("train").tolist() == [5, 3, 1]
+    assert data.protocol.startswith("made: 3 train / 0 val / 0 test stays, 2 of 3 died; ")
     assert "; 3 events of variables unknown to the run (Age) left out, with them 1 stays that have no others" in data.protocol
     stays, _ = batch(data, [0, 2])
     assert [run.variables[number] for number in stays.variable.tolist()] == ["HR", "HR", "Temp", "HR", "Temp", "Temp"]
@@ -206,6 +209,53 @@ def test_taking_variables_out_is_as_if_they_had_never_been(tmp_path: Path) -> No
     wanted = made(tmp_path / "left", left, [0, 1, 1, 0]).stored
     for name, array in without(entry, np.arange(4) == HR).items():
         assert array.tolist() == wanted[name].tolist(), name
+
+
+def test_the_digests_of_earlier_runs_remain(tmp_path: Path) -> None:
+    assert three(tmp_path).digests["train"] == "e27c2e75264d56eb"  # as when the descriptors were counted in a byte
+
+
+def test_stays_with_one_outcome_say_that_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    rows = {"train": [0, 1], "val": [], "test": [2]}
+    said = " of the training split died: AUROC is not defined and nothing can be learned; as drawn"
+    for y, who in (([0, 0, 1], "1 of 3 died; no stay"), ([1, 1, 0], "2 of 3 died; every stay")):
+        data = made(tmp_path, [FIRST, SECOND, THIRD], y, rows=rows)
+        assert data.protocol.startswith(f"made: 2 train / 0 val / 1 test stays, {who}{said}") and data.positive == y[0]
+    assert "learned" not in made(tmp_path, [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows).protocol
+    assert "learned" not in made(tmp_path, [FIRST], [0], rows={"train": [], "val": [], "test": [0]}).protocol
+
+
+def test_more_descriptors_than_a_byte_counts_are_all_kept(tmp_path: Path) -> None:
+    stay = [(0, AGE, float(k)) for k in range(300)] + [(5, HR, 70.0), (6, HR, 71.0)]
+    data = made(tmp_path, [stay], [0], max_sequence_length=301)
+    assert data.stored["describing"].tolist() == [300] and data.sizes("train").tolist() == [301] and data.lengths("train").tolist() == [2]
+
+
+def test_a_stay_is_known_again_by_its_own_events_alone(tmp_path: Path) -> None:
+    rows = {"train": [0], "val": [1], "test": [2]}
+    run = made(tmp_path / "run", [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows)
+    names = [zlib.crc32(name.encode()) for name in NAMES]
+    known = [
+        (len(stay) << 32) + zlib.crc32(b"".join(struct.pack("<Iff", names[v], x, m) for m, v, x in stay)) for stay in (FIRST, SECOND, THIRD)
+    ]
+    assert run.fingerprints.tolist() == known
+    state = run.state_dict()
+    assert state["seen"].tolist() == sorted(known[:2]) and state["seen"].dtype == torch.int64
+    assert [run.seen_before(state, split) for split in ("train", "val", "test", "all")] == [1, 1, 0, 2]
+
+    # Elsewhere: another order, other numbers of variables, other outcomes, another horizon; one differs in one value, one is empty.
+    turned = [[(m, 3 - v, x) for m, v, x in stay] for stay in (THIRD, SECOND, [*FIRST[:-1], (20, TEMP, 38.5)], [], FIRST)]
+    options = {"variables": NAMES[::-1], "describing": [0] * 5, "horizon_hours": 0.25, "max_sequence_length": 2, "strict": False}
+    data = made(tmp_path / "other", turned, [0] * 5, rows={"train": [], "val": [0], "test": [1, 2, 3, 4]}, **options)
+    assert data.splits["test"] == 3 and [data.seen_before(state, split) for split in ("train", "val", "test", "all")] == [0, 0, 2, 2]
+    data.load_state_dict(state | {name: state[name][1:] for name in ("variables", "mean", "std", "log")})  # leaves Age out of these data
+    assert "(Age) left out" in data.protocol and data.seen_before(state, "test") == 2
+
+    old = {name: value for name, value in state.items() if name != "seen"}
+    data.load_state_dict(old | {name: old[name][1:] for name in ("variables", "mean", "std", "log")})
+    assert data.seen_before(old, "all") == 0
+    with pytest.raises(UserError, match="split is 'validation'"):
+        data.seen_before(state, "validation")
 
 
 def test_vectors_of_names_follow_the_variables(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from data.conftest import real
 from snnexp.data.physionet2012 import PhysioNet2012
 from snnexp.data.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
+from snnexp.data.stay_arrays import fingerprints
 from snnexp.errors import MissingData, UserError
 
 HEAD = "Time,Parameter,Value\n00:00,RecordID,{}\n00:00,Age,54\n00:00,Gender,0\n00:00,Height,-1\n00:00,ICUType,4\n00:00,Weight,80.5\n"
@@ -205,6 +206,48 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         PhysioNet2012(root=tmp_path)
 
 
+def test_an_encrypted_archive_and_records_beyond_all_size_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes(tmp_path / "Outcomes-a.txt", {1: 0})
+    with zipfile.ZipFile(tmp_path / "set-a.zip", "w") as archive:
+        archive.writestr("set-a/1.txt", HEAD.format(1) + BODY)
+    plain = (tmp_path / "set-a.zip").read_bytes()
+    content = bytearray(plain)
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + flags] |= 1  # says that it is encrypted
+    (tmp_path / "set-a.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"set-a\.zip:set-a/1\.txt: encrypted\. Unpack it with its password into a folder set-a beside it"):
+        PhysioNet2012(root=tmp_path)
+
+    monkeypatch.setattr("snnexp.data.physionet2012.LARGEST", 1000)
+    (tmp_path / "set-a.zip").write_bytes(plain)
+    assert sum(PhysioNet2012(root=tmp_path).splits.values()) == 1
+    with zipfile.ZipFile(tmp_path / "set-a.zip", "a") as archive:
+        archive.writestr("set-a/2.txt", bytes(1001))
+    with pytest.raises(UserError, match=r"set-a\.zip:set-a/2\.txt: 1,001 bytes; a record may have 1,000"):
+        PhysioNet2012(root=tmp_path)
+    (tmp_path / "set-a.zip").unlink()
+    record(tmp_path / "files", 1)
+    (tmp_path / "files" / "other.bin").write_bytes(bytes(5000))  # is no record, and never read
+    with tarfile.open(tmp_path / "set-a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "files", "set-a")
+    assert sum(PhysioNet2012(root=tmp_path).splits.values()) == 1
+    (tmp_path / "files" / "2.txt").write_bytes(bytes(1001))
+    with tarfile.open(tmp_path / "set-a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "files", "set-a")
+    with pytest.raises(UserError, match=r"set-a\.tar\.gz:set-a/2\.txt: 1,001 bytes; a record may have 1,000"):
+        PhysioNet2012(root=tmp_path)
+
+
+def test_a_stay_in_two_sets_is_refused_or_skipped(tmp_path: Path) -> None:
+    ten(tmp_path, "a", 100)
+    ten(tmp_path, "b", 107)
+    with pytest.raises(UserError, match=r"set-b/107\.txt: RecordID 107 is also in .*set-a/107\.txt; .*dataset\.strict=false"):
+        PhysioNet2012(root=tmp_path)
+    data = PhysioNet2012(root=tmp_path, strict=False)
+    assert data.stored["letter"].tolist() == [0] * 10 + [1] * 7 and "; skipped 3 stays that are in two sets" in data.protocol
+    assert len(set(data.stored["ids"].tolist())) == 17
+
+
 def test_prepared_once_and_again_when_a_file_changes(tmp_path: Path) -> None:
     first = PhysioNet2012(root=ten(tmp_path))
     stamp = (first.entry.directory / "meta.json").stat().st_mtime_ns
@@ -290,6 +333,14 @@ def test_the_real_stays(real_stays: Path) -> None:
     assert y.sum() == 426 and stays.value.abs().max() == 5 and torch.isfinite(stays.value).all()
     assert sum(n * k for n, k in stays.runs) == len(stays.value) == data.sizes("all").sum()
     assert stays.lengths.tolist() == data.lengths("all").tolist() and data.sizes("all").max() == 1000 and stays.minute.max() == 2880
+    assert len(np.unique(data.fingerprints)) == 3000  # each stay is known from all others
+    assert [data.seen_before(data.state_dict(), split) for split in ("train", "val", "test")] == [2100, 450, 0]
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        fingerprints(data.prepared, VARIABLES)
+        times.append(time.process_time() - began)
+    assert min(times) < 0.2
     times = []
     for start in range(0, 320, 32):
         began = time.process_time()

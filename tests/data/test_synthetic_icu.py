@@ -18,6 +18,12 @@ def test_stays_are_made_in_a_moment_and_the_same_every_time(tmp_path: Path) -> N
     assert time.process_time() - began < 3
     assert data.same_samples(SyntheticICU(root=tmp_path / "two").state_dict())
     assert not data.same_samples(SyntheticICU(root=tmp_path / "one", data_seed=1).state_dict())
+    assert data.protocol.startswith(
+        "synthetic_icu: 420 train / 90 val / 90 test stays, 153 of 600 died; made from data_seed 0; random split"
+    )
+    other = SyntheticICU(root=tmp_path / "one", split_seed=1)  # of its 90 test stays most were trained with under the other split
+    again = set(other.rows["test"].tolist()) - set(data.rows["test"].tolist())
+    assert other.seen_before(data.state_dict(), "test") == len(again) > 60
     assert data.splits == {"train": 420, "val": 90, "test": 90} and data.provides["num_variables"] == len(VARIABLES) == 14
     assert 0.2 < data.positive < 0.32
     assert 60 < np.median(data.sizes("all")) < 120 and data.sizes("all").max() < 250

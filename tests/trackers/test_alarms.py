@@ -2,7 +2,7 @@
 
 import pytest
 
-from snnexp.trackers.alarms import Alarms, Condition, news, verdict
+from snnexp.trackers.alarms import Alarms, Condition, distinct, figure, news, verdict
 
 CONDITIONS = (
     Condition("active_units", 0.1, below=True),
@@ -40,7 +40,14 @@ GOOD, DEAD, HALF = level(1, 0, 5.0), level(0, 1, 0.0), level(0.5, 0.5, 4.0)
         ([level(0.04, 0.96, 6.0)], "partly collapsed"),  # too wide a latent: what is left of it tells much
         ([level(0.04, 0.96, None)], "collapsed"),
         ([level(0.0, 0.0, None)], "collapsed"),  # a constant offset everywhere
-        ([level(0.0, 1.0, 3.0)], "collapsed"),
+        ([level(0.0, 0.0, 6.0)], "partly collapsed"),  # means on a small scale beside a variance that is smaller still
+        ([level(0.0, 1.0, 3.0)], "partly collapsed"),  # who tells 2 nats is not collapsed, whatever else
+        ([level(0.0, 0.0, 1.9)], "collapsed"),
+        ([level(0.0, 0.0, 6.0), DEAD], "partly collapsed"),
+        ([level(1.0, 0.0, 0.69)], "partly collapsed"),  # every unit moves, and all of them tell less than log 2 nats
+        ([level(1.0, 0.0, 0.7)], "healthy"),
+        ([GOOD, level(1.0, 0.0, 0.3)], "partly collapsed"),
+        ([level(1.0, 0.0, None)], "healthy"),
         ([level(0.6, 0.5, 0.02)], "collapsed"),
     ],
 )
@@ -127,3 +134,22 @@ def test_news_say_what_holds_since_when_and_what_helps():
     assert "level" not in line and "still tell" not in line, "all levels have it"
     (line,) = told(raised, 500, block(GOOD, GOOD))
     assert line.startswith("posterior healthy at step 500: no longer active units below 10 %;")
+
+
+def test_one_fact_is_told_once_and_the_advice_once_an_episode():
+    raised = Alarms(CONDITIONS, patience=1)
+    (line,) = told(raised, 1, block(DEAD, DEAD))
+    assert line.count("since step") == 3 and "level" not in line and line.count("What usually helps") == 1
+    assert [alarm["condition"] for alarm in distinct(raised.active("held_out"))] == [condition.title for condition in CONDITIONS]
+    assert len(raised.active("held_out")) == 9, "the record keeps them all"
+    assert told(raised, 2, block(DEAD, DEAD)) == []
+    (line,) = told(raised, 3, block(GOOD, DEAD))
+    assert line.startswith("posterior partly collapsed at step 3: no longer active units below 10 %; collapsed units above 90 %; mutual")
+    assert "no longer level" not in line and "Still: level 1: active units below 10 % (0 %) since step 1; level 1:" in line
+    (line,) = told(raised, 4, block(GOOD, GOOD))
+    assert line.startswith("posterior healthy at step 4: no longer level 1: active units") and "Still" not in line
+    (line,) = told(raised, 5, block(GOOD, level(0.03125, 0.5, 4.0)))
+    assert "level 1: active units below 10 % (3.12 %) since step 5" in line and "What usually helps" in line, "another episode"
+    (line,) = told(raised, 6, block(GOOD, DEAD))
+    assert "level 1: mutual information below 0.1 nats (0 nats) since step 6" in line and "usually helps" not in line, "still the same"
+    assert figure("level 1: mutual information below 0.1 nats", -1e-9) == "0 nats" and figure("active_units", None) == "not estimated"

@@ -106,6 +106,22 @@ def test_mutual_information_is_the_kl_minus_that_of_the_aggregate():
     assert joint == pytest.approx(summary(mu, logvar)["kl"] - aggregate, abs=0.08)
 
 
+def test_the_variance_within_forwards():
+    generator = torch.Generator().manual_seed(0)
+    noise, logvar = 0.5 * torch.randn(30, 1, 7, 3, generator=generator), torch.zeros(1, 7, 3)
+
+    def spread(drift: float, size: int = 7) -> Tensor:
+        rows = [collapse.sums(mu[:, :size] + drift * number, logvar[:, :size], 0.01) for number, mu in enumerate(noise)]
+        total = collapse.within(torch.stack([*rows, torch.zeros_like(rows[0])]), torch.tensor([*[size] * 30, 0]).double())
+        block = collapse.summary(total, 30 * size, **OPTIONS)
+        return torch.tensor(block["levels"][0]["mean_variance_per_dim"])
+
+    own = noise[:, 0].var(1, correction=1).mean(0)
+    torch.testing.assert_close(spread(0), own)
+    torch.testing.assert_close(spread(0.1), own, rtol=1e-4, atol=0)
+    assert spread(0, size=1).min() > 0.1, "forwards of one sample have nothing within"
+
+
 def test_mutual_information_of_nothing_and_of_everything():
     nothing, _ = collapse.mutual_information(*posterior(0, 1, M=512))
     assert nothing == pytest.approx(0, abs=1e-9)

@@ -124,6 +124,41 @@ def test_made_posteriors_are_told_apart(tmp_path, alive, verdict, active, collap
         assert sum(level["kl"] for level in block["levels"]) == pytest.approx(block["kl"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "scale, variance, drift, held_out, verdict, active",
+    [
+        (0.08, 1e-4, 0, True, "partly collapsed", 0),  # on a scale of its own it tells all sets apart
+        (0.011**0.5, 1.0, 0, True, "partly collapsed", 1),  # all units active, 0.35 nats a level
+        (0.94**0.5, 0.06, 0, True, "healthy", 1),
+        (0.0, 1.0, 0.1, False, "collapsed", 0),  # a constant that moves with the weights
+        (0.94**0.5, 0.06, 0.1, False, "healthy", 1),
+    ],
+)
+def test_posteriors_that_mislead_one_number(scale, variance, drift, held_out, verdict, active):
+    model, logvar = Variational(), torch.full((2, 1500, 64), math.log(variance))
+
+    def made(step: int) -> tuple[Tensor, Tensor]:
+        return scale * torch.randn(2, 1500, 64, generator=torch.Generator().manual_seed(step)) + drift * step, logvar
+
+    tracker = PosteriorTracker(model=model, update_every=3, probe=(lambda: iter([(*made(0), {})])) if held_out else None)
+    for step in range(1, 4):
+        model.posterior = made(step)
+        tracker.observe()
+        tracker.stepped(step)
+    block = tracker._judged[1]
+    assert (tracker._last["verdict"], block["active_units"]) == (verdict, pytest.approx(active, abs=0.05))
+
+
+def test_a_small_latent_that_is_well_is_healthy():
+    model, mu = Variational(), torch.randn(1, 2000, 1, generator=torch.Generator().manual_seed(0))
+    for variance, verdict in ((0.06, "healthy"), (0.2, "healthy"), (0.35, "partly collapsed")):  # log 2 is a variance of 0.25
+        logvar = torch.full_like(mu, math.log(variance))
+        posterior = (1 - variance) ** 0.5 * mu, logvar
+        tracker = PosteriorTracker(model=model, update_every=1, probe=lambda found=posterior: iter([(*found, {})]))
+        tracker.stepped(1)
+        assert tracker._last["verdict"] == verdict
+
+
 def test_the_window_is_the_last_forwards_and_others_cost_nothing(tmp_path, monkeypatch):
     counted = []
     row = PosteriorTracker._row
@@ -241,7 +276,11 @@ def test_two_processes_have_one_window_before_and_after_a_restart(tmp_path):
 
     loop = Loop(tmp_path, lambda _: HALF, held_out=False, reduce=reduce).to(10)
     one = Loop(tmp_path / "one", lambda _: HALF, held_out=False).to(10)
-    assert loop.records[0]["window"] == one.records[0]["window"] | {"sets": 320}
+    both, alone = (each.records[0]["window"] for each in (loop, one))
+    for mine, other in zip(both["levels"], alone["levels"], strict=True):
+        spread, expected = mine.pop("mean_variance_per_dim"), other.pop("mean_variance_per_dim")
+        assert spread == pytest.approx([value * (320 / 316) / (160 / 156) for value in expected], rel=1e-5), "four forwards, not eight"
+    assert both == alone | {"sets": 320}
     loop.to(18)
     state = loop.tracker.state_dict()
     loop.to(20)

@@ -63,6 +63,18 @@ def test_panels_have_titles_units_and_legends(tmp_path, monkeypatch):
         assert len(set(styles)) == len(styles), "told apart without colour"
 
 
+@pytest.mark.parametrize("value, capped", [(0.02, False), (1.5, False), (6.0, True)])
+def test_the_axis_of_mutual_information_ends_where_the_values_do(tmp_path, monkeypatch, value, capped):
+    history = [record(200), record(400)]
+    for each in history:
+        for part in (each["held_out"], *each["held_out"]["levels"]):
+            part["mutual_information"] = value
+    panel = drawn(history, tmp_path, monkeypatch).axes[2]
+    assert [text.get_text() for text in panel.texts] == (["the estimate sees no more than 6.24"] if capped else [])
+    top = panel.get_ylim()[1]
+    assert top == pytest.approx(1.12 * 6.238 if capped else 1.12 * max(value, 0.1), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "history",
     [

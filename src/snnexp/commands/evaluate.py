@@ -95,6 +95,9 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     if not len(view):
         there = ", ".join(f"{name} ({count})" for name, count in data.splits.items() if count)
         raise UserError(f"split={split}: these data have none; they have {there}.")
+    known = data.seen_before(saved["data"], split) if hasattr(data, "seen_before") else None
+    if known and not own_samples:
+        terminal.say(f"{known} of these {len(view)} samples are among those that the run was trained on or chose its epoch by.")
     seen = Latents(model, data, split, min(len(view), settings["limit_val"] or len(view)), ranks)
     with terminal.bar(split, len(view)) as bar:
         judged = evaluate(
@@ -132,6 +135,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
         "protocol": protocol,
         "data": dataset.get("root"),
         "samples_of_the_run": own_samples,
+        **({} if known is None else {"samples_it_had_seen": known}),
         "changes": config.differences(before, settings, ignoring={"limit_val", "checkpoint", "split", *config.NAMING}),
         "seed": settings["seed"],
         "precision": precision.name,

@@ -16,7 +16,7 @@ from snnexp.data.cache import Notes, loose
 from snnexp.data.files import SPLIT_FOLDERS, natural
 from snnexp.data.graphs import SPLITS
 from snnexp.data.medical import MedicalStays
-from snnexp.data.splits import divide, sizes
+from snnexp.data.splits import divide
 from snnexp.data.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
 from snnexp.errors import MissingData, UserError
 
@@ -91,8 +91,8 @@ class EHRFolder(MedicalStays):
             source = f"; mean and std from {path.name}" + (f" (of {', '.join(measured[:12])} from train)" if measured else "")
         super().__init__(
             name="ehr_folder",
-            protocol=f"ehr_folder {root.name}: {sizes(rows)} stays, {int(y.sum()):,} of {len(y):,} died; {words}{source}"
-            + dropped(entry.notes),
+            title=f"ehr_folder {root.name}",
+            words=f"{words}{source}{dropped(entry.notes)}",
             directory=root,
             entry=entry,
             rows=rows,
@@ -138,6 +138,7 @@ def blocks(places: dict[str, Path], outcomes: Path, strict: bool, notes: Notes) 
     outcome = read_outcomes(outcomes, skip)
     notes |= {"missing": 0, "impossible": 0}
     numbers: dict[str, int] = {}
+    taken: dict[str, Path] = {}  # by the stay's name
     for part, folder in places.items():
         place = SPLITS.index(part) if part != "all" else -1
         names = names_in(folder)
@@ -145,10 +146,14 @@ def blocks(places: dict[str, Path], outcomes: Path, strict: bool, notes: Notes) 
             stays: list[tuple[str, Events]] = []
             for name in names[start : start + AT_ONCE]:
                 ident = name.removesuffix(ENDING)
-                if ident not in outcome:
+                if ident in taken:
+                    said = f"{folder / name}: the stay {ident} is also in {taken[ident] / name}; what is judged would have been learned."
+                    skip("stays that are in two parts", said)
+                elif ident not in outcome:
                     skip("stays without an outcome", f"{folder / name}: {outcomes} has no outcome of {ident}.")
                 elif (events := read_events(folder / name, numbers, notes, skip)) is not None:
                     stays.append((ident, events))
+                    taken[ident] = folder
             yield block(stays, outcome, place)
     notes |= {"variables": list(numbers), "skipped": dict(skip.counts)}
 

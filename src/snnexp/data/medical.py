@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch.utils.data import Dataset
 
 from snnexp.data.cache import Arrays
 from snnexp.data.graphs import SPLITS
-from snnexp.data.stay_arrays import Window, events_before, set_counts, used_sets, window, without
+from snnexp.data.splits import sizes
+from snnexp.data.stay_arrays import Window, events_before, fingerprints, set_counts, used_sets, window, without
 from snnexp.errors import MissingData, UserError
 
 CLASSES = ("survived", "died")
@@ -132,14 +135,13 @@ class MedicalStays:
     events are cut), those of `logged` variables after log(1 + x), and limited to `clip` standard deviations. A variable that is constant
     there becomes 1, and one that does not occur there stays as it is. `given`: (mean, std) of some variables, instead.
     `embeddings`: a CSV file of frozen vectors of the variables' names: the name, then numbers, in each line.
-    `remark`: what the protocol says last. With `strict` false, events of variables that a run does not know are left out when it judges
-    these data.
+    `title` and `words`: what the protocol says before and after the number of stays, `remark`: what last. With `strict` false, events
+    of variables that a run does not know are left out when it judges these data.
 
     Raises: UserError for an option out of its range; MissingData, UserError for embeddings that are not there or no numbers.
     """
 
     name: str
-    protocol: str
     directory: Path
     classes = CLASSES
 
@@ -147,7 +149,8 @@ class MedicalStays:
         self,
         *,
         name: str,
-        protocol: str,
+        title: str,
+        words: str,
         directory: Path,
         entry: Arrays,
         rows: dict[str, np.ndarray],
@@ -166,7 +169,7 @@ class MedicalStays:
                 raise UserError(f"dataset.{option} is {value}; allowed are numbers above 0{'' if option == 'clip' else ' and null'}.")
         self.name, self.directory, self.strict = name, directory, strict
         self.entry: Arrays | None = entry
-        self.stored = entry.arrays
+        self.stored = self.prepared = entry.arrays
         self.own = self.variables = tuple(variables)
         self.horizon_hours, self.max_sequence_length = horizon_hours, max_sequence_length
         self.vectors = read_embeddings(Path(embeddings)) if embeddings is not None else None
@@ -176,7 +179,7 @@ class MedicalStays:
         rows = {split: np.asarray(rows[split], dtype=np.int64) for split in SPLITS}
         self.digests = {split: self.digest(rows[split]) for split in SPLITS}
         self.rows = {split: rows[split][self.counts[rows[split]] > 0] for split in SPLITS}
-        self.protocol = f"{protocol}{self.limits(sum(map(len, rows.values())))}{remark}"
+        self.title, self.words = title, f"{words}{self.limits(sum(map(len, rows.values())))}{remark}"
         self.numbers = np.arange(len(self.variables))
         self.scale = self.statistics(np.isin(self.variables, list(logged)), clip, given or {})
         y = self.stored["y"][self.rows["train"]]
@@ -190,6 +193,17 @@ class MedicalStays:
         if empty := stays - sum(self.splits.values()):
             words += f"; {empty:,} stays without any event left out"
         return words
+
+    @property
+    def protocol(self) -> str:
+        """What the data are, in words: the stays that are used, their outcomes, how they were divided, and what was left out."""
+        y = self.stored["y"][self.rows_of("all")]
+        said = f"{self.title}: {sizes(self.rows)} stays, {int(y.sum()):,} of {len(y):,} died"
+        train = self.stored["y"][self.rows["train"]]
+        if len(train) and (train == train[0]).all():
+            who = "every stay" if train[0] else "no stay"
+            said += f"; {who} of the training split died: AUROC is not defined and nothing can be learned"
+        return f"{said}; {self.words}"
 
     @property
     def splits(self) -> dict[str, int]:
@@ -270,8 +284,26 @@ class MedicalStays:
             )
         return torch.tensor(np.stack([self.vectors[name] for name in self.variables]), dtype=torch.float32)
 
+    @cached_property
+    def fingerprints(self) -> np.ndarray:
+        """A number of each stay, by which it is known again in other data, int64 [N] (`stay_arrays.fingerprints`)."""
+        return fingerprints(self.prepared, self.own)
+
+    def seen_before(self, state: dict[str, Any], split: str) -> int:
+        """How many stays of a split of these data a run trained or validated with, by its `state_dict`; 0 where it does not say.
+
+        Raises: UserError for another name of a split.
+        """
+        rows = self.rows_of(split)
+        return int(np.isin(self.fingerprints[rows], state["seen"].cpu().numpy()).sum()) if "seen" in state else 0
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep to know its data again, or to judge others: variables, standardisation, a digest of each split."""
+        """What a checkpoint must keep to know its data again, or to judge others.
+
+        The variables, their standardisation, a digest of each split, and "seen": the fingerprints of the training and validation stays,
+        int64, ascending.
+        """
+        seen = self.fingerprints[np.concatenate([self.rows["train"], self.rows["val"]])]
         return {
             "classes": list(self.classes),
             "variables": list(self.variables),
@@ -281,6 +313,7 @@ class MedicalStays:
             "clip": self.scale.clip,
             "positive": self.positive,
             "split": dict(self.digests),
+            "seen": torch.from_numpy(np.sort(seen)),
         }
 
     def digest(self, rows: np.ndarray) -> str:
@@ -288,7 +321,9 @@ class MedicalStays:
 
         It is the same on every machine, wherever and in whatever form the data lie.
         """
-        checksums = self.entry.checksums if self.entry is not None else {}
+        checksums = dict(self.entry.checksums) if self.entry is not None else {}
+        if "describing" in checksums:  # once kept in a byte: the digests of the runs of then remain
+            checksums["describing"] = zlib.crc32(self.stored["describing"].astype(np.uint8))
         content = json.dumps({name: value for name, value in checksums.items() if name != "part"}, sort_keys=True).encode()
         return hashlib.sha256(content + rows.astype("<i8").tobytes()).hexdigest()[:16]
 
@@ -334,9 +369,9 @@ class MedicalStays:
         self.counts = set_counts(self.stored, self.use)
         self.rows = {split: rows[self.counts[rows] > 0] for split, rows in self.rows.items()}
         gone = before - int(self.stored["event_offsets"][-1])
-        self.protocol += f"; {gone:,} events of variables unknown to the run ({said}) left out"
+        self.words += f"; {gone:,} events of variables unknown to the run ({said}) left out"
         if empty := stays - sum(self.splits.values()):
-            self.protocol += f", with them {empty:,} stays that have no others"
+            self.words += f", with them {empty:,} stays that have no others"
 
 
 def read_embeddings(path: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from snnexp.data.cache import Notes, Source, loose
 from snnexp.data.download import fetch
 from snnexp.data.medical import MedicalStays
 from snnexp.data.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
-from snnexp.data.splits import apportion, carve, published, sizes
+from snnexp.data.splits import apportion, carve, published
 from snnexp.data.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
 from snnexp.errors import MissingData, UserError, nearest
 
@@ -31,6 +31,7 @@ PUBLISHED = 4000
 AT_ONCE = 500
 HEADER = "Time,Parameter,Value"
 OUTCOME = "In-hospital_death"
+LARGEST = 64 * 2**20  # bytes of a record; the published ones have some thousands
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,38 @@ class Records:
                     yield name, str(self.place / name), (self.place / name).read_bytes()
             elif self.place.suffix == ".zip":
                 with zipfile.ZipFile(self.place) as archive:
-                    members = {name.rpartition("/")[2]: name for name in archive.namelist() if "__MACOSX" not in name}
+                    members = {info.filename.rpartition("/")[2]: info for info in archive.infolist() if "__MACOSX" not in info.filename}
                     for name in numbered(members):
-                        yield name, f"{self.place}:{members[name]}", archive.read(members[name])
+                        info = members[name]
+                        shown = f"{self.place}:{info.filename}"
+                        if info.flag_bits & 1:
+                            raise UserError(f"{shown}: encrypted. Unpack it with its password into a folder {self.place.stem} beside it.")
+                        yield name, bounded(shown, info.file_size), archive.read(info)
             else:
                 with tarfile.open(self.place, "r:gz") as tar:  # one stream: what comes out of order waits in memory
-                    found = {info.name.rpartition("/")[2]: tar.extractfile(info).read() for info in tar if info.isfile()}
+                    found: dict[str, tuple[str, bytes]] = {}
+                    for info in tar:
+                        name = info.name.rpartition("/")[2]
+                        if info.isfile() and numbered([name]):
+                            shown = bounded(f"{self.place}:{info.name}", info.size)
+                            found[name] = shown, tar.extractfile(info).read()
                 for name in numbered(found):
-                    yield name, f"{self.place}:{name}", found[name]
+                    yield name, *found[name]
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
             raise UserError(f"{self.place}: cannot be read ({error}). Copy it again, or remove and fetch it again.") from error
+
+
+def bounded(shown: str, size: int) -> str:
+    """The shown place of a record of `size` bytes.
+
+    Raises: UserError if no record is so large: it would fill the memory.
+    """
+    if size > LARGEST:
+        raise UserError(
+            f"{shown}: {size:,} bytes; a record may have {LARGEST:,}, and the published ones have some thousands. Fetch the archive again, "
+            "or take this file out of it."
+        )
+    return shown
 
 
 def numbered(names: object) -> list[str]:
@@ -146,7 +169,8 @@ class PhysioNet2012(MedicalStays):
         found = {f"set-{letter}": int((letters == place).sum()) for place, letter in enumerate(SETS)}
         super().__init__(
             name="physionet2012",
-            protocol=f"physionet2012: {sizes(rows)} stays, {int(y.sum()):,} of {len(y):,} died; {words}{dropped(entry.notes)}",
+            title="physionet2012",
+            words=f"{words}{dropped(entry.notes)}",
             directory=root,
             entry=entry,
             rows=rows,
@@ -197,11 +221,16 @@ def blocks(sets: list[Records], strict: bool, notes: Notes) -> Iterator[Block]:
     skip = Skipped(strict)
     notes |= {"missing": 0, "impossible": 0}
     low, high = np.array([RANGES[name] for name in VARIABLES]).T
+    taken: dict[str, str] = {}  # where the record lies, by its name
     for records in sets:
         outcome = read_outcomes(records.outcomes, skip) if records.outcomes is not None else {}
         letter = np.int8(SETS.index(records.letter))
         batch: list[tuple[str, int, list[int], list[int], list[float]]] = []
         for name, shown, content in records.read():
+            if name in taken:
+                said = f"{shown}: RecordID {name[:-4]} is also in {taken[name]}; what is judged might have been learned."
+                skip("stays that are in two sets", said)
+                continue
             events = read_record(name, shown, content, skip)
             if events is None:
                 continue
@@ -209,6 +238,7 @@ def blocks(sets: list[Records], strict: bool, notes: Notes) -> Iterator[Block]:
                 skip("stays without an outcome", f"{shown}: {records.outcomes} has no line of RecordID {name[:-4]}.")
                 continue
             batch.append((name[:-4], outcome[name[:-4]], *events))
+            taken[name] = shown
             if len(batch) == AT_ONCE:
                 yield block(batch, letter, low, high, notes)
                 batch = []

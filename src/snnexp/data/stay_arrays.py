@@ -4,7 +4,7 @@ The arrays of a prepared set of N stays, M sets and E events, in the order of ti
 event_offsets, set_offsets int64 [N + 1]   where the events and the sets of each stay begin
 variable unsigned [E], value float32 [E]   which variable, and its value as it was measured
 set_ends uint32 [M], minute float32 [M]    the events of the stay up to the end of the set; when, since admission
-describing uint8 [N]                       how many events, the first of a stay, describe the patient at admission
+describing uint32 [N]                      how many events, the first of a stay, describe the patient at admission
 y int64 [N], ids bytes [N]                 0 or 1; the stay's name in the data
 part int8 [N]                              where the set comes divided: the place in SPLITS
 """
@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from snnexp.data.progress import progress
 from snnexp.errors import UserError
 
 STAYS_AT_ONCE = 4096
+FORM = 2  # of the arrays and of what is refused; another one is prepared again
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def prepared_stays(
         zero = np.zeros(1, dtype=np.int64)
         empty = {"variable": zero[:0].astype(kind), "value": np.empty(0, dtype=np.float32), "set_ends": np.empty(0, dtype=np.uint32)}
         yield {"event_offsets": zero, "set_offsets": zero, **empty, "minute": np.empty(0, dtype=np.float32)}
-        yield {"describing": np.empty(0, dtype=np.uint8), "y": zero[:0]}
+        yield {"describing": np.empty(0, dtype=np.uint32), "y": zero[:0]}
         events = sets = 0
         ids: list[str] = []
         with progress(f"Preparing {title}", count, "stays") as advance:
@@ -89,7 +91,7 @@ def prepared_stays(
                     "value": block.value.astype(np.float32),
                     "set_ends": (at + 1 - begins[owner[at]]).astype(np.uint32),
                     "minute": block.minute[at].astype(np.float32),  # the last of the set's minutes: only then all of it is known
-                    "describing": block.describing.astype(np.uint8),
+                    "describing": block.describing.astype(np.uint32),
                     "y": block.y.astype(np.int64),
                     **block.more,
                 } | ({} if block.part is None else {"part": block.part.astype(np.int8)})
@@ -99,7 +101,7 @@ def prepared_stays(
                 advance(len(block.counts))
         yield {"ids": np.array([name.encode() for name in ids], dtype=np.bytes_)}
 
-    return prepared_arrays(root, settings, sources, arrays, title)
+    return prepared_arrays(root, settings | {"form": FORM}, sources, arrays, title)
 
 
 def folder_source(folder: Path, ending: str, name: str) -> Source:
@@ -127,6 +129,31 @@ def dropped(notes: Notes) -> str:
     """The words for what was left out when the data were prepared: "missing", "impossible" and "skipped" of the notes."""
     words = f"; {notes['missing']:,} missing and {notes['impossible']:,} impossible values dropped"
     return words + "".join(f"; skipped {count:,} {kind}" for kind, count in sorted(notes["skipped"].items()))
+
+
+def fingerprints(stored: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """A number of each stay that follows from its own events in their order, int64 [N]: their CRC-32 and, above it, their number.
+
+    Of an event: the CRC-32 of its variable's name, the value as it was measured, the minute; so it is the same among other stays and with
+    other numbers of variables. `names` of the variables, by number.
+    """
+    named = np.array([zlib.crc32(name.encode()) for name in names], dtype="<u4")
+    offsets, set_offsets = stored["event_offsets"], stored["set_offsets"]
+    prints = np.diff(offsets) << 32
+    for start in range(0, len(prints), STAYS_AT_ONCE):
+        bounds = offsets[start : start + STAYS_AT_ONCE + 1]
+        set_bounds = set_offsets[start : start + STAYS_AT_ONCE + 1]
+        events, sets = slice(bounds[0], bounds[-1]), slice(set_bounds[0], set_bounds[-1])
+        ends = stored["set_ends"][sets].astype(np.int64) + np.repeat(bounds[:-1], np.diff(set_bounds))
+        minute = np.repeat(stored["minute"][sets], np.diff(ends, prepend=bounds[0]))
+        content = np.empty((len(minute), 3), dtype="<u4")
+        content[:, 0] = named[stored["variable"][events]]
+        content[:, 1] = stored["value"][events].astype("<f4", copy=False).view("<u4")
+        content[:, 2] = minute.astype("<f4", copy=False).view("<u4")
+        each = (bounds - bounds[0]).tolist()
+        for k, (begin, end) in enumerate(pairwise(each), start):
+            prints[k] += zlib.crc32(content[begin:end])
+    return prints
 
 
 def without(stored: dict[str, np.ndarray], unwanted: np.ndarray) -> dict[str, np.ndarray]:

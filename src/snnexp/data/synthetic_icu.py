@@ -9,7 +9,7 @@ import numpy as np
 
 from snnexp.data.cache import Notes, Source
 from snnexp.data.medical import MedicalStays
-from snnexp.data.splits import apportion, sizes
+from snnexp.data.splits import apportion
 from snnexp.data.stay_arrays import Block, prepared_stays
 from snnexp.errors import UserError
 
@@ -79,8 +79,8 @@ class SyntheticICU(MedicalStays):
         said = ", ".join(f"{value:.3f} on {split}" for split, value in best.items())
         super().__init__(
             name="synthetic_icu",
-            protocol=f"synthetic_icu: {sizes(rows)} of {stays:,} made stays (data_seed {data_seed}), {int(y.sum()):,} died; {words}; "
-            f"Bayes AUROC (of the true odds) {said}, {expected_auroc(odds):.3f} expected",
+            title="synthetic_icu",
+            words=f"made from data_seed {data_seed}; {words}; Bayes AUROC (of the true odds) {said}, {expected_auroc(odds):.3f} expected",
             directory=root,
             entry=entry,
             rows=rows,

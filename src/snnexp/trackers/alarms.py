@@ -1,5 +1,6 @@
 """When a posterior counts as collapsed, and when that is worth an alarm."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +12,20 @@ IDLE = 0.25
 
 INFORMATIVE = 2.0
 """Nats of mutual information (e^2: seven kinds of sets told apart) from which on a level is not called collapsed, however few of its
-units are left."""
+units are left or active."""
+
+SLIGHT = math.log(2)
+"""Nats of mutual information below which a level is partly collapsed at least, however many of its units are active: it cannot tell two
+kinds of sets apart."""
 
 HELP = "What usually helps: a lower task.beta, free bits (task.free_bits), a longer warm-up of beta (task.beta_steps), a weaker decoder."
+
+
+def figure(name: str, value: float | None) -> str:
+    """A value as people read it: nats of mutual information, percent of units; `name` is the key of a block or a condition of a record."""
+    if value is None:
+        return "not estimated"
+    return f"{max(0, value):.2g} nats" if "mutual" in name else f"{100 * value:.3g} %"
 
 
 @dataclass(frozen=True)
@@ -51,32 +63,33 @@ class Condition:
 
     def text(self, value: float | None) -> str:
         """A value with its unit."""
-        if value is None:
-            return "not estimated"
-        return f"{max(0, value):.2g} nats" if self.key == "mutual_information" else f"{100 * value:.3g} %"
+        return figure(self.key, value)
 
 
 def verdict(block: dict[str, Any], conditions: tuple[Condition, ...]) -> str:
     """Healthy, partly collapsed or collapsed.
 
-    Collapsed: every level is. A level is if a condition holds for it and it tells less than INFORMATIVE nats, where that was estimated
-    (ten active units of 256 may carry much: such a latent is too large, not collapsed), or if none of its units is alive.
-    Partly collapsed: a level is, or IDLE of all units are idle, or a condition holds.
+    Collapsed: every level is. A level is if a condition holds for it, or none of its units is alive, and it tells less than INFORMATIVE
+    nats, where that was estimated: ten active units of 256 may carry much (such a latent is too large, not collapsed), and so may means
+    that vary little beside a variance that is smaller still (the threshold of active units presumes the prior's scale).
+    Partly collapsed: a level is, or one tells less than SLIGHT nats, or IDLE of all units are idle, or a condition holds.
     """
     levels = [is_collapsed(level, conditions) for level in block["levels"]]
     if all(levels):
         return "collapsed"
     idle = max(block["collapsed_units"], 1 - block["active_units"])
-    partly = any(levels) or idle >= IDLE or any(c.holds(block[c.key]) for c in conditions)
+    told = [level["mutual_information"] for level in block["levels"]]
+    slight = any(information is not None and information < SLIGHT for information in told)
+    partly = any(levels) or slight or idle >= IDLE or any(c.holds(block[c.key]) for c in conditions)
     return "partly collapsed" if partly else "healthy"
 
 
 def is_collapsed(level: dict[str, Any], conditions: tuple[Condition, ...]) -> bool:
     """Whether one level is collapsed."""
-    if level["active_units"] == 0 or level["collapsed_units"] == 1:
-        return True
     information = level["mutual_information"]
-    return (information is None or information < INFORMATIVE) and any(c.holds(level[c.key]) for c in conditions)
+    if information is not None and information >= INFORMATIVE:
+        return False
+    return level["active_units"] == 0 or level["collapsed_units"] == 1 or any(c.holds(level[c.key]) for c in conditions)
 
 
 @dataclass
@@ -148,21 +161,34 @@ class Alarms:
         return [(scope + condition.title, condition, part[condition.key]) for scope, part in scopes for condition in self.conditions]
 
 
+def distinct(alarms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Alarms of a record without those of a level whose condition all levels together have too: the same fact again."""
+    overall = {alarm["condition"] for alarm in alarms}
+    return [alarm for alarm in alarms if _is_first(alarm["condition"], overall)]
+
+
 def news(raised: Alarms, record: dict[str, Any], begun: list[str], ended: list[str]) -> list[str]:
-    """What a record has that is new, a line for alarms that begin, with what usually helps, and one for those that are over."""
+    """What a record has that is new, a line for alarms that begin and one for those that are over.
+
+    What usually helps is said with the first alarms, and again with the first ones after there was none.
+    """
     lines = []
-    overall = {alarm["condition"] for alarm in record["alarms"]}
-    told = [alarm for alarm in record["alarms"] if alarm["condition"] in begun and _is_first(alarm["condition"], overall)]
-    if told:
+    holding = {alarm["condition"] for alarm in record["alarms"]}
+    first = distinct(record["alarms"])
+    if told := [alarm for alarm in first if alarm["condition"] in begun]:
         block = record["held_out"] or record["window"]
         data = "held-out data" if record["held_out"] else "training window"
         said = "; ".join(map(raised.describe, told))
         information = block["mutual_information"]
         spared = record["verdict"] != "collapsed" and information is not None and information >= INFORMATIVE
         wide = f" All units together still tell at least {information:.3g} nats of a set." if spared else ""
-        lines.append(f"posterior {record['verdict']} at step {record['step']} ({data}): {said}.{wide} {HELP}")
-    if ended:
-        lines.append(f"posterior {record['verdict']} at step {record['step']}: no longer {'; '.join(ended)}.")
+        advice = "" if holding - set(begun) or ended else f" {HELP}"
+        lines.append(f"posterior {record['verdict']} at step {record['step']} ({data}): {said}.{wide}{advice}")
+    if over := [name for name in ended if _is_first(name, holding | set(ended))]:
+        # A level whose alarm went with that of all levels was not spoken of; if it has not recovered with them, it is now.
+        left = [raised.describe(alarm) for alarm in first if alarm["condition"].rpartition(": ")[2] in over and alarm not in told]
+        still = f" Still: {'; '.join(left)}." if left else ""
+        lines.append(f"posterior {record['verdict']} at step {record['step']}: no longer {'; '.join(over)}.{still}")
     return lines
 
 

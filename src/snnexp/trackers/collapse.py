@@ -38,6 +38,22 @@ def sums(mu: Tensor, logvar: Tensor, epsilon: float) -> Tensor:
     return torch.stack([*added, kl.lt_(epsilon).sum(1), wide.sum(1)]).double()
 
 
+def within(total: Tensor, sets: Tensor) -> Tensor:
+    """The sums [F, 6, L, D] of F forward passes of `sets` [F] samples added up, mu as if each forward had mean 0: [6, L, D].
+
+    Between the forwards of a training the weights change, and a mean that moves with them but is the same for all data tells nothing. So
+    the variance of mu is that within forwards, divided by the degrees of freedom that are left (samples less forwards); where each
+    forward has but one sample there is none, and the sums stay as they are.
+    """
+    added, free = total.sum(0), sets.sum() - (sets > 0).sum()
+    if free <= 0:
+        return added
+    _, mean, square, *_ = total.unbind(1)
+    spread = (square - mean.square() / sets.clamp(min=1).view(-1, 1, 1)).clamp(min=0).sum(0)
+    added[1], added[2] = 0, spread * (sets.sum() / free)
+    return added
+
+
 def summary(
     total: Tensor,
     sets: int,

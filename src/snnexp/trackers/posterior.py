@@ -262,7 +262,7 @@ class PosteriorTracker:
     def _measure(self) -> dict[str, Any] | None:
         """A record without its verdict; None if there is nothing to measure."""
         rows = self._rows()
-        window, sums = self._block(rows.sum(0)) if len(rows) else (None, {})
+        window, sums = self._window_block(rows) if len(rows) else (None, {})
         rows, sample = [], collapse.Sample()
         for mu, logvar, terms in self._probe() if self._probe else ():
             rows.append(self._row(mu.double(), logvar.double(), terms))
@@ -274,6 +274,12 @@ class PosteriorTracker:
             return None
         where = {"step": self._step, "epoch": self._epoch + 1, "beta": None if self._beta is None else float(self._beta)}
         return where | {"held_out": held_out, "window": window, "verdict": "", "alarms": []} | sums
+
+    def _window_block(self, rows: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """That of the window: its forwards had different weights."""
+        total = rows.sum(0)
+        total[:-2] = collapse.within(rows[:, :-2].view(len(rows), len(collapse.STATISTICS), *self._shape), rows[:, -2]).flatten()
+        return self._block(total)
 
     def _block(self, row: Tensor, information: tuple[float, list[float]] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """A block of the record from the sum of rows, and its legacy numbers."""

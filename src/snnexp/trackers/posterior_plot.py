@@ -56,6 +56,9 @@ COLUMNS = 4
 LEAST = 1e-4
 """The lower end of the KL by unit; smaller ones are drawn there."""
 
+NEAR = 0.7
+"""The most that the estimate of mutual information can see is drawn where the values reach this part of it."""
+
 MARKERS = 12
 """Markers on a line at most."""
 
@@ -138,10 +141,13 @@ def _information(axes: Axes, history: list[dict[str, Any]], main: str, limit: Co
         most = math.log(min(last[main]["sets"], collapse.MI_SAMPLES))
         lines += _levels(axes, history, main, "mutual_information")
         lines.append(axes.axhline(limit.threshold, color=RED, linewidth=0.8, linestyle=DOTS, label=f"alarm < {limit.threshold:g}"))
-        axes.axhline(most, color=GREY, linewidth=0.8, linestyle=DOTS)
-        place = {"fontsize": 6.5, "transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        axes.text(0.99, 1.02 * most, f"the estimate sees no more than {most:.2f}", color=GREY, **place)
-        axes.set_ylim(-0.03 * most, 1.12 * most)
+        top = 1.12 * max(limit.threshold, *(value for line in lines for value in line.get_ydata()))
+        if top > NEAR * most:
+            axes.axhline(most, color=GREY, linewidth=0.8, linestyle=DOTS)
+            place = {"fontsize": 6.5, "transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.99, 1.02 * most, f"the estimate sees no more than {most:.2f}", color=GREY, **place)
+            top = 1.12 * max(most, top / 1.12)
+        axes.set_ylim(-0.03 * top, top or 1)
     else:
         axes.text(0.5, 0.5, "not estimated:\nno held-out data", transform=axes.transAxes, ha="center", va="center", color=GREY)
     _head(axes, "Mutual information of set and latent", lines)

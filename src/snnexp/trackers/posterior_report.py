@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from snnexp.trackers import collapse
-from snnexp.trackers.alarms import HELP, Alarms
+from snnexp.trackers.alarms import HELP, Alarms, distinct
 
 LEGACY = """\
 Earlier statistics, for comparison only: they point the wrong way. Collapse drives the posterior to the prior N(0, 1), whose variance is 1,
@@ -40,7 +40,7 @@ def report(last: dict[str, Any], history: list[dict[str, Any]], raised: Alarms) 
         for key, (title, _) in names.items():
             if key in judged["levels"][0]:
                 lines.append(f"{title:<26}" + "".join(f"{_cell(key, level[key]):>12}" for level in judged["levels"]))
-    lines += ["", "alarms:"] + [f"  {raised.describe(alarm)}" for alarm in last["alarms"]]
+    lines += ["", "alarms:"] + [f"  {raised.describe(alarm)}" for alarm in distinct(last["alarms"])]
     lines += [f"  {HELP}"] if last["alarms"] else ["  none"]
     lines += ["", "verdicts:", *(f"  {line}" for line in course(history))]
     below = "yes: an alarm there" if last["legacy_variance_below"] else "no: no alarm there"
