@@ -75,6 +75,7 @@ def test_sets_that_are_not_finite_are_left_out(tmp_path):
         ({"y": np.zeros(2)}, "stay names others than the 2 stays"),
         ({"state": np.zeros((2, 3))}, "is not .stays, width."),
         ({"mu": np.full((2, 20, 8), np.nan)}, "none of its posteriors is finite"),
+        ({"epoch": np.arange(2)}, "is not one number"),
         ({"y": np.array([{}])}, "allow_pickle"),
     ],
 )
@@ -83,6 +84,13 @@ def test_files_that_are_no_latents(tmp_path, change, words):
     np.savez(tmp_path / "a.npz", **{name: array for name, array in made.items() if array is not None})
     with pytest.raises(ValueError, match=words):
         latent.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("epoch", "words"), [(None, ""), (np.nan, ""), (5.0, ", weights of epoch 5"), (0.25, ", weights of epoch 0.25")])
+def test_whose_weights_made_them(tmp_path, epoch, words):
+    made = latents(tmp_path / "a.npz", sets=20)
+    np.savez(tmp_path / "a.npz", **made, **({} if epoch is None else {"epoch": np.array(epoch)}))
+    assert latent.read(tmp_path / "a.npz").weights == words
 
 
 def test_principal_components():

@@ -56,7 +56,7 @@ def test_errors(large):
     read, figures = large
     distribution, size, hour, outcome = figures["reconstruction_errors.png"].axes
     assert words(distribution.get_legend()) == [f"median {np.median(read.error):.3g}", f"mean {read.error.mean():.3g}"]
-    assert sum(distribution.patches[0].get_data().values) == 895 and "(5 beyond)" in distribution.get_xlabel()
+    assert sum(distribution.patches[0].get_data().values) == 895 and "(5 larger, beyond the axis)" in distribution.get_xlabel()
     ticks = [label.get_text() for label in size.get_xticklabels()]
     assert ticks[:3] == [
         f"{name}\n({chosen.sum()})"
@@ -71,6 +71,17 @@ def test_errors(large):
     died = read.y[read.stay] == 1
     assert words(outcome.get_legend())[1] == f"died: {died.sum()} sets, 12 stays,\nmedian {np.median(read.error[died]):.3g}"
     assert outcome.patches[-1].get_hatch() == "////"
+
+
+def test_titles_name_the_epoch(draw):
+    folder = draw(sets=30, stays=6)[0].path.parent
+    arrays = dict(np.load(folder / "test_latents.npz"))
+    np.savez(folder / "test_latents.npz", **arrays, epoch=np.array(5.0))
+    read, titles, figure = latent.read(folder / "test_latents.npz"), [], latent_plots.figure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent_plots, "figure", lambda path, width, height, title: titles.append(title) or figure(path, width, height, title))
+        latent_plots.draw(read, latent.levels(read), "a run", folder)
+    assert len(titles) == 3 and all(title.endswith(", weights of epoch 5") for title in titles)
 
 
 def test_correlation(large):

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.run_files import GNN, activity, add_units, make
 from snnexp.analysis import report, runs, spikes
+from snnexp.analysis.collapse import Summary
 from snnexp.analysis.curves import read_log
 
 
@@ -109,6 +110,24 @@ def test_a_model_without_spikes(tmp_path):
     run = make(tmp_path / "a", spikes=False, activity=activity(layers=[]))
     text = text_of(run)
     assert "no spiking layer" in text and "tracker=lif" not in text and "Energy per sample" in text
+
+
+def test_energy_without_neurons_has_no_lines_of_spikes(tmp_path):
+    run = make(tmp_path / "a", spikes=False, activity=activity(layers=[]))
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"neuron": "none"}))
+    text = text_of(run)
+    assert "multiply-accumulates" in text and "  energy  " in text
+    assert not any(words in text for words in ("synaptic operations", "sums over graphs", "SpikingJelly", "without sparsity"))
+
+
+def test_a_posterior_that_deserves_a_look(tmp_path):
+    run = make(tmp_path / "a", best={"epoch": 3, "metric": "Val/MAE", "value": 0.5})
+    rows = read_log(run / "logs/metrics.jsonl")
+    said = Summary(["verdict   collapsed (9 sets)"], ["the posterior is collapsed."])
+    facts = report.Facts(runs.load(run), rows, spikes.read(run, rows), {}, {}, "", [], posterior=said)
+    text = report.write(facts)
+    assert "Posterior\n  verdict   collapsed (9 sets)\n" in text and "Findings\n  - the posterior is collapsed.\n" in text
 
 
 def test_units_of_the_activity_where_there_is_no_array(tmp_path):

@@ -64,6 +64,18 @@ def test_performance(figures, rows):
     assert auprc.get_ylabel() == "area under precision-recall (fraction)" and accuracy.get_ylabel() == "accuracy (%)"
 
 
+def test_the_title_of_performance_says_how_many(tmp_path, monkeypatch):
+    titles, figure = [], vae_curves.figure
+    monkeypatch.setattr(vae_curves, "figure", lambda path, width, height, title: titles.append(title) or figure(path, width, height, title))
+    for count in (None, 1800):
+        curves = vae_curves.Curves({"Val/AUROC": curve_of_one}, validated=count)
+        assert vae_curves.draw_performance(curves, "a", tmp_path / "a.png")
+    assert titles == ["a: performance", "a: performance (n = 1,800 in validation)"]
+
+
+curve_of_one = vae_curves.curve([(1, 0.5)])
+
+
 def test_dynamics(figures, rows):
     beta, shares, path = figures["training_dynamics.png"].axes
     last = rows[-1]

@@ -42,9 +42,10 @@ def inventory(folder):
     [
         ([], "watch which run? snnexp watch RUN"),
         (["once=true"], "watch which run?"),
-        (["nowhere"], "nowhere: no such run directory"),
+        (["nowhere", "once=true"], "nowhere: no such run directory"),
         (["out/lr=0.1"], "out/lr=0.1: no such run directory"),
         (["empty"], "empty is not a run directory: it has no config.json."),
+        (["./gone.pth"], "gone.pth: no such run directory"),
         (["notes.txt"], "neither a run directory nor a checkpoint"),
         (["lr=1", "interval=0"], "interval=0: a number of seconds from 0.1 to 3600"),
         (["lr=1", "interval=nan"], "interval=nan: a number"),
@@ -61,6 +62,21 @@ def test_mistakes(tmp_path, monkeypatch, said, argv, words):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     assert words in said(*argv, code=2)
+
+
+def test_a_directory_that_is_not_there_yet_is_waited_for(tmp_path, said):
+    run = tmp_path / "late"
+
+    def begin():
+        run.rmdir()
+        make(run, state="finished")
+
+    lines = said(run, then=[lambda: None, run.mkdir, begin]).splitlines()
+    assert lines[:2] == [f"{run} is not there yet; waiting up to 30 s for a run to make it", "late  finished"]
+
+
+def test_a_directory_that_never_comes_is_refused(tmp_path, said):
+    assert "no such run directory" in said(tmp_path / "never", code=2, then=[lambda: None] * 60)
 
 
 def test_help_says_what_ends_it(said):

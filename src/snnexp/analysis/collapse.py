@@ -21,6 +21,10 @@ CONDITIONS = (
     alarms.Condition("mutual_information", 0.1, below=True),
 )
 """What speaks of collapse, with the thresholds that tracker=posterior has by default: both give one verdict on the same posterior."""
+NAMES = {
+    "active_units": "active units are", "collapsed_units": "(ε,δ)-collapsed units are", "mutual_information": "mutual information is",
+}  # fmt: skip
+"""The keys of the conditions in a sentence."""
 NOTHING = 0.01
 """Raw KL in nats per set, summed over all dimensions, below which the posterior is the prior whatever the units."""
 WHAT_HELPS = (
@@ -44,6 +48,8 @@ class Evidence:
     curves: Curves = field(default_factory=Curves)
     legacy: tuple[float, float] | None = None  # active units and mean variance as the description has them
     notes: list[str] = field(default_factory=list)
+    of_latents: bool = False  # whether `levels` were measured on a file of latents, not by the tracker
+    epoch: float | None = None  # whose weights made that file, if it says so
 
     @property
     def active(self) -> float:
@@ -54,6 +60,14 @@ class Evidence:
     def kl(self) -> float:
         """KL in nats per set, over all levels and dimensions."""
         return float(sum(level.kl.sum() for level in self.levels))
+
+
+@dataclass
+class Summary:
+    """The posterior in the report of a run: `lines` with the verdict, `findings` that deserve a look."""
+
+    lines: list[str]
+    findings: list[str]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -118,9 +132,14 @@ def legacy(logvar: np.ndarray) -> tuple[float, float]:
 def judge(levels: list[Level], mutual_information: float | None) -> str:
     """The verdict of `snnexp.trackers.alarms` on some levels, which together tell `mutual_information` nats."""
     active = np.concatenate([level.active for level in levels]).mean()
-    collapsed = np.average([level.collapsed for level in levels], weights=[len(level.kl) for level in levels])
+    collapsed = _collapsed(levels)
     each = [_plain(float(level.active.mean()), level.collapsed, level.mutual_information) for level in levels]
-    return alarms.verdict(_plain(float(active), float(collapsed), mutual_information) | {"levels": each}, CONDITIONS)
+    return alarms.verdict(_plain(float(active), collapsed, mutual_information) | {"levels": each}, CONDITIONS)
+
+
+def _collapsed(levels: list[Level]) -> float:
+    """Fraction of (ε,δ)-collapsed units over all levels."""
+    return float(np.average([level.collapsed for level in levels], weights=[len(level.kl) for level in levels]))
 
 
 def _plain(active: float, collapsed: float, mutual_information: float | None) -> dict[str, Any]:
@@ -160,15 +179,44 @@ def _last_kl(curves: Curves) -> tuple[str, float] | None:
     return None
 
 
-def summary(evidence: Evidence) -> list[str]:
-    """The verdict in a line or two, for the report of a run."""
-    if not evidence.levels:
-        return [f"verdict   {verdict(evidence)}"]
-    units = sum(len(level.kl) for level in evidence.levels)
-    return [
-        f"verdict   {verdict(evidence)} ({evidence.source})",
-        f"units     {round(evidence.active * units)} of {units} active ({percent(evidence.active)}); KL {evidence.kl:.4g} nats per set",
-    ]
+def summary(evidence: Evidence) -> Summary:
+    """The verdict in a line or two, and a finding for collapse, for a tracker that says otherwise, and for alarms that hold at the end."""
+    found, said = verdict(evidence), []
+    lines = [f"verdict   {found}{f' ({evidence.source})' if evidence.levels else ''}"]
+    active = ""
+    if evidence.levels:
+        units = sum(len(level.kl) for level in evidence.levels)
+        active = f"{round(evidence.active * units)} of {units} active ({percent(evidence.active)})"
+        lines.append(f"units     {active}; KL {evidence.kl:.4g} nats per set")
+    if found in (PARTLY, COLLAPSED):
+        said.append(f"the posterior is {found}{f': units {active}, on {evidence.source}' if active else ''}.")
+    if contrast := _contrast(evidence):
+        said.append(contrast)
+    if held := alarms_at_end(evidence.history):
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        at = f"{evidence.history[-1]['step']:,.0f}"
+        said.append(f"alarms of the posterior still hold at the last update (step {at}): {', '.join(held[:3])}{more}.")
+    return Summary(lines, said)
+
+
+def alarms_at_end(history: list[dict[str, Any]]) -> list[str]:
+    """The conditions of the alarms that the latest update names."""
+    named = history[-1].get("alarms") if history else None
+    return [str(alarm.get("condition")) for alarm in named if isinstance(alarm, dict)] if isinstance(named, list) else []
+
+
+def _contrast(evidence: Evidence) -> str:
+    """Why the tracker's last verdict is another than that on the latents; empty if it is not."""
+    last = evidence.history[-1] if evidence.history else {}
+    said, found = last.get("verdict"), verdict(evidence)
+    if not evidence.of_latents or not isinstance(said, str) or said == found:
+        return ""
+    tracker = f"tracker=posterior says {said} at step {last['step']:,.0f}, the latents {found}"
+    if evidence.epoch is None:
+        return f"{tracker}: the tracker measured the weights of the end of training, the latents are of those that were judged."
+    if evidence.epoch >= (number(last.get("epoch")) or math.inf):
+        return f"{tracker}: both are of the end of training, measured on other sets."
+    return f"{tracker}: these are different weights, of the end of training there, of epoch {evidence.epoch:.4g} here."
 
 
 def percent(fraction: float) -> str:
@@ -212,12 +260,11 @@ def _meaning(evidence: Evidence, found: str) -> str:
         )
     kl, active = (np.concatenate([getattr(level, name) for level in evidence.levels]) for name in ("kl", "active"))
     using = f"{active.sum()} of {len(kl)} units are active ({percent(active.mean())})"
-    constant = int((~active & (kl >= EPSILON)).sum())
-    prior = int((~active).sum()) - constant
-    rest = [f"{prior} have the prior as their posterior, whatever the set"] if prior else []
-    if constant:
-        rest.append(f"{constant} have another one, but the same for every set, which costs KL and tells nothing")
-    idle = f"; of the others {' and '.join(rest)}" if rest else ""
+    count = int((~active).sum())
+    share = f"{kl[~active].sum():.3g} of {kl.sum():.4g} nats of KL"
+    idle = f"; {count} are not: their means hardly vary, and they hold {share}" if count else ""
+    if math.isfinite(collapsed := _collapsed(evidence.levels)):
+        idle += f". {round(collapsed * len(kl))} ({percent(collapsed)}) are (ε,δ)-collapsed: the prior for (nearly) every set"
     if found == COLLAPSED:
         return f"{using}{idle}. The code says (nearly) nothing of the set."
     if found == PARTLY:
@@ -233,7 +280,7 @@ def _levels(evidence: Evidence) -> str:
         ["KL per dimension, largest", *(f"{level.kl.max():.3g}" for level in evidence.levels)],
         ["active units", *(f"{level.active.sum()} of {len(level.kl)}" for level in evidence.levels)],
         ["active units, share", *(percent(level.active.mean()) for level in evidence.levels)],
-        ["collapsed units, (ε,δ)", *(percent(level.collapsed) for level in evidence.levels)],
+        ["(ε,δ)-collapsed units", *(percent(level.collapsed) for level in evidence.levels)],
         ["mutual information, nats", *(_mutual(level) for level in evidence.levels)],
         ["posterior variance, mean", *(f"{level.mean_variance:.3g}" for level in evidence.levels)],
         ["verdict of the level", *(judge([level], level.mutual_information) for level in evidence.levels)],
@@ -266,7 +313,7 @@ def _history(evidence: Evidence) -> str:
     first, last = evidence.history[0], evidence.history[-1]
     lines = [f"Over training (tracker=posterior, {len(evidence.history):,} updates, {where(last)})"]
     for name, words in (
-        ("kl", "KL, nats per set"), ("active_units", "active units"), ("collapsed_units", "collapsed units, (ε,δ)"),
+        ("kl", "KL, nats per set"), ("active_units", "active units"), ("collapsed_units", "(ε,δ)-collapsed units"),
         ("mutual_information", "mutual information, nats"), ("variance", "posterior variance, mean"), ("reconstruction", "reconstruction"),
     ):  # fmt: skip
         steps, values = history_of(evidence.history, name)
@@ -281,6 +328,8 @@ def _history(evidence: Evidence) -> str:
                 break
             since = row["step"]
         lines.append(f"  {'verdict of the tracker':<26} {said}, since step {since:,.0f}")
+    if contrast := _contrast(evidence):
+        lines.append(_wrap(f"  {contrast}", "  "))
     return "\n".join(lines)
 
 
@@ -289,7 +338,7 @@ def _curves(evidence: Evidence) -> str:
     lines = [
         f"  {name}: {values[0]:.4g} at step {positions[0]:,.0f}, {values[-1]:.4g} at step {positions[-1]:,.0f}"
         for name, (positions, values) in curves.named.items()
-        if name.startswith("Posterior/") and "_level" not in name
+        if name.startswith("Posterior/") and "_level" not in name and not evidence.history  # else told above, at the step of measuring
     ]
     if lines and not curves.parts("KL"):
         return "The posterior in the log\n" + "\n".join(lines)
@@ -376,7 +425,7 @@ def _definitions(evidence: Evidence) -> str:
         "KL: of q(z|x) = N(μ, σ²) to the prior N(0, 1), ½ (σ² + μ² - 1 - ln σ²) of each dimension, mean over sets, summed; neither floored "
         "nor weighted.",
         f"active units: the variance over the data of the posterior mean exceeds {ACTIVE:g} (Burda, Grosse, Salakhutdinov 2015).",
-        f"collapsed units: KL < ε = {EPSILON:g} nats for at least 1 - δ = {1 - DELTA:.0%} of the sets (Lucas et al. 2019).".replace(
+        f"(ε,δ)-collapsed units: KL < ε = {EPSILON:g} nats for at least 1 - δ = {1 - DELTA:.0%} of the sets (Lucas et al. 2019).".replace(
             "%", " %"
         ),
         f"mutual information between set and code, E ln q(z|x) - ln q(z) (Hoffman and Johnson 2016){bound}.",
@@ -390,6 +439,4 @@ def _definitions(evidence: Evidence) -> str:
 
 
 def _conditions() -> str:
-    return " or ".join(
-        f"{condition.key.replace('_', ' ')} are {condition.limit}".replace("information are", "information is") for condition in CONDITIONS
-    )
+    return " or ".join(f"{NAMES[condition.key]} {condition.limit}" for condition in CONDITIONS)

@@ -86,8 +86,8 @@ def _draw_units(axes: Any, evidence: Evidence) -> None:
     axes.axhline(1.0, color="#888888", linewidth=0.8)
     axes.text(right, 1.0, "prior ", va="bottom", ha="right", fontsize=6.5, color="#555555")
     top, box = axes.get_ylim()[1] / (high / low) ** 0.13, {"fontsize": 7, "va": "top", "linespacing": 1.1}
-    axes.text(np.sqrt(left * ACTIVE), top, "collapsed (not active)\nmean never varies", ha="center", **box)
-    axes.text(np.sqrt(right * ACTIVE), top, "active (healthy)\nmean tells sets apart", ha="center", **box)
+    axes.text(np.sqrt(left * ACTIVE), top, "not active\nmean hardly varies", ha="center", **box)
+    axes.text(np.sqrt(right * ACTIVE), top, "active\nmean tells sets apart", ha="center", **box)
     for axis in (axes.xaxis, axes.yaxis):
         _decades(axis)
     axes.set_xlabel("variance over the data of the unit's mean")
@@ -125,14 +125,14 @@ def _draw_active(axes: Any, evidence: Evidence) -> None:
     """Active and (ε,δ)-collapsed units over training."""
     for name, words, style in (
         ("active_units", "active (Burda)", {"color": "#1f6fb4", "linestyle": "-"}),
-        ("collapsed_units", "collapsed (ε,δ)", {"color": "#8c3b3b", "linestyle": (0, (5, 1.5))}),
+        ("collapsed_units", "(ε,δ)-collapsed (Lucas)", {"color": "#8c3b3b", "linestyle": (0, (5, 1.5))}),
     ):
         steps, values = history_of(evidence.history, name)
         if len(steps):
             axes.plot(steps, 100 * values, label=words, **style, **lone(steps))
     axes.set_ylim(-3, 103)
     axes.set_ylabel("share of units (%)")
-    axes.set_title(f"over training, on {where(evidence.history[-1])}", fontsize=7.5)
+    axes.set_title("units over training")
     _over_steps(axes, evidence)
 
 
@@ -163,7 +163,7 @@ def _draw_variance(axes: Any, evidence: Evidence) -> None:
 
 
 def _over_steps(axes: Any, evidence: Evidence) -> None:
-    whole_steps(axes, evidence.history[0]["step"], evidence.history[-1]["step"], "optimizer step")
+    whole_steps(axes, evidence.history[0]["step"], evidence.history[-1]["step"], f"optimizer step, on {where(evidence.history[-1])}")
     _legend(axes)
 
 

@@ -25,7 +25,8 @@ class Latents:
     """What a file of latents holds of M sets of N stays; `dropped` sets had numbers that are not finite.
 
     mu, logvar float32 [L, M, D] (levels, latent dimensions); stay int [M] the row of `y`; minute [M] since admission; size [M] events;
-    error float [M] of reconstruction; y [N] 0 survived, 1 died; state float [N, W] of the stays before the head, None without one.
+    error float [M] of reconstruction; y [N] 0 survived, 1 died; state float [N, W] of the stays before the head, None without one;
+    `epoch` whose weights made them, None where the file does not say.
     """
 
     path: Path
@@ -38,6 +39,12 @@ class Latents:
     y: np.ndarray
     state: np.ndarray | None = None
     dropped: int = 0
+    epoch: float | None = None
+
+    @property
+    def weights(self) -> str:
+        """Words for whose weights made them, to follow a name; empty where that is not known."""
+        return "" if self.epoch is None else f", weights of epoch {self.epoch:.4g}"
 
 
 @dataclass
@@ -91,13 +98,17 @@ def read(path: Path) -> Latents:
         raise ValueError(f"stay names others than the {len(y)} stays of y")
     if state is not None and (state.ndim != 2 or len(state) != len(y)):
         raise ValueError(f"state {list(state.shape)} is not [stays, width]")
+    epoch = arrays.get("epoch")
+    if epoch is not None and (epoch.shape != () or epoch.dtype.kind not in "fiu"):
+        raise ValueError(f"epoch {list(epoch.shape)} is not one number")
     whole = np.isfinite(mu).all((0, 2)) & np.isfinite(logvar).all((0, 2))
     if not whole.any():
         raise ValueError("none of its posteriors is finite")
     dropped = int((~whole).sum())
     if dropped:
         mu, logvar, of_sets = mu[:, whole], logvar[:, whole], {name: array[whole] for name, array in of_sets.items()}
-    return Latents(path, mu, logvar, **of_sets, y=y, state=state, dropped=dropped)
+    known = float(epoch) if epoch is not None and np.isfinite(epoch) else None
+    return Latents(path, mu, logvar, **of_sets, y=y, state=state, dropped=dropped, epoch=known)
 
 
 def levels(latents: Latents) -> list[Level]:

@@ -39,7 +39,7 @@ def draw_space(latents: Latents, title: str, path: Path, with_umap: bool) -> Non
     """Representations of stays by outcome, and means of the top level's posterior of sets by time since admission."""
     stays = latents.state is not None and np.isfinite(latents.state).all(1).any()
     method = "UMAP" if with_umap else "principal components"
-    with figure(path, 4.7 * (1 + stays) + 0.9, 4.6, f"{title}: latent space, {method}, {latents.path.name}") as drawing:
+    with figure(path, 4.7 * (1 + stays) + 0.9, 4.6, f"{title}: latent space, {method}, {latents.path.name}{latents.weights}") as drawing:
         places = panels(drawing, 1 + stays)
         if stays:
             _draw_stays(places[0], latents, project(latents.state, with_umap))
@@ -113,7 +113,7 @@ def draw_errors(latents: Latents, title: str, path: Path) -> None:
     known = np.isfinite(latents.error)
     error, size, hour = latents.error[known], latents.size[known], latents.minute[known] / 60
     died = latents.y[latents.stay[known]] == 1
-    with figure(path, 8.6, 6.2, f"{title}: reconstruction errors") as drawing:
+    with figure(path, 8.6, 6.2, f"{title}: reconstruction errors{latents.weights}") as drawing:
         places = panels(drawing, 4)
         _draw_distribution(places[0], error, latents.path.name)
         _draw_by_size(places[1], error, size)
@@ -122,7 +122,7 @@ def draw_errors(latents: Latents, title: str, path: Path) -> None:
 
 
 def _draw_distribution(axes: Any, error: np.ndarray, source: str) -> None:
-    edges, beyond = _edges(error)
+    edges, beyond = _edges(error, len(error))
     counts, _ = np.histogram(error, edges)
     axes.stairs(counts, edges, fill=True, color="#b9cfe6")
     axes.stairs(counts, edges, color="#1f6fb4")
@@ -200,7 +200,8 @@ def _draw_by_hour(axes: Any, error: np.ndarray, hour: np.ndarray) -> None:
 
 
 def _draw_by_outcome(axes: Any, error: np.ndarray, died: np.ndarray, stay: np.ndarray) -> None:
-    edges, beyond = _edges(error)
+    smaller = min(count for count in (died.sum(), (~died).sum()) if count)
+    edges, beyond = _edges(error, smaller)
     for value, (name, colour, _, style, hatch) in enumerate(OUTCOMES):
         chosen = died == bool(value)
         if not chosen.any():
@@ -219,15 +220,15 @@ def _draw_by_outcome(axes: Any, error: np.ndarray, died: np.ndarray, stay: np.nd
     axes.legend(fontsize=7)
 
 
-def _edges(error: np.ndarray) -> tuple[np.ndarray, str]:
-    """Edges of a histogram that a few huge errors do not flatten, and words on those beyond it."""
+def _edges(error: np.ndarray, count: int) -> tuple[np.ndarray, str]:
+    """Edges of a histogram of `count` errors or more, which a few huge ones do not flatten, and words on those beyond it."""
     low, high = float(error.min()), float(np.percentile(error, BEYOND))
     if not high > low:
         high = float(error.max())
     if not high > low:
         low, high = low - 0.5, high + 0.5
     beyond = int((error > high).sum())
-    return np.linspace(low, high, 51 if len(error) > 200 else 16), f" ({beyond:,} beyond)" if beyond else ""
+    return np.linspace(low, high, 51 if count > 200 else 16), f" ({beyond:,} larger, beyond the axis)" if beyond else ""
 
 
 def _thousands(axes: Any) -> None:
@@ -245,7 +246,8 @@ def draw_correlation(latents: Latents, levels: list[Level], title: str, path: Pa
     count = len(levels)
     columns = min(count, 3)
     rows = -(-count // columns)
-    with figure(path, 4.4 * columns + 0.9, 4.5 * rows + 0.4, f"{title}: |correlation| of posterior means over sets") as drawing:
+    heading = f"{title}: |correlation| of posterior means over sets{latents.weights}"
+    with figure(path, 4.4 * columns + 0.9, 4.5 * rows + 0.4, heading) as drawing:
         places = [drawing.add_subplot(rows, columns, place + 1) for place in range(count)]
         for number, (axes, level) in enumerate(zip(places, levels, strict=True)):
             matrix = correlation(latents.mu[number])

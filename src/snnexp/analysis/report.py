@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from snnexp.analysis import pruning
+from snnexp.analysis.collapse import Summary
 from snnexp.analysis.curves import number, series
 from snnexp.analysis.panels import amount, fit
 from snnexp.analysis.runs import MAIN, Run, shown, smaller_is_better
@@ -34,7 +35,7 @@ class Facts:
     files: list[str]
     pruned: pruning.Pruning | None = None
     folder: Path | None = None  # where the files lie; None: RUN/plots
-    posterior: list[str] | None = None  # lines on the posterior of a variational run
+    posterior: Summary | None = None  # of a variational run
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _pruning(facts: Facts) -> str:
 def _posterior(facts: Facts) -> str:
     if facts.posterior is None:
         return ""
-    return "\n".join(["Posterior", *(f"  {line}" for line in facts.posterior), "  in full   collapse_analysis.txt"])
+    return "\n".join(["Posterior", *(f"  {line}" for line in facts.posterior.lines), "  in full   collapse_analysis.txt"])
 
 
 def _layers(facts: Facts) -> str:
@@ -165,15 +166,16 @@ def _energy(facts: Facts) -> str:
         return ""
     synops, additions, macs, dense, joule = (float(energy[name]) for name in needed)
     of = f"{facts.activity.get('samples')} samples of {facts.activity.get('split')}, {facts.activity_source}"
+    spiking = facts.result.get("neuron") != "none"  # without neurons nothing is spared by spikes, and what is 0 or 1 is an input
     lines = [
         f"Energy per sample (an estimate at 45 nm: 4.6 pJ a MAC, 0.9 pJ an AC; arithmetic only; {of})",
-        f"  {'synaptic operations':<22} {amount(synops):>9}  AC",
+        *([f"  {'synaptic operations':<22} {amount(synops):>9}  AC"] if spiking else []),
         f"  {'multiply-accumulates':<22} {amount(macs):>9}  MAC",
-        *([f"  {'sums over graphs':<22} {amount(additions):>9}  AC"] if additions else []),
+        *([f"  {'sums over graphs':<22} {amount(additions):>9}  AC"] if spiking and additions else []),
         f"  {'energy':<22} {amount(joule * 1e-6, 'J'):>9}",
-        f"  {'without sparsity':<22} {amount(dense):>9}  MAC, {amount(dense * 4.6e-12, 'J')}",
+        *([f"  {'without sparsity':<22} {amount(dense):>9}  MAC, {amount(dense * 4.6e-12, 'J')}"] if spiking else []),
     ]
-    theirs = energy.get("spikingjelly")
+    theirs = energy.get("spikingjelly") if spiking else None
     if isinstance(theirs, dict) and all(number(theirs.get(name)) is not None for name in ("synaptic_operations", "macs", "energy_uJ")):
         lines.append(
             f"  {'SpikingJelly counts':<22} {amount(theirs['synaptic_operations']):>9}  AC, {amount(theirs['macs'])} MAC, "
@@ -188,6 +190,7 @@ def _energy(facts: Facts) -> str:
 def _findings(facts: Facts) -> str:
     found = [
         *(pruning.findings(facts.pruned) if facts.pruned else []),
+        *(facts.posterior.findings if facts.posterior else []),
         *_of_units(facts),
         *_of_rates(facts.record),
         *_of_change(facts.record),

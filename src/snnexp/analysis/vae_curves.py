@@ -40,13 +40,15 @@ BEST = "#c44e52"
 class Curves:
     """Curves by name: `Train/KL`, `Val/AUROC`, `Beta`, `Weight/Recon`, `Epoch`, ...; accuracy in percent, AUROC and AUPRC as fractions.
 
-    `unit` is that of the positions; `best` the position of the best epoch and words for it; `ours`: the KL is raw, in nats per set.
+    `unit` is that of the positions; `best` the position of the best epoch and words for it; `ours`: the KL is raw, in nats per set;
+    `validated`: samples of the validation split, None where that is not known.
     """
 
     named: dict[str, Curve] = field(default_factory=dict)
     unit: str = "optimizer step"
     best: tuple[float, str] | None = None
     ours: bool = True
+    validated: int | None = None
 
     def parts(self, metric: str) -> list[str]:
         """Of which parts (Train, Val, Test) there is a curve of a metric."""
@@ -120,7 +122,8 @@ def draw_losses(curves: Curves, title: str, path: Path) -> bool:
 
 def draw_performance(curves: Curves, title: str, path: Path) -> bool:
     """One panel for each of AUROC, AUPRC and accuracy; False if there is none."""
-    return _draw_metrics(curves, PERFORMANCE, f"{title}: performance", path)
+    of = f" (n = {curves.validated:,} in validation)" if curves.validated is not None else ""
+    return _draw_metrics(curves, PERFORMANCE, f"{title}: performance{of}", path)
 
 
 def _draw_metrics(curves: Curves, named: dict[str, str], title: str, path: Path) -> bool:

@@ -1,5 +1,6 @@
 """All that is drawn and said of a variational run, from what its directory holds."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def read(run: Run, rows: list[dict[str, Any]], given: Path | None = None) -> Var
     weight = number(run.settings.get("task.weight"))
     found = Variational(Evidence(run.path.resolve().name, curves=vae_curves.from_log(rows, run.best, weight)))
     evidence = found.evidence
+    if run.settings.get("limit_val") is None and (told := re.search(r"\b([\d,]*\d) val\b", run.protocol or "")):
+        evidence.curves.validated = int(told[1].replace(",", ""))
     path = run.path / "posterior_metrics/metrics.jsonl"
     try:
         evidence.history = collapse.read_history(path) if path.is_file() else []
@@ -47,7 +50,8 @@ def read(run: Run, rows: list[dict[str, Any]], given: Path | None = None) -> Var
         found.problems.append(f"{path.name} is damaged or not of the documented form: {error}.")
     if found.latents is not None:
         sets, where = found.latents.mu.shape[1], path.relative_to(run.path) if path.is_relative_to(run.path) else path
-        evidence.source = f"{sets:,} sets of {where}"
+        evidence.source = f"{sets:,} sets of {where}{found.latents.weights}"
+        evidence.of_latents, evidence.epoch = True, found.latents.epoch
         evidence.levels = latent.levels(found.latents)
         evidence.mutual_information = latent.joint_information(found.latents)
         evidence.legacy = collapse.legacy(found.latents.logvar)

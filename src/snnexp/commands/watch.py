@@ -27,8 +27,9 @@ RUN is a run directory, a checkpoint file in one, or a directory with runs in it
   once=true    show how it stands now, and end
 
 On a terminal a panel is redrawn in place; into a file or a pipe goes the present state, and then a line for each validation, alarm and
-change of state. It ends when the run does; Ctrl-C ends the watching, never the run. A run that has not begun is waited for. One on
-another machine that says nothing for 5 minutes is said to show no sign of life, and watched on: a long validation is silent too.
+change of state. It ends when the run does; Ctrl-C ends the watching, never the run. A run that has not begun is waited for; for its
+directory, where that is not there yet, 30 seconds (not with once=true). A run on another machine that says nothing for 5 minutes is
+said to show no sign of life, and watched on: a long validation is silent too.
 
 Exit codes: 0 the run is finished, or was interrupted and has saved (with once=true also: goes on, has not begun); 1 it failed, or its
 process was killed; 2 a wrong command line; 128 + N stopped by signal N (Ctrl-C: 130).
@@ -36,6 +37,8 @@ process was killed; 2 a wrong command line; 128 + N stopped by signal N (Ctrl-C:
 KEYS = ("interval", "once")
 INTERVAL_S = (0.1, 3600.0)
 """Seconds between two looks, least and most."""
+WAIT_S, LOOK_S = 30.0, 0.5
+"""Seconds for which a directory that is not there yet is waited for, and from one look for it to the next."""
 
 
 def run(argv: list[str]) -> int:
@@ -47,6 +50,8 @@ def run(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     words, interval, once = _parse(argv)
+    if not once:
+        _wait_for(words)
     found = _find(words)
 
     from rich.console import Console
@@ -100,6 +105,20 @@ def _seconds(value: str) -> float:
     if not least <= seconds <= most:
         raise UserError(f"interval={value}: a number of seconds from {least:g} to {most:g}, for instance interval=2.")
     return seconds
+
+
+def _wait_for(word: str) -> None:
+    """Wait for the run directory of a run that was started a moment ago, which is said; at once back if the word is no path to come."""
+    from snnexp.commands.analyze import is_sweep
+
+    path = Path(word).expanduser()
+    if path.exists() or path.suffix == ".pth" or not path.parent.is_dir():
+        return
+    print(f"{word} is not there yet; waiting up to {WAIT_S:g} s for a run to make it", flush=True)
+    for _ in range(round(WAIT_S / LOOK_S)):
+        time.sleep(LOOK_S)
+        if (path / "config.json").is_file() or is_sweep(word):
+            return
 
 
 def _find(word: str) -> RunDir:
