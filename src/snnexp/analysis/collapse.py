@@ -431,9 +431,10 @@ def _definitions(evidence: Evidence) -> str:
         f"mutual information between set and code, E ln q(z|x) - ln q(z) (Hoffman and Johnson 2016){bound}.",
         "posterior variance: 1 is that of the prior, so a variance near 1 is what collapse looks like; a small one means that the set "
         "fixes the code.",
-        f"verdict: a level is collapsed if {_conditions()}, and it tells less than {alarms.INFORMATIVE:g} nats where that was "
-        "estimated, or if none of its units is alive; the posterior is collapsed if every level is, partly so if one is, or "
-        f"{percent(alarms.IDLE)} of the units are idle, or one of the conditions holds for all levels together.",
+        f"verdict: a level is collapsed if {_conditions()}, or none of its units is alive, and it tells less than "
+        f"{alarms.INFORMATIVE:g} nats where that was estimated; the posterior is collapsed if every level is, partly so if one is, if one "
+        f"tells less than {alarms.SLIGHT:.2g} nats, if {percent(alarms.IDLE)} of the units are idle, or if one of the conditions holds for "
+        "all levels together.",
     )
     return "Definitions\n" + "\n".join(_wrap(f"  - {line}", "    ") for line in lines)
 
