@@ -80,9 +80,8 @@ def log_step(x: "Experiment", state: State, values: dict[str, float], tracker: A
         return
     for logger in x.loggers if values else []:
         logger.step_scalars(values, state.step)
-    for line in tracker.news:
-        x.terminal.say(line)
-    tracker.news.clear()
+    while news := getattr(tracker, "news", None):  # not every tracker has any to tell
+        x.terminal.say(news.pop(0))
 
 
 def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:

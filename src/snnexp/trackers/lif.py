@@ -100,7 +100,6 @@ class LIFTracker:
         self._epoch: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
         self._rates: dict[str, list[float]] = {}  # of the last epoch that was closed
         self._files: dict[Path, None] = {}  # written, in order
-        self.news: list[str] = []  # for the terminal: this tracker has none
         self._observed: Tensor | None = None  # the first layer's counts, as last seen
 
     def observe(self, split: str = "train") -> None:
