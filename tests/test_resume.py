@@ -58,7 +58,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "plain" else ()) for name in SETTINGS])
 def test_sigkill_in_mid_epoch_after_a_timed_checkpoint(name, snnexp, start, tmp_path):
     settings = [*TINY, *SETTINGS[name], "save_minutes=0.00001", "batch_size=8"]
     snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
@@ -102,7 +102,7 @@ def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(snnexp, star
     assert_same_run(tmp_path / "outputs/whole", run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
 def test_a_stop_signal_saves_and_the_rest_is_exact(number, snnexp, start, tmp_path):
     settings = [*TINY, "batch_size=4", "epochs=2"]
     snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
