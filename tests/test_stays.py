@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import STAYS
-from snnexp import build
+from snnexp.engine import transfer
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import UserError
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
@@ -93,7 +93,7 @@ def test_a_pretrained_set_vae_goes_where_most_of_it_fits(tmp_path):
     torch.save({"state_dict": set_vae.state_dict()}, tmp_path / "weights.pth")
     whole = SeqSetVAE(num_variables=5, width=8, heads=2, context_decoder=True)  # whose own decoder has the same names
     before = whole.decoder.out.weight.clone()
-    build.transfer(whole, str(tmp_path / "weights.pth"), None, Terminal(None, main=False))
+    transfer.transfer(whole, str(tmp_path / "weights.pth"), None, Terminal(None, main=False))
     for name, value in set_vae.state_dict().items():
         assert torch.equal(whole.set_vae.state_dict()[name], value)
     assert torch.equal(whole.decoder.out.weight, before)
@@ -101,10 +101,10 @@ def test_a_pretrained_set_vae_goes_where_most_of_it_fits(tmp_path):
 
 def test_what_belongs_to_a_variable_follows_it_to_other_data():
     weights = {"names.weight": torch.arange(3.0)[:, None], "codes": torch.arange(3.0)[:, None] + 10, "head.weight": torch.ones(3, 3)}
-    moved = build.by_variable(weights, ["a", "b", "c"], ("c", "a", "b"), "RUN")
+    moved = transfer.by_variable(weights, ["a", "b", "c"], ("c", "a", "b"), "RUN")
     assert moved["names.weight"].flatten().tolist() == [2, 0, 1] and moved["codes"].flatten().tolist() == [12, 10, 11]
     assert moved["head.weight"] is weights["head.weight"]
     text = {"embeddings": torch.arange(3.0)[:, None], "names.weight": torch.ones(3, 1)}  # a layer, whose rows are no variables
-    assert build.by_variable(text, ["a", "b", "c"], ("c", "a", "b"), "RUN")["names.weight"] is text["names.weight"]
+    assert transfer.by_variable(text, ["a", "b", "c"], ("c", "a", "b"), "RUN")["names.weight"] is text["names.weight"]
     with pytest.raises(UserError, match="other variables.*only one of them has c, d"):
-        build.by_variable(weights, ["a", "b", "c"], ("a", "b", "d"), "RUN")
+        transfer.by_variable(weights, ["a", "b", "c"], ("a", "b", "d"), "RUN")

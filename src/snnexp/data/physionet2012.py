@@ -80,6 +80,7 @@ class Records:
                             found[name] = shown, tar.extractfile(info).read()
                 for name in numbered(found):
                     yield name, *found[name]
+        # NotImplementedError is zipfile's word for a compression that it cannot read
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
             raise UserError(f"{self.place}: cannot be read ({error}). Copy it again, or remove and fetch it again.") from error
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from snnexp.errors import RunFailed, UserError
-from snnexp.trackers.records import no_link
+from snnexp.errors import UserError
+from snnexp.trackers.records import no_link, refused
 
 
 class Lines:
@@ -29,7 +29,7 @@ class Lines:
             with open(self.path, "ab" if self.size else "wb", opener=no_link) as file:
                 file.write(line)
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(self.path, error) from error
         self.size += len(line)
 
     def sync(self) -> None:
@@ -40,7 +40,7 @@ class Lines:
             with open(self.path, "ab", opener=no_link) as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(self.path, error) from error
 
     def cut(self, size: int) -> None:
         """Keep the first `size` bytes, and drop the lines that came after the checkpoint that counted them.
@@ -58,7 +58,7 @@ class Lines:
                         raise self._not_ours(f"has no end of a line at byte {size}, where the checkpoint's part ends")
                     file.truncate(size)
             except OSError as error:
-                raise self._refused(error) from error
+                raise refused(self.path, error) from error
         self.size = size
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -79,6 +79,3 @@ class Lines:
             f"{self.path} {what}:\nthe record was cut, replaced or left behind. Put the original file back, resume from an earlier "
             "checkpoint, or resume without a record: ~tracker.NAME."
         )
-
-    def _refused(self, error: OSError) -> RunFailed:
-        return RunFailed(f"cannot write {self.path}: {error.strerror}. What was written before is unharmed.")

@@ -33,7 +33,7 @@ class Records:
             with open(self.path, "ab" if self._begun else "wb", opener=no_link) as file:
                 file.write(block.astype(INTEGER).tobytes())
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(self.path, error) from error
         self._begun = True
         self.count += len(block)
 
@@ -45,7 +45,7 @@ class Records:
             with open(self.path, "ab", opener=no_link) as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(self.path, error) from error
 
     def cut(self, count: int, shape: tuple[int, ...]) -> None:
         """Keep the first `count` records, and drop what came after the checkpoint that counted them.
@@ -65,7 +65,7 @@ class Records:
                 with open(self.path, "r+b", opener=no_link) as file:
                     file.truncate(wanted)
             except OSError as error:
-                raise self._refused(error) from error
+                raise refused(self.path, error) from error
         self.count, self._begun = count, count > 0
 
     def blocks(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -76,8 +76,10 @@ class Records:
             values = np.fromfile(self.path, INTEGER, n * _bytes(shape) // INTEGER.itemsize, offset=start * _bytes(shape))
             yield values.reshape(n, *shape)
 
-    def _refused(self, error: OSError) -> RunFailed:
-        return RunFailed(f"cannot write {self.path}: {error.strerror}. What was written before is unharmed.")
+
+def refused(path: Path, error: OSError) -> RunFailed:
+    """What to raise where the disk refuses."""
+    return RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.")
 
 
 def no_link(path: str, flags: int) -> int:
@@ -104,4 +106,4 @@ def replaced(path: Path) -> Iterator[TextIO]:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error
+        raise refused(path, error) from error
