@@ -35,5 +35,6 @@ def job(cfg: DictConfig) -> None:
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
-    print(f"  sample {' x '.join(map(str, data.shape))}; {kind} ({len(names)}): {listed}")
+    said = f"; {kind} ({len(names)}): {listed}" if names else ""  # video has neither
+    print(f"  sample {' x '.join(map(str, data.shape))}{said}")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

@@ -270,7 +270,7 @@ class GraphSamples:
         """
         return View(self.entry, self.rows_of(split), self.nodes, self.edges, self.onehot)
 
-    def sizes(self, split: str) -> np.ndarray:
+    def sizes(self, split: str, augmented: bool = False) -> np.ndarray:
         """The number of nodes of each graph of a split, int64 [M]."""
         rows = self.rows_of(split)
         offsets = self.entry.arrays["node_offsets"]

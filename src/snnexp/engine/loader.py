@@ -24,14 +24,14 @@ def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: in
     )
 
 
-def budget(data: Any, split: str) -> dict[str, Any]:
-    """What the batches of a split keep to beside their number of samples, if the data ask for it.
+def budget(data: Any, split: str, augmented: bool = False) -> dict[str, Any]:
+    """What the batches of a split (or of what augmentation makes of it) keep to beside their number of samples, if the data ask for it.
 
     A budget for the sum of the samples' sizes, or lengths by which samples of one batch are to be alike.
     """
     allowed = getattr(data, "node_budget", None)
     alike = {"lengths": data.lengths(split)} if hasattr(data, "lengths") else {}
-    return alike if allowed is None else {"sizes": data.sizes(split), "budget": allowed} | alike
+    return alike if allowed is None else {"sizes": data.sizes(split, augmented), "budget": allowed} | alike
 
 
 def _as_fetched(batch: object) -> object:

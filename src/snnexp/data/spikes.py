@@ -1,0 +1,307 @@
+"""Spike cameras: streams of bits on disk, the integrate-and-fire pixel that makes them, and what a network is given of them.
+
+A pixel of a spike camera collects light and fires a bit whenever a threshold is reached: many thousand binary frames a second, of which
+bright pixels fire often. F spike frames are uint8 [F, H, W] of 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snnexp.errors import UserError
+
+KINDS = ("raw", "voxel", "tfp", "tfi")
+REACH = 64
+"""The TFI of a moment looks for spikes so many spike frames before and after it."""
+BLOCK = 2**14
+"""So many pixels are looked through at a time: what they need then stays in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns."""
+        return slice(self.left, self.left + self.width)
+
+    def within(self, top: int, left: int, height: int, width: int) -> Box:
+        """A rectangle of it, by its place there."""
+        return Box(self.top + top, self.left + left, height, width)
+
+
+class Stream:
+    """The spike frames of a clip, packed 8 pixels a byte (bit 0 is the leftmost) and read where they are asked for.
+
+    `packed` uint8: [F, H, ceil(W / 8)], each row beginning a byte, or [F, H * W / 8], where rows follow each other bit by bit; of a file
+    it is mapped to memory. `bottom_up`: the last row of the picture is stored first.
+    """
+
+    def __init__(self, packed: np.ndarray, height: int, width: int, *, bottom_up: bool = False, path: Path | None = None) -> None:
+        if packed.ndim == 2 and width % 8 == 0:
+            packed = packed.reshape(len(packed), height, width // 8)
+        self.packed, self.height, self.width, self.bottom_up, self.path = packed, height, width, bottom_up, path
+        self.count = len(packed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory map pickles as all its bytes; a spawned worker maps the file again instead.
+        if self.path is not None:
+            return open_dat, (self.path, self.height, self.width)
+        return _stream, (np.asarray(self.packed), self.height, self.width, self.bottom_up)
+
+    def read(self, first: int, number: int, box: Box | None = None) -> np.ndarray:
+        """The spike frames `first` to `first` + `number` - 1 inside `box` (None: whole ones), uint8 [number, h, w] of 0 and 1."""
+        box = box or Box(0, 0, self.height, self.width)
+        frames = self.packed[first : first + number]
+        top = self.height - box.top - box.height if self.bottom_up else box.top
+        if frames.ndim == 3:
+            begin = box.left // 8
+            frames = frames[:, top : top + box.height, begin : -(-(box.left + box.width) // 8)]
+            bits = np.unpackbits(np.ascontiguousarray(frames), axis=-1, bitorder="little")[..., box.left - 8 * begin :][..., : box.width]
+        else:
+            bits = np.unpackbits(np.ascontiguousarray(frames), axis=-1, bitorder="little").reshape(len(frames), self.height, self.width)
+            bits = bits[:, top : top + box.height, box.columns]
+        return bits[:, ::-1] if self.bottom_up else bits
+
+    def around(self, moment: int, number: int, box: Box | None = None) -> np.ndarray:
+        """`number` spike frames centred on the frame `moment`, moved so that all lie within the stream, uint8 [number, h, w]."""
+        return self.read(beginning(moment, number, self.count), number, box)
+
+
+def _stream(packed: np.ndarray, height: int, width: int, bottom_up: bool) -> Stream:
+    return Stream(packed, height, width, bottom_up=bottom_up)
+
+
+def beginning(moment: int, number: int, count: int) -> int:
+    """The first of `number` frames centred on `moment` (of an even number, the later of the two in the middle), all among `count`."""
+    return min(max(moment - number // 2, 0), count - number)
+
+
+def frames_in_dat(path: Path, height: int, width: int) -> int:
+    """The number of spike frames in a `.dat` file (`open_dat`), by its size.
+
+    Raises: UserError if it cannot be read or is not a whole number of frames, at least one.
+    """
+    if height * width % 8:
+        raise UserError(f"{path}: spike frames of {width} x {height} pixels do not fill whole bytes, so no .dat file can hold them.")
+    frame = height * width // 8
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if found == 0 or found % frame:
+        number = found // frame
+        raise UserError(
+            f"{path} has {found} bytes, which is no whole number of spike frames of {frame} bytes ({width} x {height} pixels, 1 bit each): "
+            f"expected are {number * frame} for {number} frames, {(number + 1) * frame} for {number + 1}. Copy it again, or give the pixel "
+            "size that it has."
+        )
+    return found // frame
+
+
+def open_dat(path: Path, height: int, width: int) -> Stream:
+    """The stream in a `.dat` file: no header, 1 bit a pixel, height * width / 8 bytes a frame, rows stored bottom-up.
+
+    Raises: UserError if the file cannot be read or is not a whole number of frames.
+    """
+    frames_in_dat(path, height, width)
+    try:
+        packed = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return Stream(packed.reshape(-1, height * width // 8), height, width, bottom_up=True, path=path)
+
+
+def write_dat(path: Path, spikes: np.ndarray) -> None:
+    """Write spike frames [F, H, W] of 0 and 1 as a `.dat` file (`open_dat`).
+
+    Raises: UserError if a frame does not fill whole bytes.
+    """
+    if spikes[0].size % 8:
+        raise UserError(f"{path}: spike frames of {spikes.shape[2]} x {spikes.shape[1]} pixels do not fill whole bytes.")
+    flat = np.ascontiguousarray(spikes[:, ::-1]).astype(bool).reshape(len(spikes), -1)
+    path.write_bytes(np.packbits(flat, axis=1, bitorder="little").tobytes())
+
+
+def packed_rows(spikes: np.ndarray) -> np.ndarray:
+    """Spike frames [..., H, W] with 8 pixels a byte, each row beginning one, uint8 [..., H, ceil(W / 8)]."""
+    return np.packbits(spikes.astype(bool), axis=-1, bitorder="little")
+
+
+def luminance(picture: np.ndarray) -> np.ndarray:
+    """The light 0..1 that a pixel without colour filter gets, float32 [H, W], of a picture [C, H, W] 0..255 of 3 channels or 1.
+
+    0.299 R + 0.587 G + 0.114 B of the stored values, without undoing their gamma, as simulators of this kind do.
+    """
+    if len(picture) == 1:
+        return picture[0].astype(np.float32) / np.float32(255)
+    r, g, b = (channel.astype(np.float32) for channel in picture)
+    return (np.float32(0.299) * r + np.float32(0.587) * g + np.float32(0.114) * b) / np.float32(255)
+
+
+def first_charge(height: int, width: int, theta: float, seed: list[int]) -> np.ndarray:
+    """What the pixels hold before the first frame, uniform in 0..theta, float32 [H, W], from a seed."""
+    return np.random.default_rng(seed).random((height, width), dtype=np.float32) * np.float32(theta)
+
+
+def simulated(light: Iterable[np.ndarray], theta: float, charge: np.ndarray) -> Iterator[np.ndarray]:
+    """The spike frames bool [H, W] of an integrate-and-fire camera that sees `light` [H, W] 0..1, one for each.
+
+    A pixel adds the light to its charge, fires where the charge reaches `theta`, and keeps what exceeds it: A += I; spike = A >= theta;
+    A -= theta where it fired. `charge` [H, W] is what it begins with.
+
+    Raises: UserError for a theta below 1, with which a pixel would have to fire more than once a frame.
+    """
+    check_theta(theta)
+    charge = charge.astype(np.float32, copy=True)
+    for frame in light:
+        charge += frame
+        fired = charge >= theta
+        charge -= fired * np.float32(theta)
+        yield fired
+
+
+def check_theta(theta: float) -> None:
+    """Raises: UserError for a threshold below 1."""
+    if not theta >= 1:
+        raise UserError(f"dataset.theta is {theta}; allowed are 1 and more: full light is 1 a sub-frame, and a pixel fires once at most.")
+
+
+def interpolated(frames: Iterable[np.ndarray], number: int) -> Iterator[np.ndarray]:
+    """The frames with `number` - 1 others between each two, by linear interpolation: (n - 1) * number + 1 of n frames."""
+    before = None
+    for frame in frames:
+        if before is None:
+            yield frame
+        else:
+            for k in range(1, number):
+                share = np.float32(k / number)
+                yield (1 - share) * before + share * frame
+            yield frame
+        before = frame
+
+
+def rates(spikes: np.ndarray, at: Iterable[float]) -> np.ndarray:
+    """1 / ISI at each moment of `at`, in spikes a frame, float32 [K, h, w]: the interval between the spikes before and after it (TFI).
+
+    A moment is a frame's number, or lies between two. Where a spike falls on it, the two intervals that meet there are taken together.
+    Where no spike precedes or none follows: the mean of all whole intervals of these frames; with fewer than two spikes, spikes / frames.
+    Spikes [F, h, w]; the same read backwards in time gives the same backwards.
+    """
+    at, flat = list(at), spikes.reshape(len(spikes), -1)
+    out = np.empty((len(at), flat.shape[1]), dtype=np.float32)
+    for begin in range(0, flat.shape[1], BLOCK):
+        _rates(flat[:, begin : begin + BLOCK], at, out[:, begin : begin + BLOCK])
+    return out.reshape(len(at), *spikes.shape[1:])
+
+
+def _rates(spikes: np.ndarray, at: list[float], out: np.ndarray) -> None:
+    frames, fired = len(spikes), spikes.astype(bool)
+    t = np.arange(frames, dtype=np.int16)[:, None]
+    # Of each frame the last spike up to it (-1: none), and the first from it on (`frames`: none).
+    last, following = np.where(fired, t, np.int16(-1)), np.where(fired, t, np.int16(frames))
+    for i in range(1, frames):  # NumPy's accumulate takes ten times as long
+        np.maximum(last[i], last[i - 1], out=last[i])
+        np.minimum(following[-i - 1], following[-i], out=following[-i - 1])
+    number = fired.sum(axis=0, dtype=np.int16)
+    mean = np.where(number >= 2, (number - 1) / np.maximum(last[-1] - following[0], 1).astype(np.float32), number / np.float32(frames))
+    nothing = np.zeros(spikes.shape[1], dtype=bool)
+    for k, p in enumerate(at):
+        i, j = int(np.ceil(p)) - 1, int(np.floor(p)) + 1
+        before = last[i] if i >= 0 else np.full(nothing.shape, -1, dtype=np.int16)
+        after = following[j] if j < frames else np.full(nothing.shape, frames, dtype=np.int16)
+        preceded, followed = before >= 0, after < frames
+        here = fired[int(p)] if p == int(p) else nothing
+        intervals = np.where(here & preceded & followed, np.float32(2), np.float32(1))
+        begin, end = np.where(preceded, before, int(p)), np.where(followed, after, int(p))
+        whole = np.where(here, preceded | followed, preceded & followed)
+        out[k] = np.where(whole, intervals / np.maximum(end - begin, 1).astype(np.float32), mean)
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What a network is given of the `window` spike frames around a moment: K channels a pixel.
+
+    `kind`: raw, the spike frames themselves (K = window, `bins` is not used); voxel, the numbers of spikes in K = `bins` equal parts,
+    log(1 + x), standardised over the clip; tfp, the mean rate of each part; tfi, 1 / ISI at the middle of each part (`rates` of the
+    window). Read backwards in time, the spikes give the same channels in reverse.
+
+    Raises: UserError for an unknown kind, or a window that does not fall into equal parts.
+    """
+
+    kind: str
+    window: int
+    bins: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"dataset.spikes is {self.kind!r}; allowed are {', '.join(KINDS)}.")
+        if self.window < 1:
+            raise UserError(f"dataset.window is {self.window}; allowed are 1 and more spike frames.")
+        if self.kind != "raw" and (self.bins < 1 or self.window % self.bins):
+            parts = [n for n in range(1, self.window + 1) if self.window % n == 0]
+            raise UserError(
+                f"dataset.bins is {self.bins}; {self.kind} needs parts of equal length, so with dataset.window={self.window} allowed are "
+                f"{', '.join(map(str, parts))}."
+            )
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return self.window if self.kind == "raw" else self.bins
+
+    @cached_property
+    def _middles(self) -> list[float]:
+        part = self.window / self.bins
+        return [(k + 0.5) * part - 0.5 for k in range(self.bins)]
+
+    def taken(self, spikes: np.ndarray) -> np.ndarray:
+        """The channels [K, h, w] of spike frames uint8 [window, h, w] before `finished`: numbers of spikes, or float32 rates of tfi."""
+        if self.kind == "raw":
+            return spikes
+        if self.kind == "tfi":
+            return rates(spikes, self._middles)
+        part = self.window // self.bins
+        return spikes.reshape(self.bins, part, *spikes.shape[1:]).sum(axis=1, dtype=np.uint8 if part < 256 else np.int16)
+
+    def finished(self, channels: Tensor) -> Tensor:
+        """The channels float32 [N, D, K, H, W] as a network gets them, of stacked ones."""
+        channels = channels.to(torch.float32)
+        if self.kind == "tfp":
+            return channels * (self.bins / self.window)
+        if self.kind == "voxel":
+            channels = torch.log1p(channels)
+            std, mean = torch.std_mean(channels, dim=(1, 2, 3, 4), keepdim=True, correction=0)
+            return (channels - mean) / torch.where(std > 0, std, 1.0)
+        return channels
+
+
+def tfp_of(stream: Stream, moment: int, window: int, box: Box | None = None) -> np.ndarray:
+    """The mean of `window` spike frames around a moment (TFP: texture from playback), in spikes a frame, float32 [h, w]."""
+    return stream.around(moment, window, box).sum(axis=0, dtype=np.int32).astype(np.float32) / np.float32(window)
+
+
+def tfi_of(stream: Stream, moment: int, box: Box | None = None) -> np.ndarray:
+    """1 / ISI at a moment (TFI: texture from interval), in spikes a frame, float32 [h, w]; `rates` of 64 frames before and after it."""
+    number = min(2 * REACH + 1, stream.count)
+    first = beginning(moment, number, stream.count)
+    return rates(stream.read(first, number, box), [moment - first])[0]
