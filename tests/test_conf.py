@@ -21,8 +21,11 @@ MUST_BE_GIVEN = {
     "ehr_folder": ["dataset.root=somewhere"],
     "smiles_csv": ["dataset.file=somewhere.csv", "dataset.target=y"],
 }
-EMBEDDED = ("digits", "digits_dvs", "digits_graph", "synthetic_icu")
-KINDS = {"spiking_gnn": "digits_graph", "seqset_vae": "synthetic_icu", "set_vae": "synthetic_icu"}
+EMBEDDED = ("digits", "digits_dvs", "digits_graph", "synthetic_icu", "photo_pan")
+KINDS = {"spiking_gnn": "digits_graph", "seqset_vae": "synthetic_icu", "set_vae": "synthetic_icu"} | dict.fromkeys(
+    ("vrt", "svrt", "svrt_small"), "photo_pan"
+)
+SMALL = {"photo_pan": ["dataset.clips=8", "dataset.size=32", "dataset.crop=32"]}
 
 
 def test_all_groups_are_known():
@@ -66,12 +69,14 @@ def test_a_preset_of_a_sweep_composes(name):
 @pytest.mark.parametrize("model", sorted(option for group, option in OPTIONS if group == "model"))
 @pytest.mark.parametrize("dataset", EMBEDDED)
 def test_every_model_takes_the_shape_of_embedded_data_of_its_kind(model, dataset, data_dir):
-    size = [] if dataset in KINDS.values() else ["dataset.size=16"]
+    size = SMALL.get(dataset, []) if dataset in KINDS.values() else ["dataset.size=16"]
     whole = composed(f"model={model}", f"dataset={dataset}", f"data_dir={data_dir}", *size, "T=2")
     if dataset == KINDS.get(model) or (model not in KINDS and dataset not in KINDS.values()):
         build.check(whole)
     else:
-        with pytest.raises(UserError, match=f"model={model} needs .*, which {dataset} does not have|{dataset} are no stays"):
+        with pytest.raises(
+            UserError, match=f"model={model} needs .*, which {dataset} does not have|{dataset} are no stays|{dataset} is no video"
+        ):
             build.check(whole)
 
 

@@ -160,7 +160,11 @@ def model(settings: dict[str, Any], data: Any, task: Any) -> nn.Module:
                 "stays are for different models. Choose another model= or dataset=."
             )
     built = instantiate(node, settings["trust"], **there)
-    return built.to(memory_format=torch.channels_last) if settings["channels_last"] else built
+    if settings["channels_last"]:
+        for weight in built.parameters():
+            if weight.dim() == 4:  # the format of five dimensions is another one
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return built
 
 
 def task(settings: dict[str, Any]) -> Any:
@@ -308,7 +312,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     indices = pool(its_data.splits["train"], config.limit_train)
-    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(its_data, "train"))
+    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(its_data, "train", augmented=True))
     if min(len(indices), config.batch_size) < ranks.world:
         raise UserError(
             f"{len(indices)} training samples in batches of {config.batch_size} do not give each of the {ranks.world} processes one; "

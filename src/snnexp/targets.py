@@ -14,7 +14,18 @@ from typing import Any
 
 from snnexp.errors import UserError, nearest
 
-FROM_DATA = ("in_channels", "num_classes", "size", "num_features", "num_outputs", "atom_types", "bond_types", "num_variables", "embeddings")
+FROM_DATA = (
+    "in_channels",
+    "spike_channels",
+    "num_classes",
+    "size",
+    "num_features",
+    "num_outputs",
+    "atom_types",
+    "bond_types",
+    "num_variables",
+    "embeddings",
+)
 """Arguments of a model that may be null: the data, or the task on them, fill them in."""
 
 SUPPLIED = {

@@ -1,6 +1,9 @@
 """snnexp evaluate RUN: a checkpoint on a split, written to RUN/evaluations/<stamp>/."""
 
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     from snnexp.engine.activity import measure
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
+    from snnexp.engine.frames import Frames
     from snnexp.engine.latents import Latents
     from snnexp.engine.precision import resolve
     from snnexp.engine.results import as_json, limited, write_predictions
@@ -99,30 +103,38 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     if known and not own_samples:
         terminal.say(f"{known} of these {len(view)} samples are among those that the run was trained on or chose its epoch by.")
     seen = Latents(model, data, split, min(len(view), settings["limit_val"] or len(view)), ranks)
-    with terminal.bar(split, len(view)) as bar:
-        judged = evaluate(
+    folder = claim_stamp(run)
+    frames = Frames(data, split, settings["limit_val"], folder)
+
+    def collect(batch: Any, output: Any) -> None:
+        seen(batch, output)
+        frames(batch, output)
+
+    with removed_if_broken_off(folder):
+        with terminal.bar(split, len(view)) as bar:
+            judged = evaluate(
+                model,
+                task,
+                data,
+                split,
+                batch_size=settings["batch_size"],
+                ranks=ranks,
+                precision=precision,
+                workers=settings["workers"],
+                limit=settings["limit_val"],
+                on_batch=bar.advance,
+                collect=collect,
+            )
+        active = measure(
             model,
             task,
             data,
-            split,
+            split=split,
             batch_size=settings["batch_size"],
-            ranks=ranks,
+            device=ranks.device,
             precision=precision,
-            workers=settings["workers"],
             limit=settings["limit_val"],
-            on_batch=bar.advance,
-            collect=seen,
         )
-    active = measure(
-        model,
-        task,
-        data,
-        split=split,
-        batch_size=settings["batch_size"],
-        device=ranks.device,
-        precision=precision,
-        limit=settings["limit_val"],
-    )
     protocol = limited(data.protocol, None, settings["limit_val"])
     report: dict[str, Any] = {
         "run": str(run.root),
@@ -141,7 +153,6 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
         "precision": precision.name,
         "when": now(),
     }
-    folder = claim_stamp(run)
     write_predictions(folder, split, judged)
     best = saved["state"]["best"] or {}
     seen.write(folder / f"{split}_latents.npz", best["epoch"] if best.get("step") == saved["step"] else saved["epoch"])
@@ -161,6 +172,16 @@ def checkpoint_path(run: RunDir, name: str) -> Path:
         print("No epoch was validated, so there is no best one: this is the latest.")
         return run.checkpoint("latest")
     return run.checkpoint(name)
+
+
+@contextmanager
+def removed_if_broken_off(folder: Path) -> Iterator[None]:
+    """An evaluation that does not come to its end leaves no folder that looks like one."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def claim_stamp(run: RunDir) -> Path:

@@ -1,0 +1,160 @@
+"""Optical flow from coarse to fine (SpyNet: Ranjan and Black, CVPR 2017), and what follows it: warping and flow-guided sampling."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
+
+from snnexp.errors import UserError
+
+LEVELS = 6
+STEP = 2 ** (LEVELS - 1)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SpyNet(nn.Module):
+    """Flow from each reference image to its neighbour at the `scales` finest of six levels, each of which corrects that of the one before.
+
+    Five 7x7 convolutions a level, of `width`, 2 `width`, `width`, `width` / 2 and 2 channels: 1,440,300 parameters at 32. Without weights
+    from a file the last of each level begins at 0, and so does the flow. Raises: UserError if the file is not one of its weights.
+    """
+
+    def __init__(self, width: int = 32, scales: int = 4, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.scales = scales
+        self.basic_module = nn.ModuleList(FlowLevel(width) for _ in range(LEVELS))
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        if weights is not None:
+            load_flow(self, Path(weights))
+
+    def forward(self, reference: Tensor, neighbour: Tensor) -> list[Tensor]:
+        """Images [N, C, H, W] (0 to 1, C 1 or 3) to flows [N, 2, H / 2^i, W / 2^i], x and y in pixels of their scale, the finest first."""
+        h, w = reference.shape[-2:]
+        full = math.ceil(h / STEP) * STEP, math.ceil(w / STEP) * STEP
+        pyramids = [[self.normalised(image, full)] for image in (reference, neighbour)]
+        for pyramid in pyramids:
+            for _ in range(LEVELS - 1):
+                pyramid.insert(0, F.avg_pool2d(pyramid[0], 2))
+        flow = reference.new_zeros(len(reference), 2, full[0] // STEP // 2 or 1, full[1] // STEP // 2 or 1, dtype=torch.float32)
+        flows: list[Tensor] = []
+        for level, (module, first, second) in enumerate(zip(self.basic_module, *pyramids, strict=True)):
+            finer = (
+                2.0 * F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=True)
+                if level
+                else flow.new_zeros(len(first), 2, *first.shape[-2:])
+            )
+            flow = finer + module(torch.cat([first, warp(second, finer, padding="border"), finer], 1)).float()
+            scale = LEVELS - 1 - level
+            if scale < self.scales:
+                flows.insert(0, resized_flow(flow, (h >> scale, w >> scale)))
+        return flows
+
+    def normalised(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """As SpyNet was trained: sides that six levels can halve, three channels, ImageNet's mean and deviation."""
+        if image.shape[-2:] != size:
+            image = F.interpolate(image, size, mode="bilinear", align_corners=False)
+        return (image - self.mean) / self.std  # a grey image becomes three equal channels
+
+
+class FlowLevel(nn.Module):
+    """The correction [N, 2, H, W] of a flow, from reference, warped neighbour and flow [N, 8, H, W]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = [8, width, 2 * width, width, width // 2, 2]
+        layers: list[nn.Module] = []
+        for i in range(5):
+            layers += [nn.Conv2d(channels[i], channels[i + 1], 7, padding=3), nn.ReLU()]
+        self.basic_module = nn.Sequential(*layers[:-1])
+        nn.init.zeros_(self.basic_module[-1].weight)
+        nn.init.zeros_(self.basic_module[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.basic_module(x)
+
+
+def load_flow(net: SpyNet, path: Path) -> None:
+    """Take the weights of a file, as published for video restoration (`basic_module.0.basic_module.0.weight` ..., under `params` or not).
+
+    Raises: UserError.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = saved.get("params", saved)
+        net.load_state_dict({name: value for name, value in saved.items() if name not in ("mean", "std")})
+    except FileNotFoundError as error:
+        raise UserError(f"model.flow_weights={path}: no such file.") from error
+    except Exception as error:  # a file may be wrong in any way
+        first = str(error).splitlines()[0]
+        raise UserError(f"model.flow_weights={path}: not the weights of SpyNet of this width ({type(error).__name__}: {first}).") from error
+
+
+def resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """A flow [N, 2, H, W] at another size, its lengths in the pixels of that."""
+    h, w = flow.shape[-2:]
+    if (h, w) == size:
+        return flow
+    per_axis = flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
+    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * per_axis
+
+
+def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
+    """Images [N, C, H, W] seen at each pixel plus its flow [N, 2, H, W] (x, y), bilinear, in fp32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.grid_sample(x.float(), grid(flow), mode="bilinear", padding_mode=padding, align_corners=True)
+
+
+def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
+    """The four pixels around where the flow points to, one after the other as channels [N, 4 C, H, W]; 0 outside of the image."""
+    n, c, h, w = x.shape
+    rows, columns = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
+    at_x, at_y = columns + flow[:, 0].float(), rows + flow[:, 1].float()
+    corners = []
+    for row, column in ((at_y.floor(), at_x.floor()), (at_y.floor(), at_x.ceil()), (at_y.ceil(), at_x.floor()), (at_y.ceil(), at_x.ceil())):
+        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+        place = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long().view(n, 1, -1).expand(-1, c, -1)
+        corners.append(x.flatten(2).gather(2, place).view(n, c, h, w) * inside[:, None])
+    return torch.cat(corners, 1)
+
+
+def grid(flow: Tensor) -> Tensor:
+    """Where a flow [N, 2, H, W] points to, in the coordinates of grid_sample, [N, H, W, 2]."""
+    h, w = flow.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij")
+    at = torch.stack([columns, rows]).float() + flow.float()
+    return (at * at.new_tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)]).view(2, 1, 1) - 1).movedim(1, -1)
+
+
+class GuidedSampling(nn.Module):
+    """Deformable convolution whose offsets are a flow and a learned residue of at most `reach` pixels (DCNv2: Zhu et al., CVPR 2019).
+
+    It brings a frame's features to where the frame beside it has them; three 3x3 convolutions see both, and the flow, and a fourth
+    gives offsets and weights of the 9 x `groups` samples of a pixel. They begin at 0 and 1/2.
+    """
+
+    def __init__(self, width: int, groups: int, reach: float) -> None:
+        super().__init__()
+        self.groups, self.reach = groups, reach
+        self.weight = nn.Parameter(torch.empty(width, width, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(width))
+        bound = 1 / math.sqrt(9 * width)
+        nn.init.uniform_(self.weight, -bound, bound)
+        channels = [2 * width + 2, width, width, width, 27 * groups]
+        layers: list[nn.Module] = []
+        for i in range(4):
+            layers += [nn.Conv2d(channels[i], channels[i + 1], 3, padding=1), nn.LeakyReLU(0.1)]
+        self.conv_offset = nn.Sequential(*layers[:-1])
+        nn.init.zeros_(self.conv_offset[-1].weight)
+        nn.init.zeros_(self.conv_offset[-1].bias)
+
+    def forward(self, x: Tensor, beside: Tensor, flow: Tensor) -> Tensor:
+        """Features x [N, C, H, W] brought to those `beside`, along the flow [N, 2, H, W] (x, y) from there; fp32."""
+        seen = self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)).float()
+        offsets, weights = seen.split([18 * self.groups, 9 * self.groups], 1)
+        offsets = self.reach * offsets.tanh() + flow.flip(1).float().repeat(1, 9 * self.groups, 1, 1)  # rows first
+        with torch.autocast(x.device.type, enabled=False):
+            return deform_conv2d(x.float(), offsets, self.weight.float(), self.bias.float(), padding=1, mask=weights.sigmoid())

@@ -1,0 +1,230 @@
+"""VRT, the video restoration transformer (Liang et al., IEEE TIP 2024), in its form for deblurring; S-VRT, which also sees spikes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest
+from snnexp.models.svrt.spikes import SpikeFusion
+from snnexp.models.svrt.window_attention import GEGLU, AttentionGroup, ReconstructionGroup
+
+SCALES = (0, 1, 2, 3, 2, 1, 0)
+"""Of the seven stages: how often the frames are halved."""
+
+Flows = tuple[Tensor, Tensor]
+"""From each frame to the next, and from each to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
+
+
+class VRT(nn.Module):
+    """Frames [N, D, C, H, W] (0 to 1) to sharp ones of the same shape; any D, H and W.
+
+    Seven stages at scales 1, 1/2, 1/4, 1/8 and back attend within windows, first two frames at a time, then over `window` (frames,
+    rows, columns), and bring the neighbours of each frame to it along an optical flow; groups at full size follow, the last
+    `still_groups` of which look at single frames. What they make of the frames is added to them.
+    `width` channels in the stages, `last_width` in the groups. Stages at scales finer than `align_scale` bring no neighbours.
+    `checkpoint_attn` and `checkpoint_ffn` save memory for time: what these halves of each layer compute is computed again in the backward
+    pass. `flow_weights` names a file of SpyNet's weights.
+    With an `encoder` it is S-VRT: behind each of the stages 1 to 4 the frames attend to the spikes (SpikeFusion, by `spike_heads` heads).
+    18,320,007 parameters with the widths and depths of the published deblurring model, whose weights fit (init_from=FILE);
+    S-VRT as described 23,675,463 with 32 spike channels, 18,263,751 of them its backbone.
+    Raises: UserError for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        width: int = 96,
+        last_width: int = 120,
+        depth: int = 8,
+        last_depth: int = 4,
+        groups: int = 4,
+        still_groups: int = 2,
+        heads: int = 6,
+        window: list[int] | tuple[int, ...] = (6, 8, 8),
+        mutual: float = 0.75,
+        mlp_ratio: float = 2.0,
+        drop_path: float = 0.2,
+        deform_groups: int = 16,
+        reach: float = 10.0,
+        align_scale: int = 0,
+        flow_width: int = 32,
+        flow_weights: str | Path | None = None,
+        spike_channels: int | None = None,
+        encoder: str = "none",
+        spike_heads: int = 4,
+        neuron: str = "tet",
+        lif: dict[str, Any] | None = None,
+        checkpoint_attn: bool = False,
+        checkpoint_ffn: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_channels, width, last_width, heads, window, deform_groups, still_groups, groups)
+        self.spynet = SpyNet(flow_width, len(set(SCALES)), flow_weights)
+        self.conv_first = nn.Conv3d(9 * in_channels, width, (1, 3, 3), padding=(0, 1, 1))
+        layer = {"mlp_ratio": mlp_ratio, "checkpoint_attn": checkpoint_attn, "checkpoint_ffn": checkpoint_ffn}
+        first, rest = 7 * depth, groups * last_depth
+        rates = [drop_path * i / (first + rest - 1) for i in range(first + rest)]  # deeper layers are left out more often
+        size = tuple(window)
+        for i, scale in enumerate(SCALES):
+            shape = "same" if i == 0 else "down" if scale > SCALES[i - 1] else "up"
+            own = rates[i * depth : (i + 1) * depth]
+            align = (deform_groups, reach / 2**scale) if scale >= align_scale else None
+            stage = Stage(width, heads, size, own, int(depth * mutual), shape, align, layer)
+            self.add_module(f"stage{i + 1}", stage)
+        widen = nn.Sequential(nn.Identity(), nn.LayerNorm(width), nn.Linear(width, last_width))  # named as in the published weights
+        self.stage8 = nn.ModuleList([widen])
+        for i in range(groups):
+            own = rates[first + i * last_depth : first + (i + 1) * last_depth]
+            single = (1, *size[1:]) if i >= groups - still_groups else size
+            self.stage8.append(ReconstructionGroup(last_width, heads, single, own, mutual=False, **layer))
+        self.norm = nn.LayerNorm(last_width)
+        self.conv_after_body = nn.Linear(last_width, width)
+        self.conv_last = nn.Conv3d(width, in_channels, (1, 3, 3), padding=(0, 1, 1))
+        self.apply(initialise)
+        self.spikes = None
+        if encoder != "none":
+            if not spike_channels:
+                raise UserError("model.encoder: these data have no spikes; choose model=vrt, or data that have.")
+            flags = checkpoint_attn, checkpoint_ffn
+            self.spikes = SpikeFusion(spike_channels, width, spike_heads, encoder, neuron, lif or {}, *flags)
+
+    def forward(self, blurry: Tensor, spikes: Tensor | None = None) -> Tensor:
+        """The restored frames; `spikes` [N, D, K, H, W], those around each frame, are looked at if there is an encoder of them."""
+        h, w = blurry.shape[-2:]
+        seen = None if self.spikes is None else self.spikes(padded(spikes))
+        frames = padded(blurry)
+        flows = self.flows(frames)
+        x = torch.cat([frames, *neighbours(frames, flows[0], lambda x, beside, flow: four_nearest(x, flow), 4)], 2)
+        x = self.conv_first(x.transpose(1, 2)).permute(0, 2, 3, 4, 1)
+        x = x + self.conv_after_body(self.body(x, flows, seen))
+        restored = frames + self.conv_last(x.permute(0, 4, 1, 2, 3)).transpose(1, 2)
+        return restored[..., :h, :w]
+
+    def body(self, x: Tensor, flows: list[Flows], seen: list[Tensor] | None) -> Tensor:
+        """The stages, down and up again with the features of the same scale added, and the groups: [N, D, H, W, C]."""
+        passed = []
+        for scale in range(4):
+            x = self.get_submodule(f"stage{scale + 1}")(x, flows[scale])
+            x = x if seen is None else self.spikes.cross_attention[scale](x, seen[scale])
+            passed.append(x)
+        x = self.stage5(x, flows[2])
+        x = self.stage6(x + passed[2], flows[1])
+        x = self.stage7(x + passed[1], flows[0]) + passed[0]
+        for group in self.stage8:
+            x = group(x)
+        return self.norm(x)
+
+    def flows(self, frames: Tensor) -> list[Flows]:
+        """The flows at each scale, the finest first."""
+        count = frames.shape[1] - 1
+        first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        if not count:
+            sides = [(frames.shape[3] >> scale, frames.shape[4] >> scale) for scale in range(4)]
+            return [(none := frames.new_zeros(len(frames), 0, 2, *side), none) for side in sides]
+        both = self.spynet(torch.cat([first, second]), torch.cat([second, first]))
+        return [tuple(part.unflatten(0, (-1, count)) for part in flow.chunk(2)) for flow in both]
+
+
+class Stage(nn.Module):
+    """Features [N, D, H, W, C] at the scale of the stage before, half of it or twice it.
+
+    Mutual layers, self-attention layers and, with `align` (groups, reach), the features of both neighbouring frames, sampled along the
+    flow and merged.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: tuple[int, int, int],
+        drop_paths: list[float],
+        mutual: int,
+        shape: str,
+        align: tuple[int, float] | None,
+        layer: dict[str, float],
+    ) -> None:
+        super().__init__()
+        inner = {"same": width, "down": 4 * width, "up": width // 4}[shape]
+        move = {"same": nn.Identity, "down": Halve, "up": Double}[shape]()
+        narrow = [] if shape == "same" else [nn.Linear(inner, width)]
+        self.reshape = nn.Sequential(move, nn.LayerNorm(inner), *narrow)
+        self.residual_group1 = AttentionGroup(width, heads, (2, *window[1:]), drop_paths[:mutual], mutual=True, **layer)
+        self.linear1 = nn.Linear(width, width)
+        self.residual_group2 = AttentionGroup(width, heads, window, drop_paths[mutual:], **layer)
+        self.linear2 = nn.Linear(width, width)
+        self.pa_deform = None if align is None else GuidedSampling(width, *align)
+        self.pa_fuse = None if align is None else GEGLU(3 * width, 3 * width, width)
+
+    def forward(self, x: Tensor, flows: Flows) -> Tensor:
+        """The features at this stage's scale, along `flows` of the same."""
+        x = self.reshape(x)
+        x = x + self.linear1(self.residual_group1(x))
+        x = x + self.linear2(self.residual_group2(x))
+        if self.pa_deform is None:
+            return x
+        images = x.permute(0, 1, 4, 2, 3)
+        beside = [part.permute(0, 1, 3, 4, 2).to(x.dtype) for part in neighbours(images, flows, self.pa_deform, 1)]
+        return self.pa_fuse(torch.cat([x, *beside], -1))
+
+
+class Halve(nn.Module):
+    """Four pixels to one of four times the channels, [N, D, H, W, C] to [N, D, H / 2, W / 2, 4 C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3, 6).flatten(4)
+
+
+class Double(nn.Module):
+    """One pixel to four of a quarter of the channels, the reverse of Halve."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(4, (2, 2, -1)).permute(0, 1, 2, 5, 3, 4, 6).flatten(2, 3).flatten(3, 4)
+
+
+def neighbours(x: Tensor, flows: Flows, bring: Callable[[Tensor, Tensor, Tensor], Tensor], factor: int) -> list[Tensor]:
+    """The next frame of each of x [N, D, C, H, W], and the one before, brought to it; zeros, `factor` C channels, where there is none."""
+    n, d, c, h, w = x.shape
+    none = x.new_zeros(n, 1, factor * c, h, w)
+    if d == 1:
+        return [none, none]
+    forth, back = (x[:, 1:].flatten(0, 1), x[:, :-1].flatten(0, 1)), (x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1))
+    after, before = (bring(*pair, flow.flatten(0, 1)).unflatten(0, (n, d - 1)) for pair, flow in zip((forth, back), flows, strict=True))
+    return [torch.cat([after, none.to(after.dtype)], 1), torch.cat([none.to(before.dtype), before], 1)]
+
+
+def padded(frames: Tensor) -> Tensor:
+    """Frames [N, D, C, H, W] whose sides can be halved three times: the last row and column are repeated."""
+    h, w = frames.shape[-2:]
+    if h % 8 == 0 and w % 8 == 0:
+        return frames
+    return F.pad(frames.flatten(0, 1), (0, -w % 8, 0, -h % 8), mode="replicate").unflatten(0, frames.shape[:2])
+
+
+def initialise(module: nn.Module) -> None:
+    """Linear layers begin small, as in vision transformers; the others where their own constructors put them."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def check_sizes(
+    in_channels: int, width: int, last_width: int, heads: int, window: list, deform_groups: int, still: int, groups: int
+) -> None:
+    """Raises: UserError if the sizes of a model do not fit together."""
+    if in_channels not in (1, 3):
+        raise UserError(f"model.in_channels={in_channels}: frames are grey (1) or in colour (3).")
+    for key, value in (("width", width), ("last_width", last_width)):
+        if value < 1 or value % heads or value % 4:
+            raise UserError(f"model.{key}={value}: must be a multiple of 4 and of model.heads={heads}.")
+    if width % deform_groups:
+        raise UserError(f"model.deform_groups={deform_groups}: model.width={width} must be a multiple of it.")
+    if len(window) != 3 or min(window) < 1:
+        raise UserError(f"model.window={list(window)}: three numbers from 1 on: frames, rows, columns.")
+    if not 0 <= still <= groups:
+        raise UserError(f"model.still_groups={still}: of model.groups={groups}, 0 to all.")

@@ -1,0 +1,221 @@
+"""Attention within windows of a video, each frame to itself and its neighbours: the layers of VRT (Liang et al., IEEE TIP 2024)."""
+
+import itertools
+import math
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+Size = tuple[int, int, int]
+MASKED = -100.0
+
+
+class GEGLU(nn.Module):
+    """Two layers with a gated inner one, fc2(GELU(fc11(x)) * fc12(x)) (Shazeer 2020)."""
+
+    def __init__(self, width: int, inner: int, out: int) -> None:
+        super().__init__()
+        self.fc11, self.fc12, self.fc2 = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc11(x)) * self.fc12(x))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention of the positions of each window, with a learned bias of their relative place.
+
+    `mutual`, for windows of two frames: each frame also queries the other, at which a flow could not be better aligned than by what
+    matches; both results go into one projection.
+    """
+
+    def __init__(self, width: int, heads: int, window: Size, mutual: bool) -> None:
+        super().__init__()
+        self.heads, self.window, self.mutual = heads, window, mutual
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in window), heads))
+        self.register_buffer("places", relative_places(window, window), persistent=False)
+        self.qkv_self = nn.Linear(width, 3 * width)
+        if mutual:
+            self.register_buffer("position_bias", sine_positions(window[1], window[2], width), persistent=False)
+            self.qkv_mut = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear((2 if mutual else 1) * width, width)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, windows: Tensor, size: Size, shift: Size) -> Tensor:
+        """Windows [N, nD, nH, nW, L, C] of `size`, L its positions, of frames that were rolled by `shift`; the same shape.
+
+        Of windows along an axis that was rolled, the last joins both ends of the video: its halves do not see one another.
+        """
+        bias = self.relative_bias(size)
+        own = attend(*self.heads_of(self.qkv_self(windows)), size, shift, bias)
+        if not self.mutual:
+            return self.proj(own)
+        plane = (1, *size[1:])
+        positions = self.position_bias[: size[1], : size[2]].reshape(1, math.prod(plane), -1)
+        # Windows of one frame: [N, nD, nH, nW, 2, L / 2, C]. The frames of a window swap their queries.
+        frames = windows.unflatten(4, (2, -1)) + positions
+        q, k, v = (part.unflatten(5, (2, -1)) for part in self.heads_of(self.qkv_mut(frames.flatten(4, 5))))
+        of_each = [attend(q[..., 1 - frame, :, :], k[..., frame, :, :], v[..., frame, :, :], plane, (0, *shift[1:])) for frame in (0, 1)]
+        return self.proj(torch.cat([torch.cat(of_each, 4), own], -1))
+
+    def heads_of(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [N, nD, nH, nW, heads, L, C / heads]."""
+        return qkv.unflatten(-1, (3, self.heads, -1)).movedim(-2, -4).unbind(-2)
+
+    def relative_bias(self, size: Size) -> Tensor:
+        """What is added to the attention [heads, L, L] of windows of a `size` up to the full one."""
+        places = self.places if size == self.window else relative_places(size, self.window).to(self.places.device)
+        length = math.prod(size)
+        return self.relative_position_bias_table[places].view(length, length, -1).permute(2, 0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, size: Size, shift: Size, bias: Tensor | None = None) -> Tensor:
+    """Attention within each window, [N, nD, nH, nW, heads, L, E] to [N, nD, nH, nW, L, heads * E].
+
+    Windows of one kind (those that join two ends along the same axes) share one mask, so that none is made for each window.
+    """
+
+    def part(axis: int, chosen: tuple[slice, ...], joins: tuple[bool, ...]) -> Tensor:
+        if axis < 3:
+            count = q.shape[axis + 1]
+            kinds = [(slice(0, count), False)] if not shift[axis] else [(slice(0, count - 1), False), (slice(count - 1, count), True)]
+            parts = [part(axis + 1, (*chosen, where), (*joins, last)) for where, last in kinds if where.start < where.stop]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, axis + 1)
+        mask = bias
+        if any(joins):
+            apart = seam(size, tuple(s if joined else 0 for s, joined in zip(shift, joins, strict=True)), q.device)
+            mask = apart if bias is None else bias + apart
+        here = q[chosen].shape
+        out = F.scaled_dot_product_attention(
+            *(tensor[chosen].flatten(0, 3) for tensor in (q, k, v)), attn_mask=None if mask is None else mask.to(q.dtype)
+        )
+        return out.transpose(1, 2).reshape(*here[:4], here[5], -1)
+
+    return part(0, (slice(None),), ())
+
+
+def seam(size: Size, shift: Size, device: torch.device) -> Tensor:
+    """MASKED where two positions of a window lie on different sides of the seam of a rolled video, else 0: [L, L]."""
+    sides = [torch.arange(side, device=device) >= side - moved for side, moved in zip(size, shift, strict=True)]
+    side = torch.cartesian_prod(*[s.long() for s in sides])
+    return (side[:, None] != side[None]).any(-1).float() * MASKED
+
+
+def relative_places(size: Size, window: Size) -> Tensor:
+    """For each pair of positions of a window of `size` the row of a table of all offsets within the full `window`, [L * L]."""
+    positions = torch.cartesian_prod(*(torch.arange(side) for side in size)).view(-1, 3)
+    offsets = positions[:, None] - positions[None] + torch.tensor(window) - 1
+    spans = torch.tensor([(2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1])
+    return (offsets * spans).sum(-1).flatten()
+
+
+def sine_positions(height: int, width: int, channels: int) -> Tensor:
+    """Sines and cosines of the row and the column, [height, width, channels], as in DETR (Carion et al., ECCV 2020)."""
+    each = channels // 2
+    periods = 10000.0 ** (2 * (torch.arange(each) // 2) / each)
+
+    def waves(count: int) -> Tensor:
+        angles = torch.arange(1, count + 1)[:, None] / (count + 1e-6) * 2 * math.pi / periods
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], -1).flatten(1)
+
+    rows, columns = waves(height)[:, None].expand(-1, width, -1), waves(width)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], -1)
+
+
+class AttentionLayer(nn.Module):
+    """Window attention and a GEGLU layer, each behind a LayerNorm and beside a residual path.
+
+    A window never exceeds the video; along an axis where there is more than one, `shifted` moves them by half of theirs.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: Size,
+        *,
+        mutual: bool,
+        shifted: bool,
+        mlp_ratio: float,
+        drop_path: float,
+        checkpoint_attn: bool,
+        checkpoint_ffn: bool,
+    ) -> None:
+        super().__init__()
+        self.window, self.mutual, self.shifted = window, mutual, shifted
+        self.checkpoint_attn, self.checkpoint_ffn = checkpoint_attn, checkpoint_ffn
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, window, mutual)
+        self.mlp = GEGLU(width, int(width * mlp_ratio), width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Video [N, D, H, W, C], the same shape."""
+        x = x + self.drop_path(recomputed(self.checkpoint_attn, self.attention, x))
+        return x + self.drop_path(recomputed(self.checkpoint_ffn, self.feed_forward, x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half."""
+        return self.mlp(self.norm2(x))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The first half: zeros are added behind to fill the last windows, and cut off again."""
+        sides = x.shape[1:4]
+        size = tuple(min(most, side) for most, side in zip(self.window, sides, strict=True))
+        if self.mutual:
+            size = (2, *size[1:])
+        shift = tuple(s // 2 if self.shifted and side > s else 0 for s, side in zip(size, sides, strict=True))
+        lacking = [-side % s for s, side in zip(size, sides, strict=True)]
+        x = self.norm1(x)
+        if any(lacking):
+            x = F.pad(x, (0, 0, 0, lacking[2], 0, lacking[1], 0, lacking[0]))
+        if any(shift):
+            x = x.roll([-s for s in shift], (1, 2, 3))
+        full = x.shape
+        x = x.view(full[0], *itertools.chain(*((f // s, s) for f, s in zip(full[1:4], size, strict=True))), full[4])
+        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6)  # [N, nD, nH, nW, L, C]
+        x = self.attn(x, size, shift)
+        x = x.unflatten(4, size).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(full)
+        if any(shift):
+            x = x.roll(shift, (1, 2, 3))
+        return x[:, : sides[0], : sides[1], : sides[2]]
+
+
+def recomputed(wanted: bool, part: nn.Module, *inputs: Tensor) -> Tensor:
+    """`part` of the inputs; if `wanted`, what it computes on the way is not kept but computed again for the backward pass.
+
+    The gradients are the same, those of random parts included.
+    """
+    if wanted and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return part(*inputs)
+
+
+class AttentionGroup(nn.Module):
+    """Attention layers in turn, every second one with shifted windows."""
+
+    def __init__(self, width: int, heads: int, window: Size, drop_paths: list[float], *, mutual: bool = False, **layer: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            AttentionLayer(width, heads, window, mutual=mutual, shifted=bool(i % 2), drop_path=rate, **layer)
+            for i, rate in enumerate(drop_paths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ReconstructionGroup(nn.Module):
+    """Attention layers and a linear one beside a residual path (RTMSA)."""
+
+    def __init__(self, width: int, heads: int, window: Size, drop_paths: list[float], **layer: float) -> None:
+        super().__init__()
+        self.residual_group = AttentionGroup(width, heads, window, drop_paths, **layer)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.residual_group(x))

@@ -1,0 +1,137 @@
+"""Sharp video from blurry frames and spikes: Charbonnier loss, PSNR and SSIM beside those of the input and of plain reconstructions."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+from snnexp.tasks.image_quality import eight_bit, fitted, lpips, luma, psnr, ssim, studio_luma
+from snnexp.tasks.perceptual import PerceptualLoss
+from snnexp.tasks.tiling import tiled
+
+if TYPE_CHECKING:
+    from snnexp.data.video import Clips
+
+DELTA, EPS = 1e-3, 1e-9
+LOSSES = {
+    "charbonnier_delta": lambda error: (error.square() + DELTA**2).sqrt(),
+    "charbonnier_eps": lambda error: (error.square() + EPS).sqrt(),
+}
+"""S-VRT's and VRT's: what is added below the root is the square of 1e-3, and 1e-9 itself."""
+KEPT = 64
+"""Pixels of a side of what is kept of a frame as prediction: all frames would be gigabytes."""
+
+
+class Deblurring:
+    """Restore the frames whose truth is known; the loss is the mean Charbonnier distance of their pixels, in fp32.
+
+    With `perceptual`, this weight times the distance after relu3_3 of VGG16 (file `vgg_weights`) is added at every
+    `perceptual_every`-th step. Clips larger than `tile` (frames, rows, columns) are judged in pieces that share `overlap`.
+    Metrics are of 8-bit frames, a mean over the frames of a video, then over videos: PSNR (dB), PSNR_Y (of the Y channel), SSIM, and LPIPS
+    of a backbone if asked for; of the blurry input PSNR_blur and SSIM_blur; and of what a spike stream gives without learning PSNR_TFP
+    (mean rate) and PSNR_TFI (inverse interval), each times the factor that least squares give for the clip, against the luma of the truth.
+    Raises: UserError for options that are not allowed, and for data that are no video.
+    """
+
+    monitor = "PSNR"
+
+    def __init__(
+        self,
+        *,
+        loss: str = "charbonnier_delta",
+        perceptual: float = 0.0,
+        vgg_weights: str | None = None,
+        perceptual_every: int = 1,
+        lpips: str | None = None,
+        tile: list[int] | tuple[int, ...] = (12, 256, 256),
+        overlap: list[int] | tuple[int, ...] = (2, 20, 20),
+    ) -> None:
+        if loss not in LOSSES:
+            raise UserError(f"task.loss: {loss!r} is not known; allowed: {', '.join(LOSSES)}.")
+        if perceptual < 0 or perceptual_every < 1:
+            raise UserError(f"task.perceptual={perceptual}, task.perceptual_every={perceptual_every}: must be at least 0 and 1.")
+        if perceptual and vgg_weights is None:
+            raise UserError(
+                "task.perceptual needs the weights of VGG16: torchvision's file (vgg16-397923af.pth, 528 MiB, "
+                "https://download.pytorch.org/models/vgg16-397923af.pth); give task.vgg_weights=FILE, or task.perceptual=0."
+            )
+        if len(tile) != 3 or len(overlap) != 3 or min(overlap) < 0 or any(t <= o for t, o in zip(tile, overlap, strict=False)):
+            raise UserError(
+                f"task.tile={list(tile)}, task.overlap={list(overlap)}: frames, rows, columns of each, a tile above its overlap."
+            )
+        if lpips not in (None, "alex", "vgg", "squeeze"):
+            raise UserError(f"task.lpips: {lpips!r} is not known; allowed: alex, vgg, squeeze, null.")
+        self.kind, self.weight, self.every, self.lpips = loss, perceptual, perceptual_every, lpips
+        self.perceptual = PerceptualLoss(vgg_weights) if perceptual else None
+        self.tile, self.overlap = list(tile), list(overlap)
+        self.modes = {"PSNR": "max", "PSNR_Y": "max", "SSIM": "max", "Loss": "min"} | ({"LPIPS": "min"} if lpips else {})
+
+    def outputs(self, data: object) -> int:
+        """The channels of a restored frame."""
+        if not hasattr(data, "clip_name"):
+            raise UserError(f"task=deblurring: {data.name} is no video; choose dataset=photo_pan, spike_reds, gopro, dvd or reds.")
+        return data.provides["in_channels"]
+
+    def loss(self, model: nn.Module, batch: "Clips", step: int) -> tuple[Tensor, Tensor]:
+        """Return the loss, a fp32 scalar (mean over the known frames), and the restored frames [N, D, C, H, W], fp32."""
+        if model.training:
+            restored = model(batch.blurry, batch.spikes)
+        else:
+            restored = tiled(model, batch.blurry, batch.spikes, self.tile, self.overlap)
+        with torch.autocast(restored.device.type, enabled=False):
+            restored = restored.float()
+            seen, truth = restored[batch.known], batch.sharp[batch.known]
+            loss = LOSSES[self.kind](seen - truth).mean()
+        if self.perceptual is not None and step % self.every == 0:
+            loss = loss + self.weight * self.perceptual(seen, truth)
+        return loss, restored
+
+    @torch.no_grad()
+    def counts(self, loss: Tensor, output: Tensor, batch: "Clips") -> dict[str, Tensor]:
+        """Return float64 sums over the batch on its device: clips "n", "Loss", known "frames" and their "PSNR"."""
+        n = torch.full((), len(output), dtype=torch.float64, device=output.device)
+        each = psnr(eight_bit(output[batch.known]), batch.sharp[batch.known])
+        return {"n": n, "Loss": loss.detach().double() * n, "frames": batch.known.sum().double(), "PSNR": each.sum()}
+
+    def metrics(self, counts: dict[str, float]) -> dict[str, float]:
+        """Return the mean loss over clips, and PSNR over frames, from summed `counts`."""
+        return {"Loss": counts["Loss"] / counts["n"], "PSNR": counts["PSNR"] / counts["frames"]}
+
+    @torch.no_grad()
+    def predict(self, output: Tensor, batch: "Clips") -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is kept of each clip: the middle of its first judged frame, restored and sharp, uint8 [N, C, 64, 64]; and its scores.
+
+        A score [N, 2 + M] is the number of its video, of its judged frames, and their sums of each metric that `ranking` names.
+        """
+        rows = []
+        for n, known in enumerate(batch.known):
+            seen, truth, blurry = (eight_bit(frames[n][known]) for frames in (output, batch.sharp, batch.blurry))
+            scores = {"PSNR": psnr(seen, truth), "PSNR_Y": psnr(studio_luma(seen), studio_luma(truth)), "SSIM": ssim(seen, truth)}
+            if self.lpips:
+                scores["LPIPS"] = lpips(self.lpips, seen, truth)
+            scores |= {"PSNR_blur": psnr(blurry, truth), "SSIM_blur": ssim(blurry, truth)}
+            for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi)):
+                if plain is not None:
+                    scores[name] = psnr(fitted(plain[n][known], luma(truth)), luma(truth))
+            self._names = tuple(scores)
+            rows.append(torch.stack([batch.video[n].double(), known.sum().double(), *(values.sum() for values in scores.values())]))
+        first = batch.known.int().argmax(1)
+        kept = [middle(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
+        return *kept, torch.stack(rows)
+
+    def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
+        """Return the metrics from the scores of all clips: the mean over the frames of each video, then over the videos."""
+        videos = [score[score[:, 0] == video, 1:].sum(0) for video in np.unique(score[:, 0])]
+        of_each = np.stack([sums[1:] / sums[0] for sums in videos if sums[0]])
+        return dict(zip(self._names, of_each.mean(0).tolist(), strict=True))
+
+
+def middle(frames: Tensor) -> Tensor:
+    """The KEPT x KEPT pixels in the middle of frames [N, C, H, W], uint8; smaller frames get zeros behind."""
+    h, w = (min(side, KEPT) for side in frames.shape[-2:])
+    top, left = (frames.shape[-2] - h) // 2, (frames.shape[-1] - w) // 2
+    cut = (eight_bit(frames[..., top : top + h, left : left + w]) * 255).to(torch.uint8)
+    return F.pad(cut, (0, KEPT - w, 0, KEPT - h))

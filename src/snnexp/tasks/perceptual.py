@@ -1,0 +1,51 @@
+"""Distance of frames as a network for recognition sees them (Johnson et al., ECCV 2016)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from snnexp.errors import UserError
+
+RELU3_3 = 16
+"""Layers of VGG16 up to and with its seventh ReLU."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PerceptualLoss:
+    """Mean |difference| of two batches of frames after relu3_3 of VGG16 (Simonyan and Zisserman 2015), with torchvision's weights.
+
+    Raises: UserError if `weights` is not a file of these.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        from torchvision.models import vgg16
+
+        with torch.device("meta"):
+            self.net = vgg16(weights=None).features[:RELU3_3]
+        self.net.load_state_dict(features(Path(weights).expanduser(), list(self.net.state_dict())), assign=True)
+        self.net.eval().requires_grad_(False)
+
+    def __call__(self, seen: Tensor, truth: Tensor) -> Tensor:
+        """Frames [F, C, H, W] (0 to 1); grey ones count as three equal channels. A scalar, fp32."""
+        self.net.to(seen.device)
+        mean, std = (seen.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        first = self.net((seen - mean) / std)
+        with torch.no_grad():
+            second = self.net((truth - mean) / std)
+        return F.l1_loss(first.float(), second.float())
+
+
+def features(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """The entries of VGG16's first layers in a file of torchvision's.
+
+    Raises: UserError.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: saved[f"features.{name}"].float() for name in names}
+    except FileNotFoundError as error:
+        raise UserError(f"task.vgg_weights={path}: no such file.") from error
+    except Exception as error:  # a file may be wrong in any way
+        raise UserError(f"task.vgg_weights={path}: not torchvision's weights of VGG16 ({type(error).__name__}: {error}).") from error
