@@ -5,7 +5,7 @@ One call trains what a run directory describes, from wherever its newest checkpo
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ from snnexp.engine.progress import Stopwatch
 from snnexp.engine.restart import discard, epoch_name, link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
+from snnexp.engine.terminal import Bar
 from snnexp.errors import RunFailed
+from snnexp.trackers.timing import timed
 
 
 def train(x: Experiment, stop: StopFlag) -> None:
@@ -68,25 +70,30 @@ def train_epoch(x: Experiment, state: State, stop: StopFlag) -> None:
     x.train_batches.seek(state.epoch, state.batch)
     fetched = iter(x.train_loader)
     watch = Stopwatch(x, state)
-    with x.terminal.bar(f"epoch {state.epoch + 1}/{x.config.epochs}", len(x.train_batches), state.batch) as bar:
+    title = f"epoch {state.epoch + 1}/{x.config.epochs}"
+    with x.terminal.bar(title, len(x.train_batches), state.batch) as bar, listening(x, bar):
         for group in groups(state.batch, len(x.train_batches), x.config.accumulate):
-            set_rate(x, state)
-            loss, counts = forward_backward(x, state, group, fetched)
-            loss, norm = on_host(loss, clip_gradient(x))
-            due = x.config.save_minutes is not None and watch.since_save() > 60 * x.config.save_minutes
-            number, failed, due = x.ranks.agree(stop.number, not (math.isfinite(loss) and math.isfinite(norm)), due)
-            if failed:
-                raise RunFailed(results.not_finite(x, state, loss, norm))
-            update(x)
+            with timed("step"):
+                set_rate(x, state)
+                loss, counts = forward_backward(x, state, group, fetched)
+                with timed("optimizer"):
+                    loss, norm = on_host(loss, clip_gradient(x))
+                due = x.config.save_minutes is not None and watch.since_save() > 60 * x.config.save_minutes
+                number, failed, due = x.ranks.agree(stop.number, not (math.isfinite(loss) and math.isfinite(norm)), due)
+                if failed:
+                    raise RunFailed(results.not_finite(x, state, loss, norm))
+                with timed("optimizer"):
+                    update(x)
 
-            state.step += 1
-            state.batch = group[-1] + 1
-            state.samples += sum(x.train_batches.size(index) for index in group)
-            state.last_loss = loss
-            add(state.counts, counts)
-            watch.step()
-            bar.advance(len(group), f"loss {loss:.3f}  {watch.rate():.0f} samples/s")
-            show_step(x, state)
+                state.step += 1
+                state.batch = group[-1] + 1
+                state.samples += sum(x.train_batches.size(index) for index in group)
+                state.last_loss = loss
+                add(state.counts, counts)
+                with timed("logging"):
+                    watch.step()
+                    bar.advance(len(group), f"loss {loss:.3f}  {watch.rate():.0f} samples/s")
+                    show_step(x, state)
             if number:
                 raise Stopped(number)
             if due:
@@ -128,14 +135,21 @@ def forward_backward(x: Experiment, state: State, group: range, fetched: Iterato
     mine = sum(x.train_batches.share(index) for index in group)
     mean, counts = torch.zeros((), device=x.ranks.device), {}
     for index in group:
-        batch = x.data.prepare(to_device(next(fetched), x.ranks.device))
+        with timed("data"):
+            batch = next(fetched)
+        with timed("to device"):
+            batch = to_device(batch, x.ranks.device)
+        with timed("prepare"):
+            batch = x.data.prepare(batch)
         count = x.train_batches.share(index)
         with x.gradient_sync(index == group[-1]):
-            with x.precision.autocast():
+            with timed("loss"), x.precision.autocast():  # the network's own part of it is told apart, as "forward"
                 loss, output = x.task.loss(x.net, batch, state.step)
-            observe(x, "train")
+            with timed("logging"):
+                observe(x, "train")
             # DDP divides the sum over ranks by their number, so each rank's share is multiplied by it.
-            x.scaler.scale(loss * (count * x.ranks.world / samples)).backward()
+            with timed("backward"):
+                x.scaler.scale(loss * (count * x.ranks.world / samples)).backward()
         functional.reset_net(x.model)
         add(counts, x.task.counts(loss.detach(), output.detach(), batch))
         mean += loss.detach() * (count / mine)
@@ -193,6 +207,16 @@ def show_step(x: Experiment, state: State) -> None:
     """Tell the trackers that an optimizer step is done; what they have to say of it goes to the loggers, and their news to the terminal."""
     for tracker in x.trackers.values():
         results.log_step(x, state, tracker.stepped(state.step), tracker)
+
+
+@contextmanager
+def listening(x: Experiment, bar: Bar) -> Iterator[None]:
+    """Trackers that time the steps do so inside the context, and may draw on the terminal beside the bar."""
+    with ExitStack() as stack:
+        for tracker in x.trackers.values():
+            if hasattr(tracker, "listening"):  # not every tracker wants to
+                stack.enter_context(tracker.listening(x.net, x.terminal.console if bar.progress else None))
+        yield
 
 
 @contextmanager
