@@ -262,7 +262,7 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         key = match[1]
         if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker"):
             return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
-        if key.startswith("pruner.") and command == "train" and not any(word.startswith("pruner=") for word in line.overrides):
+        if key.startswith("pruner.") and command in ("train", "profile") and not any(word.startswith("pruner=") for word in line.overrides):
             return f"there is no key {key!r}: no pruner was chosen. Add pruner=spike_map, or another."
         if key == "stages" and command == "train":
             return "there is no key 'stages': stages are chosen with snnexp prune."

@@ -39,7 +39,7 @@ def complete(argv: list[str]) -> int:
 
     os.environ["COMP_LINE"] = " ".join(["snnexp", *rest])
     sys.argv = ["snnexp"]
-    schema = {"evaluate": config.EvaluateConfig, "prune": config.PruneConfig}.get(command)
+    schema = {"evaluate": config.EvaluateConfig, "prune": config.PruneConfig, "profile": config.ProfileConfig}.get(command)
     primary = "prune_run" if command == "prune" and saved is not None else command
     anew = {"stages": [], "prune_from": None} if primary == "prune_run" else None
     app.run(primary, ["-sc", *argv], _nothing, saved=saved, schema=schema, anew=anew)

@@ -87,11 +87,23 @@ class PruneConfig(TrainConfig):
     prune_from: str | None = None
 
 
+@dataclass
+class ProfileConfig(TrainConfig):
+    """An experiment whose steps are measured, and how the fastest setting of it is looked for."""
+
+    warmup: int
+    steps: int
+    tune: bool
+    memory_limit: float | None
+    tune_budget_minutes: float
+
+
 AT_LEAST = {
     "T": 1, "epochs": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "prefetch": 1, "save_freq": 1, "keep_best": 1, "workers": 0,
     "devices": 1, "early_stop": 1, "limit_train": 1, "limit_val": 1, "keep_last": 1,
+    "warmup": 1, "steps": 1,
 }  # fmt: skip
-ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every")
+ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every", "memory_limit", "tune_budget_minutes")
 ONE_OF = {"precision": ("auto", "fp32", "bf16", "fp16"), "split": ("train", "val", "test", "all")}
 
 
@@ -255,7 +267,7 @@ NAMING = {"exp_name", "output_dir", "logger", "trust", "start", "shapes", "choic
 
 def differences(before: dict[str, Any], after: dict[str, Any], ignoring: set[str] = NEUTRAL) -> list[str]:
     """The settings in which two configurations differ, as `key old -> new`."""
-    old, new = _flatten(before), _flatten(after)
+    old, new = flatten(before), flatten(after)
     return [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
         for key in sorted(old.keys() | new.keys())
@@ -263,8 +275,9 @@ def differences(before: dict[str, Any], after: dict[str, Any], ignoring: set[str
     ]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

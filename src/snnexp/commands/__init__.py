@@ -5,6 +5,7 @@ COMMANDS = {
     "resume": "exact continuation of a run in its directory      snnexp resume RUN epochs=200",
     "evaluate": "a checkpoint of a run on a split                  snnexp evaluate RUN split=val",
     "prune": "take channels out, then fine-tune; a new run      snnexp prune RUN pruner.ratio=0.3",
+    "profile": "time and memory of a step; the fastest setting    snnexp profile model=vggsnn tune=true",
     "analyze": "curves, spike plots and a report of a run         snnexp analyze RUN",
     "watch": "a run while it trains, in the terminal            snnexp watch RUN interval=5",
     "runs": "table of runs: state, settings, best, test        snnexp runs outputs model=vggsnn",
