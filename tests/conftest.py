@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 
+import forked
 from snnexp import app, config
 
 TINY = [
@@ -58,13 +59,23 @@ def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.fixture(scope="session")
-def snnexp(start: Callable[..., subprocess.Popen]) -> Callable[..., str]:
-    """Run `snnexp ARGS` in a directory to its end; its output, after checking its exit code."""
+def snnexp(start: Callable, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run `snnexp ARGS` in a directory to its end; its output, after checking its exit code. `fresh`: in an interpreter of its own."""
+    context = forked.server(environment)
+    file = tmp_path_factory.mktemp("output") / "output"
 
-    def snnexp(*args: object, cwd: Path, code: int = 0, timeout: float = 240) -> str:
-        process = start(*args, cwd=cwd)
-        output, _ = process.communicate(timeout=timeout)
-        assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{output}"
+    def snnexp(*args: object, cwd: Path, code: int = 0, timeout: float = 240, fresh: bool = False) -> str:
+        if fresh:
+            process = start(*args, cwd=cwd)
+            output, _ = process.communicate(timeout=timeout)
+            found = process.returncode
+        else:
+            process = context.Process(target=forked.command, args=([*map(str, args)], cwd, environment, file))
+            process.start()
+            process.join(timeout)
+            output, found = file.read_text(), process.exitcode
+            process.kill()
+        assert found == code, f"exit code {found}, not {code}:\n{output}"
         assert "Traceback" not in output, output
         return output
 
@@ -83,7 +94,7 @@ def composed(*overrides: str, command: str = "train") -> dict:
     return config.finish(cfg, choices)
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 240) -> None:
     """Wait until `condition` holds while `process` runs."""
     end = time.monotonic() + seconds
     while not condition():

@@ -75,7 +75,8 @@ def trained(snnexp, events, tmp_path_factory) -> tuple[Path, str]:
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "one"], check=True)
     (cwd / "notes.txt").write_text("two\n")
-    output = snnexp("train", *EVENTS, f"data_dir={events}", "batch_size=4", "epochs=2", "save_freq=1", "exp_name='odd, T=2 lr=1'", cwd=cwd)
+    words = [*EVENTS, f"data_dir={events}", "batch_size=4", "epochs=2", "save_freq=1", "exp_name='odd, T=2 lr=1'"]
+    output = snnexp("train", *words, cwd=cwd, fresh=True)
     return cwd / "outputs/odd, T=2 lr=1", output
 
 
@@ -369,7 +370,7 @@ def test_the_list_of_data_sets(said):
         (["tracker.lif.save_every=3"], ["no tracker=lif was chosen. Add tracker=lif"]),
         (["+tracker.lif.save_every=3"], ["tracker.lif names no class; choose it with tracker=lif"]),
         (["-m", "seed=0,1", "--cfg", "job"], ["-m and --cfg exclude one another"]),
-        (["model=vgsnn"], ["model=vgsnn", "spiking_gnn, vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
+        (["model=vgsnn"], ["model=vgsnn", "vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
         (["optimzer=sgd"], ["optimzer", "Did you mean 'optimizer'"]),
         (["hydra/launcher=submitit_slrum"], ["hydra/launcher=submitit_slrum"]),
         (["epochs=three"], ["epochs=three", "'three'", "Integer"]),

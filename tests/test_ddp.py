@@ -17,6 +17,9 @@ from test_resume import assert_same_run
 TWO = [*TINY, "devices=2", "batch_size=15", "limit_train=61", "limit_val=31"]
 """Uneven everywhere: batches of 8 + 7, a last one of 1 that is left out, and 16 + 15 samples to judge."""
 
+PRUNED = [*TWO, "pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=31", "ema=0.9", "save_minutes=0.00001"]
+"""Pruned while it trains, and saved after every step."""
+
 PLAIN = """
 from torch import nn
 from spikingjelly.activation_based import layer
@@ -84,15 +87,15 @@ def test_two_processes_train_as_one_does(snnexp, tmp_path):
 @pytest.fixture(scope="module")
 def whole(snnexp, tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("whole")
-    snnexp("train", *TWO, "save_minutes=0.00001", "exp_name=whole", cwd=cwd)
+    snnexp("train", *PRUNED, "exp_name=whole", cwd=cwd)
     return cwd / "outputs/whole"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_in_mid_epoch_it_goes_on_exactly(number, whole, snnexp, start, tmp_path):
-    process = start("train", *TWO, "save_minutes=0.00001", "exp_name=run", cwd=tmp_path)
+    process = start("train", *PRUNED, "exp_name=run", cwd=tmp_path)
     run = tmp_path / "outputs/run"
-    wait_for(lambda: in_mid_epoch(run), process)
+    wait_for(lambda: in_mid_epoch(run), process)  # past the first of two cuts
     workers = children_of(process.pid)
     assert len(workers) == 2
     if number == signal.SIGKILL:  # a power cut: nobody gets a word in
@@ -184,17 +187,7 @@ def test_spikes_are_counted_over_the_whole_batch(snnexp, tmp_path):
             assert parts["summary"]["timestep_averages"][layer] == pytest.approx(averages, abs=0.05)
 
 
-def test_two_processes_prune_alike_while_they_train_and_afterwards(snnexp, start, tmp_path):
-    words = [*TWO, "pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=31", "ema=0.9", "save_minutes=0.00001"]
-    snnexp("train", *words, "exp_name=whole", cwd=tmp_path)
-    process = start("train", *words, "exp_name=killed", cwd=tmp_path)
-    whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
-    wait_for(lambda: in_mid_epoch(killed), process)  # past the first of two cuts
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    snnexp("resume", killed, cwd=tmp_path)
-    assert_same_run(whole, killed)
+def test_two_processes_prune_alike_while_they_train_and_afterwards(whole, snnexp, tmp_path):
     kept = load(whole / "checkpoints/checkpoint_final.pth")["pruned"]["kept"]
     assert len(kept["features.1.lif"]) == 8 and len(kept) == 8
 

@@ -51,8 +51,7 @@ def kill_in_mid_epoch(process, run: Path, epoch: int) -> None:
 
 SETTINGS = {
     "plain": [],
-    "workers": ["workers=2"],
-    "everything": ["accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16"],
+    "everything": ["workers=2", "accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16"],
     "pruned": ["pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=32", "ema=0.9", "optimizer=adamw8bit", "precision=bf16"],
     "plateau": ["optimizer=adamw8bit", "scheduler=plateau", "scheduler.patience=1", "task.loss=ce", "model=vggsnn_woap"],
 }
@@ -88,9 +87,19 @@ def test_the_record_of_spikes_has_no_gap_and_no_repeat(snnexp, start, tmp_path):
     assert json.loads((killed / "lif_activation_stats.json").read_text())["latest_forward"].keys() == full["all_forward_steps"].keys()
 
 
-def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(snnexp, start, tmp_path):
-    snnexp("train", *TINY, "exp_name=whole", cwd=tmp_path)
-    process = start("train", *TINY, "exp_name=killed", cwd=tmp_path)
+LONG = [*TINY, "batch_size=4", "epochs=2"]
+"""Epochs of some tenths of a second, without a checkpoint inside."""
+
+
+@pytest.fixture(scope="module")
+def whole(snnexp, tmp_path_factory) -> Path:
+    cwd = tmp_path_factory.mktemp("whole")
+    snnexp("train", *LONG, "exp_name=whole", cwd=cwd)
+    return cwd / "outputs/whole"
+
+
+def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(whole, snnexp, start, tmp_path):
+    process = start("train", *LONG, "exp_name=killed", cwd=tmp_path)
     run = tmp_path / "outputs/killed"
     wait_for(lambda: (run / "checkpoints/checkpoint_best.pth").exists(), process)
     time.sleep(0.15)
@@ -99,14 +108,12 @@ def test_sigkill_between_checkpoints_cuts_what_was_logged_past_them(snnexp, star
     with open(run / "logs/metrics.jsonl", "a") as log:
         log.write('{"epoch": 99, "of": "a step that no checkpoint remembers"}\n{"half a li')
     snnexp("resume", run, cwd=tmp_path)
-    assert_same_run(tmp_path / "outputs/whole", run)
+    assert_same_run(whole, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
-def test_a_stop_signal_saves_and_the_rest_is_exact(number, snnexp, start, tmp_path):
-    settings = [*TINY, "batch_size=4", "epochs=2"]
-    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
-    process = start("train", *settings, "exp_name=stopped", cwd=tmp_path)
+def test_a_stop_signal_saves_and_the_rest_is_exact(number, whole, snnexp, start, tmp_path):
+    process = start("train", *LONG, "exp_name=stopped", cwd=tmp_path)
     run = tmp_path / "outputs/stopped"
     wait_for(lambda: (run / "checkpoints/checkpoint_latest.pth").exists(), process)
     process.send_signal(number)
@@ -116,7 +123,7 @@ def test_a_stop_signal_saves_and_the_rest_is_exact(number, snnexp, start, tmp_pa
     assert (run / "checkpoints/checkpoint_interrupted.pth").exists()
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
     snnexp("resume", run, cwd=tmp_path)
-    assert_same_run(tmp_path / "outputs/whole", run)
+    assert_same_run(whole, run)
 
 
 def test_more_epochs_are_a_longer_curve(snnexp, tmp_path):

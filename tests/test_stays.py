@@ -71,7 +71,7 @@ def test_pretrain_finetune_and_judge_elsewhere(snnexp, tmp_path):
         and judged["samples_it_had_seen"] == 0
         and set(judged["metrics"]) == set(own["test"])
     )
-    said = snnexp("evaluate", run, "split=test", "dataset.split_seed=3", cwd=tmp_path)  # its own stays, divided otherwise
+    said = snnexp("evaluate", run, "split=test", "dataset.split_seed=3", cwd=tmp_path, fresh=True)  # its own stays, divided otherwise
     assert "of these 12 samples are among those that the run was trained on" in said
     said = snnexp("analyze", run, "checkpoint=latest", "split=val", "max_batches=1", "save_dir=figures", cwd=tmp_path)
     assert "val_latents.npz" in said and {"loss_curves.png", "collapse_analysis.txt"} < {

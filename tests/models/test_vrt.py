@@ -215,6 +215,18 @@ def test_flow_without_weights_is_none_and_learns_at_every_scale():
     assert all(level.basic_module[-1].weight.grad.abs().sum() > 0 for level in net.basic_module)
 
 
+def test_levels_finer_than_any_stage_uses_are_left_out_and_nothing_is_without_a_gradient():
+    net = SpyNet(4, 4, left_out=2)
+    nn.init.ones_(net.basic_module[-1].basic_module[-1].bias)  # a pixel at a quarter of the size
+    assert len(net.basic_module) == 4
+    flows = net(torch.rand(1, 1, 32, 32), torch.rand(1, 1, 32, 32))
+    assert [flow.mean().item() for flow in flows] == pytest.approx([4.0, 2.0, 1.0, 0.0])
+    for align_scale in (0, 2):  # a process of several would wait for ever for a gradient that does not come
+        model = VRT(**TINY, in_channels=1, spike_channels=2, encoder="conv", align_scale=align_scale)
+        model(torch.rand(1, 2, 1, 16, 16), torch.rand(1, 2, 2, 16, 16)).sum().backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("encoder", ["none", "conv", "lif"])
 @pytest.mark.parametrize(("d", "h", "w"), [(3, 16, 24), (1, 9, 17), (2, 20, 7)])
 def test_any_clip_comes_back_in_its_own_shape(encoder, d, h, w):
@@ -288,6 +300,7 @@ def test_recomputation_is_honoured_by_every_layer():
         ({"width": 10}, "width=10"),
         ({"deform_groups": 3}, "deform_groups=3"),
         ({"window": [6, 8]}, "window"),
+        ({"align_scale": 4}, "align_scale=4"),
         ({"still_groups": 9}, "still_groups=9"),
         ({"encoder": "snn", "spike_channels": 2}, "none, conv, lif"),
         ({"encoder": "conv"}, "no spikes"),
@@ -303,10 +316,10 @@ def test_flow_weights_of_a_file(tmp_path):
     donor = SpyNet(4, 4)
     nn.init.ones_(donor.basic_module[0].basic_module[-1].bias)
     torch.save({"params": donor.state_dict()}, tmp_path / "spynet.pth")
-    net = SpyNet(4, 4, tmp_path / "spynet.pth")
+    net = SpyNet(4, 4, weights=tmp_path / "spynet.pth")
     assert net(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))[0].mean().item() == pytest.approx(
         32.0
     )  # one pixel at a 32nd of the size
     torch.save({"params": {"basic_module.0.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of SpyNet"):
-        SpyNet(4, 4, tmp_path / "other.pth")
+        SpyNet(4, 4, weights=tmp_path / "other.pth")
