@@ -263,6 +263,7 @@ class VideoClips:
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     node_budget = PIXELS
+    telling_samples = 2  # of their many pixels a rate is known well enough
 
     def __init__(
         self,

@@ -63,6 +63,8 @@ class LayerRates:
 
     def add(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """A forward hook: count all T steps of a multi-step neuron, or the next step of a single-step one."""
+        if module.step_mode == "m":
+            self.step = 0  # also where one sample is passed through in several pieces
         steps = output if module.step_mode == "m" else output.unsqueeze(0)
         steps = steps.unsqueeze(-1) if steps.dim() < 3 else steps
         channels = 3 if steps.dim() == 4 else 2
@@ -81,6 +83,11 @@ class LayerRates:
         )
 
 
+def enough(data: Any, split: str, limit: int | None) -> int:
+    """How many samples of a split are looked at: SAMPLES, or as few as the data say, and `limit`, at most."""
+    return min(getattr(data, "telling_samples", SAMPLES), limit or SAMPLES, len(data.view(split)))
+
+
 def measure(
     model: nn.Module,
     task: Any,
@@ -93,7 +100,7 @@ def measure(
     limit: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Activity:
-    """Activity of `model` (not compiled: hooks must fire) on a fixed random choice of SAMPLES samples of a split, `limit` at most.
+    """Activity of `model` (not compiled: hooks must fire) on a fixed random choice of a split's samples, as many as are `enough`.
 
     In evaluation mode and without gradients. Raises: UserError if the split is empty.
     """
@@ -108,7 +115,7 @@ def measure(
         stack.callback(model.train, was_training)
         for name, layer in layers.items():
             stack.callback(model.get_submodule(name).register_forward_hook(layer.add).remove)
-        for keys in EvaluationBatches(pool(len(view), min(SAMPLES, limit or SAMPLES)), batch_size, **budget(data, split)):
+        for keys in EvaluationBatches(pool(len(view), enough(data, split, limit)), batch_size, **budget(data, split)):
             batch = data.prepare(to_device(view.__getitems__(keys), device))
             for layer in layers.values():
                 layer.step = 0

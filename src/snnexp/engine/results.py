@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from snnexp.engine import checkpoint
-from snnexp.engine.activity import SAMPLES, Activity, measure
+from snnexp.engine.activity import Activity, enough, measure
 from snnexp.engine.evaluation import Evaluation
 from snnexp.engine.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
@@ -126,7 +126,7 @@ def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
     if not x.ranks.main:
         return None
     split = next(split for split in ("test", "val", "train") if x.data.splits[split])
-    with x.averaged(), x.terminal.bar("activity", min(SAMPLES, x.data.splits[split], x.config.limit_val or SAMPLES)) as bar:
+    with x.averaged(), x.terminal.bar("activity", enough(x.data, split, x.config.limit_val)) as bar:
 
         def advance(samples: int) -> None:
             bar.advance(samples)

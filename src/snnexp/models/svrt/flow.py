@@ -16,16 +16,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SpyNet(nn.Module):
-    """Flow from each reference image to its neighbour at the `scales` finest of six levels, each of which corrects that of the one before.
+    """Flow from each reference image to its neighbour at `scales` sizes, from six levels each of which corrects that of the one before.
 
+    The finest `left_out` levels can be done without; the flow there is that of the level before, enlarged.
     Five 7x7 convolutions a level, of `width`, 2 `width`, `width`, `width` / 2 and 2 channels: 1,440,300 parameters at 32. Without weights
     from a file the last of each level begins at 0, and so does the flow. Raises: UserError if the file is not one of its weights.
     """
 
-    def __init__(self, width: int = 32, scales: int = 4, weights: str | Path | None = None) -> None:
+    def __init__(self, width: int = 32, scales: int = 4, left_out: int = 0, weights: str | Path | None = None) -> None:
         super().__init__()
         self.scales = scales
-        self.basic_module = nn.ModuleList(FlowLevel(width) for _ in range(LEVELS))
+        self.basic_module = nn.ModuleList(FlowLevel(width) for _ in range(LEVELS - left_out))
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         if weights is not None:
@@ -39,19 +40,19 @@ class SpyNet(nn.Module):
         for pyramid in pyramids:
             for _ in range(LEVELS - 1):
                 pyramid.insert(0, F.avg_pool2d(pyramid[0], 2))
-        flow = reference.new_zeros(len(reference), 2, full[0] // STEP // 2 or 1, full[1] // STEP // 2 or 1, dtype=torch.float32)
-        flows: list[Tensor] = []
-        for level, (module, first, second) in enumerate(zip(self.basic_module, *pyramids, strict=True)):
-            finer = (
-                2.0 * F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=True)
-                if level
-                else flow.new_zeros(len(first), 2, *first.shape[-2:])
-            )
-            flow = finer + module(torch.cat([first, warp(second, finer, padding="border"), finer], 1)).float()
+        flow, flows = None, []
+        for level, (module, first, second) in enumerate(zip(self.basic_module, *pyramids, strict=False)):
+            size = first.shape[-2:]
+            if flow is None:
+                coarser = torch.zeros(len(first), 2, *size, device=first.device)
+            else:
+                coarser = 2.0 * F.interpolate(flow, size, mode="bilinear", align_corners=True)
+            flow = coarser + module(torch.cat([first, warp(second, coarser, padding="border"), coarser], 1)).float()
             scale = LEVELS - 1 - level
             if scale < self.scales:
                 flows.insert(0, resized_flow(flow, (h >> scale, w >> scale)))
-        return flows
+        left_out = LEVELS - len(self.basic_module)
+        return [resized_flow(flow, (h >> scale, w >> scale)) for scale in range(left_out)] + flows
 
     def normalised(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """As SpyNet was trained: sides that six levels can halve, three channels, ImageNet's mean and deviation."""
@@ -85,7 +86,7 @@ def load_flow(net: SpyNet, path: Path) -> None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         saved = saved.get("params", saved)
-        net.load_state_dict({name: value for name, value in saved.items() if name not in ("mean", "std")})
+        net.load_state_dict({name: saved[name] for name in net.state_dict()})
     except FileNotFoundError as error:
         raise UserError(f"model.flow_weights={path}: no such file.") from error
     except Exception as error:  # a file may be wrong in any way

@@ -64,8 +64,8 @@ class VRT(nn.Module):
         checkpoint_ffn: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels, width, last_width, heads, window, deform_groups, still_groups, groups)
-        self.spynet = SpyNet(flow_width, len(set(SCALES)), flow_weights)
+        check_sizes(in_channels, width, last_width, heads, window, deform_groups, align_scale, still_groups, groups)
+        self.spynet = SpyNet(flow_width, len(set(SCALES)), align_scale, flow_weights)
         self.conv_first = nn.Conv3d(9 * in_channels, width, (1, 3, 3), padding=(0, 1, 1))
         layer = {"mlp_ratio": mlp_ratio, "checkpoint_attn": checkpoint_attn, "checkpoint_ffn": checkpoint_ffn}
         first, rest = 7 * depth, groups * last_depth
@@ -214,7 +214,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def check_sizes(
-    in_channels: int, width: int, last_width: int, heads: int, window: list, deform_groups: int, still: int, groups: int
+    in_channels: int, width: int, last_width: int, heads: int, window: list, deform_groups: int, align_scale: int, still: int, groups: int
 ) -> None:
     """Raises: UserError if the sizes of a model do not fit together."""
     if in_channels not in (1, 3):
@@ -226,5 +226,7 @@ def check_sizes(
         raise UserError(f"model.deform_groups={deform_groups}: model.width={width} must be a multiple of it.")
     if len(window) != 3 or min(window) < 1:
         raise UserError(f"model.window={list(window)}: three numbers from 1 on: frames, rows, columns.")
+    if not 0 <= align_scale <= max(SCALES):
+        raise UserError(f"model.align_scale={align_scale}: 0 (full size) to {max(SCALES)} (an eighth).")
     if not 0 <= still <= groups:
         raise UserError(f"model.still_groups={still}: of model.groups={groups}, 0 to all.")
