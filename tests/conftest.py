@@ -34,6 +34,12 @@ STAYS = [
 ]  # fmt: skip
 """A SeqSetVAE of a quarter of the width on 80 made stays."""
 
+CLIPS = [
+    "model=svrt_small", "model.width=8", "model.last_width=8", "dataset.clips=16", "dataset.size=32", "dataset.crop=16",
+    "dataset.crops=1", "dataset.window=9", "epochs=3", "logger=none", "device=cpu",
+]  # fmt: skip
+"""An S-VRT of half the small width on 16 clips of small frames."""
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

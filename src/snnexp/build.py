@@ -205,6 +205,13 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     its_data, its_task = data(settings), task(settings)
     with torch.device("meta"):
         its_model = model(settings, its_data, its_task)
+    if settings["deterministic"] and device.type == "cuda" and not getattr(its_model, "deterministic_on_cuda", True):
+        raise UserError(
+            f"deterministic=true: model={settings['choices']['model']} samples along a flow, and the gradient of that has no deterministic "
+            "form on CUDA. Use device=cpu, or do without."
+        )
+    if settings["devices"] > 1 and getattr(its_data, "frames", 2) == 1:
+        raise UserError("dataset.frames=1: one frame has no flow, whose weights several processes would wait for. Use 2, or devices=1.")
     trackers(settings, its_model, its_task, RunDir(Path()), Ranks(0, 1, device))
     if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, its_model, its_data)
@@ -268,6 +275,7 @@ def check_splits(settings: dict[str, Any], its_data: Any, listens: bool) -> None
     """Raises: UserError if there is nothing to train on, or a setting listens to a validation that there is none for."""
     if not its_data.splits["train"]:
         raise UserError(f"{its_data.name} in {its_data.directory} has no training samples: {its_data.protocol}.")
+    its_data.view("train", augment=True)  # where a crop does not fit, it says so
     if not its_data.splits["val"]:
         for key, used in (("early_stop", settings["early_stop"]), ("monitor", settings["monitor"]), ("scheduler=plateau", listens)):
             if used:

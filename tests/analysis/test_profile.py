@@ -80,7 +80,7 @@ def test_the_verdict_says_what_it_means_for_the_training():
     final = {"ratio": 2.5, "baseline_samples_per_s": 100.0, "tuned_samples_per_s": 250.0}
     found = {
         "tuned": {"batch_size": 16, "precision": "bf16"}, "baseline": {"batch_size": 4, "accumulate": 2}, "precision": "fp32",
-        "final": final, "stopped": "",
+        "final": final, "broken": None, "stopped": "", "rows": [rung()],
     }  # fmt: skip
     said = text.verdict(found)
     assert "batch_size=16 precision=bf16" in said and "baseline 100 -> tuned 250 samples/s, measured in turn: x2.50" in said
@@ -88,6 +88,13 @@ def test_the_verdict_says_what_it_means_for_the_training():
     assert "batch_size=4 accumulate=2" in said and "rounds otherwise than fp32" in said
     found["tuned"] = {"batch_size": 8, "accumulate": 1}
     assert "still sees 8 samples" in text.verdict(found)
+    assert text.verdict(found | {"tuned": {}, "final": final | {"ratio": 0.9}}).endswith(
+        "x0.90: no faster after all, so the baseline stays as it is."
+    )
+    broken = {"which": "baseline", "setting": {}, "state": "failed", "reason": "no"}
+    assert text.outcome(found | {"final": None, "broken": broken}) == (
+        "tuned 1297 samples/s; the baseline did not run again beside it (failed: no), so it is not compared."
+    )
     assert text.verdict(found | {"tuned": {}, "final": None, "stopped": "no time"}).splitlines() == [
         "Not everything was tried: no time.",
         "Nothing was faster than the baseline, beyond the noise: it stays as it is.",

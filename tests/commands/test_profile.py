@@ -13,6 +13,7 @@ from conftest import TINY
 from snnexp import cli
 from snnexp.analysis.runs import find
 from snnexp.engine import profiling, trial
+from snnexp.engine.tuning import Ladder
 from snnexp.errors import UserError
 
 WORDS = [word for word in TINY if not word.startswith(("epochs", "logger", "model.width"))] + ["model.width=0.0625", "warmup=1", "steps=3"]
@@ -153,6 +154,60 @@ def test_a_baseline_that_cannot_run_is_a_failure_with_its_reason(said, machine):
     assert "does not run: out of memory" in said("profile", *WORDS, "tune=true", code=1)
 
 
+def tuned(tmp_path: Path) -> tuple[str, dict]:
+    """The comment of tuned.yaml in one line, and its content without the groups."""
+    written = (folder(tmp_path) / "experiment/tuned.yaml").read_text()
+    comment = " ".join(line.removeprefix("#").strip() for line in written.splitlines() if line.startswith("#"))
+    content = yaml.safe_load(written)
+    del content["defaults"]
+    return comment, content
+
+
+def test_of_a_baseline_that_does_not_fit_the_smaller_one_is_written_and_nothing_compared(said, machine, tmp_path):
+    asked = []
+
+    def rate(settings):
+        asked.append(settings["batch_size"])
+        return trial.Outcome("out of memory", "too much") if settings["batch_size"] > 8 else 100.0
+
+    machine(rate)
+    output = said("profile", *WORDS, "tune=true")
+    assert asked[:2] == [16, 8] and asked[-1] != 16, "the baseline is not measured at the end"
+    comment, content = tuned(tmp_path)
+    outcome = "tuned 100 samples/s; the baseline does not run here (out of memory: too much), so there is nothing to compare it with."
+    assert outcome in comment and outcome in output and "othing was faster" not in comment + output
+    assert "batch_size: 16 -> 8, which changes" in comment and (content["batch_size"], content["accumulate"]) == (8, 2)
+
+
+def test_a_tuned_setting_that_fails_in_the_end_is_not_written(said, machine, tmp_path, monkeypatch):
+    ending, compare = [], Ladder.compare
+
+    def last(ladder):
+        ending.append(True)
+        return compare(ladder)
+
+    def rate(settings):
+        if settings["precision"] == "fp32":
+            return 100.0
+        return trial.Outcome("failed", "RuntimeError: no") if ending else 200.0
+
+    monkeypatch.setattr(Ladder, "compare", last)
+    machine(rate)
+    output = said("profile", *WORDS, "tune=true")
+    comment, content = tuned(tmp_path)
+    outcome = "precision=bf16 was faster, but did not run in the last comparison (failed: RuntimeError: no): given up"
+    assert outcome in comment and outcome in output and content["precision"] == "fp32" and "precision: fp32 ->" not in comment
+    found = json.loads((folder(tmp_path) / "profile.json").read_text())
+    assert found["tuned"] == {} and found["final"] is None and found["broken"]["which"] == "tuned"
+
+
+def test_a_name_that_is_taken_is_said_before_anything_is_measured(said, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "profile", lambda *_: pytest.fail("measured"))
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    assert "exists already" in said("profile", *WORDS, "exp_name=mine", code=2)
+    assert folder(tmp_path).name == "mine"
+
+
 def test_a_ctrl_c_keeps_the_rows(said, machine, tmp_path):
     def rate(settings):
         if settings["compile"]:
@@ -186,12 +241,13 @@ def test_mistakes(words, expected, said, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_too_large_a_setting_is_told_in_words(said, monkeypatch):
+def test_too_large_a_setting_is_told_in_words(said, monkeypatch, tmp_path):
     def full(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(profiling, "profile", full)
     assert "out of memory" in (output := said("profile", *WORDS, code=1)) and "tune=true" in output
+    assert list((tmp_path / "outputs").iterdir()) == [], "nothing was measured"
 
 
 def test_a_users_mistake_in_a_candidate_is_a_row_and_not_the_end(said, machine, monkeypatch):

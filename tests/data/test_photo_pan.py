@@ -5,11 +5,22 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp.data.photo_pan import HEIGHT, REGIONS, WIDTH, PhotoPan, made, path, photographs, window
+from snnexp.data.photo_pan import HEIGHT, REGIONS, SPEEDS, VERSION, WIDTH, PhotoPan, made, path, photographs, window
 from snnexp.data.spikes import Box, first_charge, luminance, packed_rows, simulated
 from snnexp.errors import UserError
 
-SMALL = {"clips": 8, "size": 32, "frames": 3, "exposure": 5, "window": 9, "bins": 3, "crop": 16, "tfp_window": 8}
+SMALL = {
+    "clips": 8,
+    "size": 32,
+    "frames": 3,
+    "exposure": 5,
+    "spikes": "tfp",
+    "window": 9,
+    "bins": 3,
+    "crop": 16,
+    "crops": 1,
+    "tfp_window": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +53,20 @@ def test_a_path_is_smooth_and_stays_inside() -> None:
         assert line.min() >= 0 and (line.max(axis=0) <= (104, 114)).all()
         steps = np.diff(line, axis=0)
         speed = np.hypot(*steps.T)
-        assert speed.std() < 1e-9 and 0.5 <= speed[0] <= 1.1
+        assert speed.std() < 1e-9 and SPEEDS[0] <= speed[0] <= SPEEDS[1]
         turns = np.abs(np.diff(np.unwrap(np.arctan2(*steps.T))))
         assert turns.max() < 0.05  # radians a sub-frame
         speeds.append(speed[0])
-    assert np.std(speeds) > 0.1
-    with pytest.raises(UserError, match="No path of 119 sub-frames fits into 20 x 20"):
-        path(np.random.default_rng(0), 119, 20, 20)
+    assert np.std(speeds) > 0.02
+    with pytest.raises(UserError, match="No path of 119 sub-frames fits into 4 x 4"):
+        path(np.random.default_rng(0), 119, 4, 4)
 
 
 def test_a_clip_is_what_the_camera_saw() -> None:
     picture = photographs()[0]
     region, key = Box(100, 60, 200, 180), [3, 0, 5]
     clip = made(picture, region, 32, 3, 5, 2.0, key)
-    places = path(np.random.default_rng([*key, 1]), 25, 168, 148)
+    places = path(np.random.default_rng([*key, VERSION]), 25, 168, 148)
     seen = np.stack([window(picture, 100 + y, 60 + x, 32) for y, x in places])
     for d in range(3):
         frames = seen[5 + 5 * d : 10 + 5 * d]
@@ -116,7 +127,7 @@ def test_options_out_of_range(root: Path) -> None:
         ("size", 129, "16 to 128"),
         ("crop", 33, "32 pixels a side"),
         ("exposure", 4, "odd"),
-        ("frames", 39, "1 to 38 frames"),
+        ("frames", 79, "1 to 78 frames"),
         ("clips", 7, "8 and more"),
         ("theta", 0.9, "theta is 0.9"),
         ("window", 26, "window is 26"),

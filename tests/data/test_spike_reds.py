@@ -28,7 +28,16 @@ def put(root: Path, name: str, seed: int = 0, frames: int = FRAMES) -> tuple[np.
     return spikes, picture
 
 
-SMALL: dict[str, Any] = {"stride": 4, "exposure": 11, "window": 9, "bins": 3, "crop": 16, "crops": 8}
+SMALL: dict[str, Any] = {
+    "frames": 5,
+    "stride": 4,
+    "exposure": 11,
+    "spikes": "tfp",
+    "window": 9,
+    "bins": 3,
+    "crop": 16,
+    "crops": 8,
+}
 
 
 @pytest.fixture
@@ -110,6 +119,35 @@ def saved(state: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def test_another_truth_or_key_is_another_sample_of_a_stream_that_was_seen(root: Path) -> None:
+    state = SpikeREDS(root=root, **SMALL).state_dict()
+    assert SpikeREDS(root=root, **SMALL | {"stride": 5, "exposure": 9}).same_samples(state)
+    png, dat = root / "train" / "gt" / "a_key_id31.png", root / "train" / "spike" / "a_key_id31.dat"
+    picture = np.array(Image.open(png))
+    picture[3, 5] ^= 1
+    Image.fromarray(picture).save(png)
+    data = SpikeREDS(root=root, **SMALL)
+    assert not data.same_samples(state) and data.seen_before(state, "train") == 2
+    picture[3, 5] ^= 1
+    Image.fromarray(picture).save(png)
+    assert SpikeREDS(root=root, **SMALL).same_samples(state)
+    for path in (png, dat):
+        path.rename(path.with_stem("a_key_id30"))
+    assert not SpikeREDS(root=root, **SMALL).same_samples(state)
+
+
+def test_an_enormous_picture_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 3)
+    with pytest.raises(UserError, match=r"a_key_id31\.png is too large for a picture of a video \(.*1920 pixels"):
+        SpikeREDS(root=root, **SMALL)
+
+
+def test_streams_that_are_not_alike_are_named(root: Path) -> None:
+    put(root / "test", "late_id31", 5, frames=70)
+    with pytest.raises(UserError, match="late_id31.dat has 70 spike frames of 80 x 24 pixels.*has 61 spike frames.*alike"):
+        SpikeREDS(root=root, **SMALL)
+
+
 def test_one_name_in_train_and_test_is_two_clips(root: Path) -> None:
     put(root / "test", "a_key_id31", 9)
     data = SpikeREDS(root=root, **SMALL)
@@ -150,7 +188,9 @@ def test_options_out_of_range(root: Path) -> None:
     for option, value, said in (
         ("frames", 4, "odd numbers"),
         ("stride", 0, "dataset.stride is 0"),
-        ("exposure", 62, r"exposure is 62, but .* has 61 spike frames"),
+        ("exposure", 10, r"exposure is 10; allowed are odd"),
+        ("exposure", -1, r"exposure is -1; allowed are odd"),
+        ("exposure", 63, r"exposure is 63, but .* has 61 spike frames"),
         ("stride", 16, r"61 spike frames .*key frame 31: 5 moments, dataset.stride=16"),
         ("tfp_window", 62, "allowed are 1 to 61"),
         ("val_fraction", 1.0, "0 to below 1"),

@@ -78,9 +78,22 @@ def test_a_dat_file_of_a_wrong_size_is_named_with_what_was_expected(tmp_path: Pa
 def test_windows_lie_within_the_stream() -> None:
     assert [beginning(m, 5, 20) for m in (0, 2, 3, 10, 17, 19)] == [0, 0, 1, 8, 15, 15]
     assert beginning(10, 4, 20) == 8  # frames 8 to 11: the moment is the later of the two in the middle
+    assert beginning(9.5, 4, 20) == 8  # 8 to 11: in the middle of them
+    assert beginning(9.5, 5, 20) == 8  # 8 to 12: the later of the two that meet is in the middle
     spikes = some()
     stream = Stream(packed_rows(spikes), 6, 16)
     assert np.array_equal(stream.around(1, 5), spikes[:5]) and np.array_equal(stream.around(10, 5), spikes[8:13])
+
+
+def test_backwards_a_window_is_that_of_the_stream_read_backwards() -> None:
+    spikes = some()
+    stream, turned = Stream(packed_rows(spikes), 6, 16), Stream(packed_rows(spikes[::-1]), 6, 16)
+    for number in (1, 4, 5, 20):
+        for moment in np.arange(0, 19.5, 0.5):
+            assert np.array_equal(stream.around(moment, number, backwards=True)[::-1], turned.around(19 - moment, number))
+    assert np.array_equal(stream.around(10, 4, backwards=True), spikes[9:13])  # forwards 8 to 11
+    for number, moment in ((5, 10), (4, 9.5)):  # in the very middle of the window: the same ones
+        assert np.array_equal(stream.around(moment, number, backwards=True), stream.around(moment, number))
 
 
 def test_the_pixel_integrates_fires_and_keeps_the_rest() -> None:

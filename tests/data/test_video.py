@@ -1,15 +1,24 @@
+import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from snnexp.data.dvd import DVD
+from snnexp.data.gopro import GoPro
+from snnexp.data.photo_pan import PhotoPan
+from snnexp.data.reds import REDS
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
+from snnexp.data.spike_reds import SpikeREDS
 from snnexp.data.spikes import Box, Representation, Stream, packed_rows, tfi_of, tfp_of
 from snnexp.data.video import PIXELS, Augmentation, Enlargement, Recording, VideoClips, moved, samples_of
 from snnexp.engine.loader import budget
 from snnexp.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
 class Made(Recording):
@@ -143,6 +152,34 @@ def test_all_of_a_clip_moves_together_bit_for_bit(kind: str) -> None:
     assert len(seen) >= 10
 
 
+class Backwards(Made):
+    """The same video shown from its end."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pictures = self.pictures[:, ::-1]
+        self.stream = Stream(packed_rows(self.fired[::-1]), self.stream.height, self.stream.width)
+
+    def spikes(self, frame: int) -> tuple[Stream, float]:
+        return self.stream, 4 * self.frames - 1 - (4 * (self.frames - 1 - frame) + 2)
+
+
+@pytest.mark.parametrize("window", [8, 9])
+def test_a_reversed_clip_is_that_of_the_video_shown_backwards(window: int) -> None:
+    def crops(kind: type[Made], reverse: bool) -> tuple[torch.Tensor, ...]:
+        recordings = [kind(f"clip{k}", 3, (12, 12), k) for k in range(4)]
+        augmentation = Augmentation(8, 16, flip=False, reverse=reverse)
+        data = clips(recordings, representation=Representation("raw", window, 1), augmentation=augmentation, tfp_window=4)
+        return data.view("train", augment=True).__getitems__([(0, index) for index in range(32)])
+
+    still, moving, shown = crops(Made, False), crops(Made, True), crops(Backwards, False)
+    reversed_ones = [n for n in range(32) if not torch.equal(still[0][n], moving[0][n])]
+    assert 8 < len(reversed_ones) < 24
+    for n in range(32):
+        expected = shown if n in reversed_ones else still
+        assert all(torch.equal(moving[part][n], expected[part][n]) for part in range(3))
+
+
 def test_moves_by_hand() -> None:
     x = np.array([[[[1, 2], [3, 4]]], [[[5, 6], [7, 8]]]])  # D = 2, one channel
     assert moved(x, True, False, False, False, channels=False)[0, 0].tolist() == [[2, 1], [4, 3]]
@@ -184,8 +221,6 @@ def test_pixels_bound_a_batch_that_is_judged_but_none_of_training() -> None:
     )
     assert [len(batch) for batch in EvaluationBatches(np.arange(3), 8, **budget(unlike, "test"))] == [1, 1, 1]
     assert [len(batch) for batch in EvaluationBatches(np.arange(7), 8, **budget(unlike, "all"))] == [1] * 7
-    with pytest.raises(UserError, match="unlike sizes.*batch_size=1"):
-        unlike.view("test").__getitems__([(0, 1), (0, 2)])
 
 
 def test_spikes_of_fewer_pixels_are_enlarged_and_a_crop_of_them_is_that_of_the_whole() -> None:
@@ -234,6 +269,28 @@ def test_a_run_knows_its_clips_again() -> None:
         clips(representation=Representation("raw", 9, 1)).load_state_dict(state)
     with pytest.raises(UserError, match="trained on 1 channels, but made in nowhere has 3"):
         data.load_state_dict(state | {"channels": 1})
+
+
+class Retold(Made):
+    def content(self) -> int:
+        return self.seed + 1000
+
+
+def test_a_clip_of_another_content_is_another_sample_but_was_seen() -> None:
+    state = clips().state_dict()
+    other = clips([Retold("clip0", 6, (20, 24), 0), *(Made(f"clip{k}", 6, (20, 24), k) for k in range(1, 4))])
+    assert not other.same_samples(state) and other.seen_before(state, "train") == 4
+
+
+@pytest.mark.parametrize("kind", [PhotoPan, SpikeREDS, GoPro, DVD, REDS])
+def test_what_is_left_out_is_as_in_the_configuration(kind: type[VideoClips]) -> None:
+    written = yaml.safe_load((CONF / f"{kind.__module__.rpartition('.')[2]}.yaml").read_text())["dataset"]
+    assert written.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
+    options = {name: option.default for name, option in inspect.signature(kind).parameters.items()}
+    assert set(options) == set(written)
+    assert {name: value for name, value in options.items() if name not in ("root", "seed")} == {
+        name: value for name, value in written.items() if name not in ("root", "seed")
+    }
 
 
 def test_what_is_refused() -> None:

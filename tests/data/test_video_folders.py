@@ -118,6 +118,52 @@ def test_wrong_frames_are_named(tmp_path: Path) -> None:
         GoPro(root=tmp_path, **SMALL, spike_source="none")
 
 
+def test_an_enormous_frame_is_named_and_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "test", "a")
+    second = tmp_path / "test" / "a" / "blur" / "000002.png"
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(second)
+    view = GoPro(root=tmp_path, **SMALL, spike_source="none").view("test")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "convert", lambda image, mode: pytest.fail("decoded") if image.width == 100 else image)
+        with pytest.raises(UserError, match=r"blur/000002\.png has 100 x 100 pixels; the clip's first frame has 16 x 12"):
+            view.__getitems__([(0, 0)])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UserError, match=r"blur/000002\.png is too large for a picture of a video \(.*10000 pixels"):
+        view.__getitems__([(0, 0)])
+    second.rename(tmp_path / "test" / "a" / "blur" / "000001.png")
+    (tmp_path / "test" / "a" / "sharp" / "000002.png").unlink()
+    with pytest.raises(UserError, match=r"blur/000001\.png is too large"):
+        GoPro(root=tmp_path, **SMALL, spike_source="none")
+
+
+def test_another_sharp_frame_or_spike_file_is_another_sample_of_a_clip_that_was_seen(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a")
+    spike = tmp_path / "train" / "a" / "spike.dat"
+    write_dat(spike, some(50, 12, 16))
+
+    def known(source: str, state: dict[str, Any]) -> tuple[bool, int]:
+        data = GoPro(root=tmp_path, **SMALL, spike_source=source)
+        return data.same_samples(state), data.seen_before(state, "train")
+
+    states = {source: GoPro(root=tmp_path, **SMALL, spike_source=source).state_dict() for source in ("none", "file")}
+    assert [known(source, state) for source, state in states.items()] == [(True, 1)] * 2
+    write_dat(spike, some(60, 12, 16))
+    assert [known(source, state) for source, state in states.items()] == [(True, 1), (False, 1)]
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(tmp_path / "train" / "a" / "sharp" / "000004.png")
+    assert [known(source, state) for source, state in states.items()] == [(False, 1)] * 2
+
+
+def test_one_name_in_train_and_test_is_two_clips_of_the_spikes_that_each_has_alone(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a", 3, 0)
+    alone = GoPro(root=tmp_path, **SMALL).view("train").__getitems__([(0, 0)])[2]
+    for seed, name in enumerate("ab", 1):
+        put(tmp_path, "test", name, 6, seed)
+    data = GoPro(root=tmp_path, **SMALL)
+    names = [data.clip_name("all", k) for k in range(len(data.view("all")))]
+    assert names == ["train_a", "test_a_000000", "test_a_000003", "b_000000", "b_000003"]
+    assert torch.equal(data.view("train").__getitems__([(0, 0)])[2], alone)
+
+
 def smaller() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.zeros((12, 15, 3), np.uint8)).save(file, "png")

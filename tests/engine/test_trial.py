@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TINY, composed
-from snnexp.engine import trial
+from snnexp import build
+from snnexp.engine import allocator, distributed, profiling, trial
 from snnexp.errors import UserError
 from snnexp.rundir import write_json
 
@@ -82,6 +84,32 @@ def test_a_setting_is_measured(data_dir, tmp_path):
     assert report["batch_size"] == 16 and report["precision"] == "fp32" and report["training_samples"] == 64 and report["steps"] >= 2
     assert report["samples_per_s"]["median"] > 1 and 2**27 < report["peak_bytes"] <= outcome.memory < 2**33
     assert outcome.seconds > sum(report["step_ms"].values()) / 1e4
+
+
+def test_the_steps_that_are_measured_save_nothing(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(allocator, "keep_memory", lambda: None)
+    settings = composed(*TINY, f"data_dir={data_dir}", "model.width=0.0625", "save_minutes=1e-9", "tracker=[lif,timing]")
+    with trial.experiment(settings, tmp_path) as x:
+        profiling.steps(x, profiling.Meter(1, 2))
+        assert list(x.trackers) == ["lif"] and list(x.run.checkpoints.iterdir()) == []
+
+
+def test_events_are_recorded_on_the_device_that_was_chosen(tmp_path, monkeypatch):
+    class Built(Exception):
+        pass
+
+    chosen = []
+
+    def experiment(run, settings, ranks, terminal):
+        assert chosen == [ranks.device] == [torch.device("cuda", 1)], "before anything is built"
+        raise Built
+
+    monkeypatch.setattr(allocator, "keep_memory", lambda: None)
+    monkeypatch.setattr(distributed, "choose_device", lambda requested: torch.device(requested))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(build, "experiment", experiment)
+    with pytest.raises(Built), trial.experiment({"device": "cuda:1", "tracker": {}}, tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(

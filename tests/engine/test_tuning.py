@@ -170,6 +170,38 @@ def test_what_turns_out_slower_in_the_end_is_given_up():
     assert ladder.compare()["ratio"] == 0.9 and ladder.differing() == {}
 
 
+def test_a_baseline_that_never_ran_is_not_measured_again():
+    machine = Machine(lambda s: 100, lambda s: s["batch_size"], limit=10)
+    ladder = climbed(machine, Space([], samples=64), BASE | {"batch_size": 16})
+    before = len(machine.asked)
+    assert ladder.compare() is None and ladder.broken is None and len(machine.asked) == before
+    assert ladder.differing() == {"batch_size": 8, "accumulate": 2}
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_does_not_run_in_the_end_is_given_up(turn):
+    tries = Counter()
+
+    def rate(setting):
+        tries[setting["precision"]] += 1
+        return 100 if setting["precision"] == "fp32" else None if tries["bf16"] == last else 200
+
+    last = -1
+    ladder = climbed(Machine(rate))
+    assert ladder.differing() == {"precision": "bf16"}
+    last = tries["bf16"] + turn
+    assert ladder.compare() is None and ladder.differing() == {} and ladder.final is None
+    assert ladder.broken == {"which": "tuned", "setting": {"precision": "bf16"}, "state": "failed", "reason": "no"}
+
+
+def test_a_baseline_that_does_not_run_in_the_end_changes_nothing():
+    broken = False
+    ladder = climbed(Machine(lambda s: None if broken and s["precision"] == "fp32" else 100 * (1 + (s["precision"] == "bf16"))))
+    broken = True
+    assert ladder.compare() is None and ladder.differing() == {"precision": "bf16"}
+    assert ladder.broken == {"which": "baseline", "setting": {}, "state": "failed", "reason": "no"}
+
+
 def test_a_ctrl_c_leaves_the_rows():
     machine = Machine(lambda s: 100)
 

@@ -12,7 +12,7 @@ from snnexp.models.neurons import LIFNode
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest, resized_flow, warp
 from snnexp.models.svrt.spikes import SpikeEncoder3D
 from snnexp.models.svrt.vrt import VRT, Double, Halve, neighbours
-from snnexp.models.svrt.window_attention import AttentionLayer, attend, relative_places, sine_positions
+from snnexp.models.svrt.window_attention import AttentionLayer, WindowAttention, attend, relative_places, sine_positions
 
 DESCRIBED = {"last_width": 96, "groups": 6, "window": [5, 8, 8]}
 TINY = {
@@ -96,10 +96,13 @@ def test_windows_of_one_kind_at_a_time_are_what_a_mask_for_each_gives(shift):
 
 
 def test_relative_places_count_through_the_table_and_do_not_depend_on_the_size():
-    full = relative_places((2, 3, 3), (2, 3, 3)).view(18, 18)
+    full = relative_places((2, 3, 3))
     assert full[0, 0] == (1 * 5 + 2) * 5 + 2 and full[0, 17] == 0 and full[17, 0] == 3 * 5 * 5 - 1
-    small = relative_places((1, 2, 2), (2, 3, 3)).view(4, 4)
-    assert small[0, 3] == full[0, 4] and small[3, 0] == full[4, 0]  # one row and one column on, in either
+    attention = WindowAttention(4, 1, (2, 3, 3), mutual=False)
+    table = attention.relative_position_bias_table[:, 0]
+    small = attention.relative_bias((1, 2, 2))[0]
+    assert small.shape == (4, 4) and small[0, 3] == table[full[0, 4]] and small[2, 1] == table[full[3, 1]]
+    assert torch.equal(attention.relative_bias((2, 3, 3))[0], table[full])
 
 
 def test_positions_are_sines_of_rows_then_columns():
@@ -179,7 +182,8 @@ def test_a_flow_says_where_to_look():
     assert torch.allclose(seen[0, 0, :2, :4], image[0, 0, 2:, 1:], atol=1e-4) and seen[0, 0, 2:].abs().max() < 1e-4
     assert warp(image, flow_of(0.5, 0, image))[0, 0, 0, 0] == pytest.approx(0.5, abs=1e-5)
     corners = four_nearest(image, flow_of(0.3, 1.2, image))[0, :, 1, 1]
-    assert corners.tolist() == [11.0, 12.0, 16.0, 17.0]  # rows 2 and 3, columns 1 and 2
+    assert corners.tolist() == [11.0, 16.0, 12.0, 17.0]  # rows 2 and 3 of column 1, then of column 2
+    assert four_nearest(image, flow_of(math.nan, 0, image)).isfinite().all()
     assert four_nearest(image, flow_of(-1.5, 0, image))[0, :, 0, 1].tolist() == [0.0, 0.0, 0.0, 0.0]
     half = resized_flow(flow_of(4, 2, image), (2, 5))
     assert half[0, :, 0, 0].tolist() == [4.0, 1.0]
@@ -300,6 +304,9 @@ def test_recomputation_is_honoured_by_every_layer():
         ({"width": 10}, "width=10"),
         ({"deform_groups": 3}, "deform_groups=3"),
         ({"window": [6, 8]}, "window"),
+        ({"heads": 0}, "heads=0"),
+        ({"drop_path": 1.5}, "drop_path=1.5"),
+        ({"encoder": "conv", "spike_channels": 2, "spike_heads": 0}, "spike_heads=0"),
         ({"align_scale": 4}, "align_scale=4"),
         ({"still_groups": 9}, "still_groups=9"),
         ({"encoder": "snn", "spike_channels": 2}, "none, conv, lif"),

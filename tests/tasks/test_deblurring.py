@@ -1,6 +1,7 @@
 """Losses and metrics of video by their formulas: only what is known counts, frames within videos, videos alike."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from snnexp.data.video import Clips
 from snnexp.errors import UserError
 from snnexp.tasks.deblurring import Deblurring
-from snnexp.tasks.image_quality import psnr
+from snnexp.tasks.image_quality import BEST, psnr
 
 
 class Gain(nn.Module):
@@ -95,18 +96,36 @@ def test_metrics_are_means_over_the_frames_of_a_video_and_then_over_videos():
     four, nine = torch.cat([each[0], each[1, :1]]).mean(), each[2].mean()
     found = judged(task, batch, output)
     assert found["PSNR"] == pytest.approx(((four + nine) / 2).item()) and found["Loss"] == 0.25
-    assert task.metrics({"Loss": 1.0, "n": 2.0, "PSNR": 60.0, "frames": 3.0}) == {"Loss": 0.5, "PSNR": 20.0}
+    assert task.metrics({"Loss": 1.5, "n": 3.0, "PSNR": 60.0}) == {"Loss": 0.5, "PSNR": 20.0}
     assert list(found) == ["Loss", "PSNR", "PSNR_Y", "SSIM", "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI"]
     blurry = (batch.blurry * 255).round() / 255
     of_blur = psnr(blurry.flatten(0, 1), batch.sharp.flatten(0, 1)).view(3, 3)
     assert found["PSNR_blur"] == pytest.approx(((torch.cat([of_blur[0], of_blur[1, :1]]).mean() + of_blur[2].mean()) / 2).item())
 
 
+def test_the_loss_of_a_split_does_not_depend_on_how_it_is_cut_into_batches():
+    task, batch = Deblurring(), clips(2)
+    batch.known[1, 1:] = False
+
+    def summed(*parts):
+        every = [task.counts(*task.loss(Gain(0.5), part, 0), part) for part in parts]
+        return task.metrics({name: sum(counts[name].item() for counts in every) for name in every[0]})
+
+    one, two = (Clips(*(part[n : n + 1] for part in batch)) for n in (0, 1))
+    assert summed(batch) == pytest.approx(summed(one, two))
+
+
+def test_a_process_that_saw_no_clip_knows_the_metrics_too():
+    task, batch = Deblurring(), clips(2)
+    _, true, score = task.predict(batch.blurry, batch)
+    assert Deblurring().ranking(true.numpy(), score.numpy()) == task.ranking(true.numpy(), score.numpy())
+
+
 def test_plain_reconstructions_get_the_factor_that_suits_them_best():
     task, batch = Deblurring(), clips(1)
     exact = batch._replace(tfp=batch.sharp / 3, tfi=batch.sharp * 2)
     found = judged(task, exact, batch.sharp)
-    assert found["PSNR_TFP"] == found["PSNR_TFI"] == math.inf and found["PSNR"] == math.inf
+    assert found["PSNR_TFP"] == found["PSNR_TFI"] == found["PSNR"] == BEST
     assert judged(task, batch, batch.sharp)["PSNR_TFP"] < 20
     assert "PSNR_TFP" not in judged(task, clips(1, baselines=False), batch.sharp)
 
@@ -147,16 +166,19 @@ def test_what_is_kept_is_the_middle_of_the_first_judged_frame():
         ({"perceptual": 0.1}, "vgg_weights=FILE"),
         ({"perceptual_every": 0}, "perceptual_every=0"),
         ({"tile": [12, 20, 256]}, "a tile above its overlap"),
+        ({"lpips": "alex"}, r"snnexp\[lpips\]"),
         ({"lpips": "resnet"}, "alex, vgg, squeeze"),
     ],
 )
-def test_what_is_not_allowed_is_said(options, said):
+def test_what_is_not_allowed_is_said(options, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match=said):
         Deblurring(**options)
 
 
-def test_it_is_for_video_only():
+def test_it_is_for_video_only(monkeypatch):
     with pytest.raises(UserError, match="digits is no video"):
         Deblurring().outputs(SimpleNamespace(name="digits"))
     assert Deblurring().outputs(SimpleNamespace(clip_name=None, provides={"in_channels": 3})) == 3
+    monkeypatch.setattr("snnexp.tasks.deblurring.lpips_net", lambda backbone, device: None)
     assert Deblurring(lpips="alex").modes["LPIPS"] == "min" and "LPIPS" not in Deblurring().modes

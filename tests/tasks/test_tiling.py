@@ -31,17 +31,17 @@ def test_where_pieces_begin(side, tile, overlap, expected):
     assert covered == set(range(side))
 
 
-def test_pieces_give_the_mean_where_they_overlap():
+def test_where_pieces_overlap_each_counts_the_less_the_nearer_its_border():
     torch.manual_seed(0)
     model, blurry, spikes = Frames(), torch.rand(2, 5, 1, 9, 7), torch.rand(2, 5, 3, 9, 7)
     whole = model(blurry, spikes)
     model.seen.clear()
     pieces = tiled(model, blurry, spikes, [3, 6, 7], [1, 2, 2])
     assert set(model.seen) == {(2, 3, 1, 6, 7)} and len(model.seen) == 2 * 2
-    # Rows 3 to 5 belong to both pieces; at the seams rows 3 and 5 of one piece lack a neighbour that the other sees.
+    # Rows 3 to 5 belong to both pieces; rows 3 and 5 each lack a neighbour in one of them, which counts a third there.
     assert torch.allclose(pieces[..., [0, 1, 2, 4, 6, 7, 8], :], whole[..., [0, 1, 2, 4, 6, 7, 8], :], atol=1e-6)
     upper, lower = model(blurry[..., :6, :], spikes[..., :6, :]), model(blurry[..., 3:, :], spikes[..., 3:, :])
-    assert torch.allclose(pieces[..., 5, :], (upper[..., 5, :] + lower[..., 2, :]) / 2, atol=1e-6)
+    assert torch.allclose(pieces[..., 5, :], (upper[..., 5, :] / 3 + lower[..., 2, :]) / (4 / 3), atol=1e-6)
 
 
 def test_a_clip_that_fits_is_one_piece():

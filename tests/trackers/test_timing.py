@@ -1,6 +1,8 @@
 """The timing log: its file line by line, its rows, its step by step use, and a whole run by it."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,11 +208,60 @@ def test_a_state_goes_on_after_a_warm_up_of_its_own(tmp_path, clock):
     steps(logger(tmp_path, clock, file_flush_interval=1), 1)
     assert (tmp_path / "timing.log").read_text().count("Step") == 1  # another run begins anew
 
-    elsewhere = logger(tmp_path, clock, warmup=0)
+    elsewhere = logger(tmp_path, clock, warmup=0, enable_file=False)
     elsewhere.load_state_dict(state | {"device": "a GPU"})
     assert steps(elsewhere, 7).rows()[0]["inclusive_ms"] == pytest.approx(8) and elsewhere.steps == 1
     torch.save(state, tmp_path / "state")
     assert_same(torch.load(tmp_path / "state", weights_only=True), first.state_dict())
+
+
+def test_a_state_cuts_the_file_back_to_its_own_blocks(tmp_path, clock):
+    def steps(log: TimingLogger, *times: float) -> None:
+        for ms in times:
+            log_timing("forward", ms)
+            log.step()
+
+    def started(**options) -> TimingLogger:
+        log = logger(tmp_path, clock, file_flush_interval=1, **options)
+        set_global_timing_logger(log)
+        return log
+
+    first, path = started(), tmp_path / "timing.log"
+    steps(first, 10, 20)
+    known, state = path.read_text(), first.state_dict()
+    assert state["offset"] == path.stat().st_size > 0
+    steps(first, 30)  # past the checkpoint, and then a kill
+    first.print_summary()
+    assert started(enable_file=False).load_state_dict(state) is None and path.read_text() != known  # it is the main process's alone
+    then = started()
+    then.load_state_dict(state | {"device": "a GPU"})
+    assert path.read_text() == known
+    then.spans.number = 3
+    steps(then, 40)
+    then.print_summary()
+    said = path.read_text()
+    assert said.startswith(known) and [said.count(f"Step {number}\n") for number in (1, 2, 3)] == [1, 1, 1]
+    assert said.count("Summary") == 1 and "    40.00ms" in said and "    30.00ms" not in said
+    path.write_text(known[:-100])
+    with pytest.raises(UserError, match=r"timing\.log has \d+ bytes, but the checkpoint says that \d+ of them are its own"):
+        started().load_state_dict(state)
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/timing.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    model = nn.Sequential()
+    model.stage1, model.stage2 = nn.Linear(2, 2), nn.Linear(2, 2)
+    exec(example, {"model": model, "loader": [torch.ones(1, 2)] * 5, "ms": 2.5})
+    written = json.loads(Path("logs/timing.json").read_text())
+    assert (written["steps"], written["warmup_steps"]) == (2, 3)
+    rows = {row["name"]: row for row in written["rows"]}
+    parts = {"step", "forward", "forward/stage1", "forward/stage2", "backward", "decoder", "decoder/attention"}
+    assert parts <= rows.keys() <= parts | {"other"}  # where the step is shorter than the times given, nothing is left over
+    assert rows["forward"]["calls_per_step"] == rows["forward/stage1"]["calls_per_step"] == 1
+    assert rows["decoder"]["calls_per_step"] == 0 and rows["decoder"]["inclusive_ms"] == 2.5
+    assert timing_spans.running is None and "Summary: 2 steps" in Path("logs/timing.log").read_text()
 
 
 def test_memory_does_not_grow_with_steps(tmp_path, clock):
@@ -280,7 +331,7 @@ def runs(snnexp, tmp_path_factory):
 
 def test_the_tree_of_a_run_is_its_step(runs):
     run, _, said = runs
-    rows = {row["name"]: row for row in json.loads((run / "timing.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((run / "logs/timing.json").read_text())["rows"]}
     roots = [row for name, row in rows.items() if row["depth"] == 0 and name != "step"]
     step = rows["step"]["inclusive_ms"]
     assert [row["name"] for row in roots] == [
@@ -312,13 +363,14 @@ def test_a_run_that_is_timed_trains_as_one_that_is_not(runs):
     a, b = (load(run / "checkpoints/checkpoint_final.pth") for run in (timed_run, plain))
     assert_same(a["state_dict"], b["state_dict"])
     assert (timed_run / "logs/metrics.jsonl").read_text() == (plain / "logs/metrics.jsonl").read_text()
-    assert not (plain / "timing.json").exists()
+    assert not (plain / "logs/timing.json").exists()
 
 
 def test_a_resumed_run_counts_on(runs, snnexp):
     run = runs[0]
     snnexp("resume", run, "epochs=2", cwd=run.parents[1])
-    written = json.loads((run / "timing.json").read_text())
+    written = json.loads((run / "logs/timing.json").read_text())
     assert (written["steps"], written["warmup_steps"]) == (32, 0)
     said = (run / "logs/timing.log").read_text()
-    assert said.count("Summary: 16 steps") == said.count("Summary: 32 steps") == 1 and "Step 24\n" in said
+    assert re.findall(r"Step \d+(?=\n)", said) == [f"Step {number}" for number in (8, 16, 24, 32)]
+    assert said.count("Summary") == said.count("Summary: 32 steps") == 1, "the one before is gone"

@@ -108,6 +108,24 @@ def test_the_network_inside_the_loss_is_told_beside_it(spans, clock):
     assert tree(spans) == {"step": (16, 0, 1), "forward": (12, 2, 1), "forward/stage1": (10, 10, 1), "loss": (4, 4, 1)}
 
 
+def test_the_network_inside_a_span_forward_is_that_span(spans, clock):
+    with timed("step"), timed("forward"):
+        clock.go(1)
+        forward = spans.open_forward()
+        part = spans.open_part(("stage1", "block"))
+        clock.go(10)
+        spans.close(part)
+        clock.go(2)
+        spans.close(forward)
+        clock.go(4)
+    assert tree(spans) == {
+        "step": (17, 0, 1),
+        "forward": (17, 7, 1),
+        "forward/stage1": (10, 0, 0),
+        "forward/stage1/block": (10, 10, 1),
+    }
+
+
 def test_parts_of_parts_that_have_no_span_count_for_what_lies_between(spans, clock):
     with timed("step"):
         forward = spans.open_forward()

@@ -8,6 +8,8 @@ from typing import Any
 from snnexp.analysis.panels import figure, grid, lone, panels, whole_numbers
 
 COLOURS = {"Train": "#8c8c8c", "Val": "#1f6fb4"}
+BESIDE = {"PSNR": ("PSNR_blur", "PSNR_TFP", "PSNR_TFI"), "SSIM": ("SSIM_blur",)}
+"""What a metric is to be compared with: lines in its panel, not panels of their own."""
 NOT_CURVES = ("epoch", "step", "nonfinite")
 
 
@@ -54,6 +56,7 @@ def metric_names(rows: list[dict[str, Any]]) -> list[str]:
 def draw(rows: list[dict[str, Any]], best: dict[str, Any] | None, title: str, path: Path) -> bool:
     """Draw every metric in a panel of its own, with the best epoch marked; False if the log has none."""
     names = metric_names(rows)
+    names = [name for name in names if not any(base in names and name in beside for base, beside in BESIDE.items())]
     if not names:
         return False
     height, width = grid(len(names))
@@ -64,6 +67,10 @@ def draw(rows: list[dict[str, Any]], best: dict[str, Any] | None, title: str, pa
             parts = [part for part in parts if part[1]] or [("", *series(rows, name), "#333333")]
             for part, epochs, values, colour in parts:
                 axes.plot(epochs, values, color=colour, label=part, **lone(epochs))
+            for dashes, beside in enumerate(BESIDE.get(name, ()), start=1):
+                if known := series(rows, f"Val/{beside}")[1]:
+                    said = f"{beside.rpartition('_')[2]}, {known[-1]:.4g}"
+                    axes.axhline(known[-1], color="#555555", linewidth=1, linestyle=(0, (dashes, dashes)), label=said)
             if chosen is not None:
                 monitored = best["metric"] == f"Val/{name}"
                 axes.axvline(chosen, color="#c44e52", linewidth=0.8, linestyle=(0, (4, 3)), label=f"best epoch, {chosen:g}")

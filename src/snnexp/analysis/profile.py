@@ -158,20 +158,38 @@ def _padded(line: list[str], widths: list[int]) -> list[str]:
 
 def verdict(found: dict[str, Any]) -> str:
     """What tuning came to."""
-    tuned, final, lines = found["tuned"], found["final"], []
+    tuned, lines = found["tuned"], []
     if found["stopped"]:
         lines.append(f"Not everything was tried: {found['stopped']}.")
-    if not tuned:
-        lines.append("Nothing was faster than the baseline, beyond the noise: it stays as it is.")
-    else:
-        lines.append(f"Fastest that fits: {' '.join(f'{key}={spelt(value)}' for key, value in tuned.items())}")
-    if final is not None:
-        lines.append(
-            f"baseline {final['baseline_samples_per_s']:.4g} -> tuned {final['tuned_samples_per_s']:.4g} samples/s, measured in turn: "
-            f"x{final['ratio']:.2f}"
+    if tuned:
+        lines.append(f"Fastest that fits: {_words(tuned)}")
+    return "\n".join([*lines, outcome(found), *notes(found)])
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """How the tuned setting stands to the baseline, in a sentence."""
+    tuned, final, broken, first = found["tuned"], found["final"], found["broken"], found["rows"][0]
+    if tuned and final is None:
+        alone = f"tuned {[row for row in found['rows'] if row['kept']][-1]['samples_per_s']['median']:.4g} samples/s"
+        if broken is not None:
+            return f"{alone}; the baseline did not run again beside it ({broken['state']}: {broken['reason']}), so it is not compared."
+        return f"{alone}; the baseline does not run here ({first['state']}: {first['reason']}), so there is nothing to compare it with."
+    if not tuned and broken is not None:
+        return (
+            f"{_words(broken['setting'])} was faster, but did not run in the last comparison ({broken['state']}: {broken['reason']}): "
+            "given up, the baseline stays as it is."
         )
-    lines += notes(found)
-    return "\n".join(lines)
+    if final is None:
+        return "Nothing was faster than the baseline, beyond the noise: it stays as it is."
+    said = (
+        f"baseline {final['baseline_samples_per_s']:.4g} -> tuned {final['tuned_samples_per_s']:.4g} samples/s, measured in turn: "
+        f"x{final['ratio']:.2f}"
+    )
+    return f"{said}." if tuned else f"{said}: no faster after all, so the baseline stays as it is."
+
+
+def _words(setting: dict[str, Any]) -> str:
+    return " ".join(f"{key}={spelt(value)}" for key, value in setting.items())
 
 
 def notes(found: dict[str, Any]) -> list[str]:

@@ -195,8 +195,17 @@ def _findings(facts: Facts) -> str:
         *_of_rates(facts.record),
         *_of_change(facts.record),
         *_of_training(facts),
+        *_of_restoring(facts.result),
     ]
     return "Findings\n" + "\n".join(f"  - {line}" for line in found or ["nothing out of the ordinary."])
+
+
+def _of_restoring(result: dict[str, Any]) -> list[str]:
+    test, plain = result.get("test"), {"blur": "the blurry input", "TFP": "the mean rate of its spikes", "TFI": "their inverse interval"}
+    test = test if isinstance(test, dict) else {}
+    own, others = number(test.get("PSNR")), {said: number(test.get(f"PSNR_{name}")) for name, said in plain.items()}
+    better = {said: value for said, value in others.items() if None not in (own, value) and value > own}
+    return [f"what was restored (PSNR {own:.2f} dB) is worse than {said} ({value:.2f} dB)." for said, value in better.items()]
 
 
 def _of_units(facts: Facts) -> list[str]:

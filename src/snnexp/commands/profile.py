@@ -74,18 +74,18 @@ def measure(settings: dict[str, Any]) -> None:
     from snnexp.engine.distributed import choose_device
 
     before = memory.peak_bytes(choose_device(settings["device"]))
-    with tempfile.TemporaryDirectory(prefix="snnexp_profile_") as scratch:
-        try:
-            with trial.experiment(settings, Path(scratch)) as x:
-                found = profiling.profile(x, settings["warmup"], settings["steps"], before)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(word in str(error).lower() for word in trial.FULL):
-                raise RunFailed(
-                    f"out of memory: {str(error).splitlines()[0]}\nLower batch_size, or let tune=true find what fits."
-                ) from error
-            raise
-    found = {"command": command(), "when": now(), "warmup": settings["warmup"]} | found
     folder = claim(settings)
+    try:
+        with tempfile.TemporaryDirectory(prefix="snnexp_profile_") as scratch, trial.experiment(settings, Path(scratch)) as x:
+            found = profiling.profile(x, settings["warmup"], settings["steps"], before)
+    except BaseException as error:  # whatever it is, a Ctrl-C too, goes on; only the directory, in which nothing is, goes away
+        folder.rmdir()
+        full = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in trial.FULL)
+        if full or isinstance(error, MemoryError):
+            said = str(error).strip().splitlines() or ["no more is known"]
+            raise RunFailed(f"out of memory: {said[0]}\nLower batch_size, or let tune=true find what fits.") from error
+        raise
+    found = {"command": command(), "when": now(), "warmup": settings["warmup"]} | found
     said = text.report(found)
     write_json(folder / "profile.json", found | {"settings": settings})
     write_text(folder / "profile.txt", f"{found['command']}\n{found['when']}\n\n{said}\n")
@@ -130,8 +130,8 @@ class Tuning:
             self.write("interrupted")
             print(f"\n{self.table()}\nInterrupted: the rows so far are in {os.path.relpath(self.folder)}", file=sys.stderr)
             raise
-        tuned = self.write_yaml()
         found = self.write(self.ladder.stopped)
+        tuned = self.write_yaml(found)
         said = f"{self.table()}\n\n{text.verdict(found)}"
         write_text(self.folder / "profile.txt", f"{command()}\n{now()}\n\n{said}\n\n{tuned}\n")
         print(f"\n{said}\n\n{os.path.relpath(self.folder)}\n{tuned}")
@@ -193,6 +193,7 @@ class Tuning:
             "baseline": self.ladder.baseline,
             "tuned": self.ladder.differing(),
             "final": self.ladder.final,
+            "broken": self.ladder.broken,
             "stopped": stopped,
             "rows": [as_dict(row) for row in self.ladder.rows],
         }
@@ -201,19 +202,15 @@ class Tuning:
         write_json(self.folder / "profile.json", found | {"settings": self.settings})
         return found
 
-    def write_yaml(self) -> str:
-        """Write experiment/tuned.yaml; the command that takes it."""
-        setting = self.ladder.differing()
-        facts, final = self.facts, self.ladder.final
-        gain = "nothing was faster than the baseline"
-        if final is not None and setting:
-            gain = f"{final['baseline_samples_per_s']:.4g} -> {final['tuned_samples_per_s']:.4g} samples/s (x{final['ratio']:.2f})"
+    def write_yaml(self, found: dict[str, Any]) -> str:
+        """Write experiment/tuned.yaml, from the content of profile.json; the command that takes it."""
+        setting, facts = found["tuned"], self.facts
         taken = " ".join(["snnexp train", *(f"--config-dir {shlex.quote(folder)}" for folder in self.config_dirs)])
         taken += f" --config-dir {shlex.quote(os.path.relpath(self.folder))} experiment=tuned"
         comments = [
             f"Found by snnexp profile tune=true on {date.today()}: {facts['model']} on {facts['dataset']}, {facts['device']}"
             f" ({facts['cores']} cores), torch {facts['torch']}.",
-            f"Baseline -> tuned: {gain}.",
+            text.outcome(found),
             f"Measured by: {command()}",
             *(f"{key}: {text.spelt(self.ladder.baseline[key])} -> {text.spelt(value)}"
               + (", which changes the numbers of training" if key in CHANGES_TRAINING else "") for key, value in setting.items()),

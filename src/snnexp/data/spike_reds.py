@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from snnexp.data.files import natural
 from snnexp.data.spikes import Box, Representation, Stream, open_dat, tfp_of
 from snnexp.data.video import Augmentation, Recording, Sample, VideoClips
+from snnexp.data.video_folders import opened, size_of
 from snnexp.errors import MissingData, UserError
 
 GAIN = 425 / 255
@@ -32,9 +32,9 @@ class KeyStream(Recording):
 
     def __init__(self, dat: Path, png: Path, frames: int, stride: int, exposure: int) -> None:
         self.name, self.path, self.png, self.frames, self.exposure = dat.stem, dat, png, frames, exposure
+        self.size = size_of(png)
+        self.stream = open_dat(dat, *self.size)  # before the picture is decoded, which its header may say is enormous
         self.truth = grey(png)
-        self.size = self.truth.shape
-        self.stream = open_dat(dat, *self.size)
         self.shortest = self.stream.count
         key = re.search(r"_id(\d+)$", dat.stem)
         if key is None:
@@ -51,6 +51,11 @@ class KeyStream(Recording):
         self.moments = [self.key + (d - frames // 2) * stride for d in range(frames)]
         self.known = np.arange(frames) == frames // 2
 
+    @property
+    def shape(self) -> str:
+        """How many spike frames it has, of how many pixels, in words."""
+        return f"{self.stream.count} spike frames of {self.size[1]} x {self.size[0]} pixels"
+
     def blurry(self, frame: int, box: Box) -> np.ndarray:
         dtype = np.uint8 if self.exposure < 256 else np.int16
         return self.stream.around(self.moments[frame], self.exposure, box).sum(axis=0, dtype=dtype)[None]
@@ -62,11 +67,16 @@ class KeyStream(Recording):
         return self.stream, self.moments[frame]
 
     @cached_property
-    def _content(self) -> int:
+    def _stream(self) -> int:
         return zlib.crc32(self.stream.packed)
 
     def fingerprint(self) -> int:
-        return self._content
+        """The CRC-32 of the stream."""
+        return self._stream
+
+    def content(self) -> int:
+        """That, and of the picture and the number of the key frame."""
+        return zlib.crc32(f"{self.key}".encode(), zlib.crc32(self.truth, self._stream))
 
 
 class SpikeREDS(VideoClips):
@@ -80,7 +90,8 @@ class SpikeREDS(VideoClips):
     Split: the right-hand strip of each training stream (`val_fraction` of its width, a multiple of 8 pixels) is the validation; crops
     come from what lies 16 pixels or more to the left of it. "test" and "all" are whole frames, "all" of every stream once.
 
-    Raises: MissingData if there are no streams; UserError for an even number of frames, other options out of range, a file that is wrong.
+    Raises: MissingData if there are no streams; UserError for an even number of frames or exposure, other options out of range, a file
+    that is wrong.
     """
 
     def __init__(
@@ -88,14 +99,14 @@ class SpikeREDS(VideoClips):
         *,
         root: str | Path,
         seed: int = 0,
-        frames: int = 5,
-        stride: int = 24,
+        frames: int = 3,
+        stride: int = 16,
         exposure: int = 97,
-        spikes: str = "tfp",
-        window: int = 45,
-        bins: int = 15,
+        spikes: str = "raw",
+        window: int = 33,
+        bins: int = 11,
         crop: int = 64,
-        crops: int = 64,
+        crops: int = 96,
         flip: bool = True,
         reverse: bool = True,
         tfp_window: int = 32,
@@ -103,9 +114,10 @@ class SpikeREDS(VideoClips):
     ) -> None:
         if frames < 1 or frames % 2 == 0:
             raise UserError(f"dataset.frames is {frames}; allowed are odd numbers: the moment with a truth is in the middle.")
-        for option, value in (("stride", stride), ("exposure", exposure)):
-            if value < 1:
-                raise UserError(f"dataset.{option} is {value}; allowed are 1 and more spike frames.")
+        if stride < 1:
+            raise UserError(f"dataset.stride is {stride}; allowed are 1 and more spike frames.")
+        if exposure < 1 or exposure % 2 == 0:
+            raise UserError(f"dataset.exposure is {exposure}; allowed are odd numbers of spike frames: the moment is in the middle.")
         if not 0 <= val_fraction < 1:
             raise UserError(f"dataset.val_fraction is {val_fraction}; allowed is 0 to below 1.")
         root = Path(root)
@@ -113,6 +125,11 @@ class SpikeREDS(VideoClips):
         recordings, samples, whole = [], {"train": [], "val": [], "test": []}, []
         for part, dat, png in found:
             recording = KeyStream(dat, png, frames, stride, exposure)
+            if recordings and (unlike := recording.shape) != recordings[0].shape:
+                raise UserError(
+                    f"{dat} has {unlike}, by its picture {png.name}, but {recordings[0].path} has {recordings[0].shape}: the streams of a set "
+                    "are alike. One of these files is cut off, or a picture is not of the camera's size."
+                )
             number, (height, width), known = len(recordings), recording.size, tuple(recording.known.tolist())
             recordings.append(recording)
             name = f"{part}_{dat.stem}" if sum(other.stem == dat.stem for _, other, _ in found) > 1 else dat.stem
@@ -134,6 +151,7 @@ class SpikeREDS(VideoClips):
         if samples["val"]:
             words.append(f"val their right-hand strips ({strip} pixels wide, {GAP} apart)")
         words.append(f"{len(samples['test'])} test streams, whole" if samples["test"] else "no test streams")
+        words.append(f"each of {recordings[0].shape}")
         if lonely:
             words.append(f"{lonely} pictures without a stream left out")
         super().__init__(
@@ -215,10 +233,7 @@ def grey(path: Path) -> np.ndarray:
 
     Raises: UserError if it cannot be read or is not grey with 8 bits.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode != "L":
-                raise UserError(f"{path} is a picture of mode {image.mode}; needed is one of 8-bit grey (mode L).")
-            return np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken PNG
-        raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
+    with opened(path) as image:
+        if image.mode != "L":
+            raise UserError(f"{path} is a picture of mode {image.mode}; needed is one of 8-bit grey (mode L).")
+        return np.asarray(image)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,29 @@ class Stream:
             bits = bits[:, top : top + box.height, box.columns]
         return bits[:, ::-1] if self.bottom_up else bits
 
-    def around(self, moment: int, number: int, box: Box | None = None) -> np.ndarray:
-        """`number` spike frames centred on the frame `moment`, moved so that all lie within the stream, uint8 [number, h, w]."""
-        return self.read(beginning(moment, number, self.count), number, box)
+    def around(self, moment: float, number: int, box: Box | None = None, backwards: bool = False) -> np.ndarray:
+        """`number` spike frames centred on a moment (`beginning`), moved so that all lie within the stream, uint8 [number, h, w].
+
+        `backwards`: those that the stream read backwards in time gives around the same moment, in their true order. They are others, by
+        one frame, where the moment is in the middle of no window of so many frames, as an even number around a frame.
+        """
+        first = beginning(moment, number, self.count)
+        if backwards:
+            first = self.count - number - beginning(self.count - 1 - moment, number, self.count)
+        return self.read(first, number, box)
 
 
 def _stream(packed: np.ndarray, height: int, width: int, bottom_up: bool) -> Stream:
     return Stream(packed, height, width, bottom_up=bottom_up)
 
 
-def beginning(moment: int, number: int, count: int) -> int:
-    """The first of `number` frames centred on `moment` (of an even number, the later of the two in the middle), all among `count`."""
-    return min(max(moment - number // 2, 0), count - number)
+def beginning(moment: float, number: int, count: int) -> int:
+    """The first of `number` frames centred on a moment, all among `count`.
+
+    A moment is a frame's number, or lies between two (x.5: where they meet). Of an even number around a frame that is the later of the
+    two in the middle; of an odd number around x.5 the later of the two frames that meet is in the middle.
+    """
+    return min(max(floor(moment + 0.5) - number // 2, 0), count - number)
 
 
 def frames_in_dat(path: Path, height: int, width: int) -> int:
@@ -295,12 +307,12 @@ class Representation:
         return channels
 
 
-def tfp_of(stream: Stream, moment: int, window: int, box: Box | None = None) -> np.ndarray:
+def tfp_of(stream: Stream, moment: float, window: int, box: Box | None = None) -> np.ndarray:
     """The mean of `window` spike frames around a moment (TFP: texture from playback), in spikes a frame, float32 [h, w]."""
     return stream.around(moment, window, box).sum(axis=0, dtype=np.int32).astype(np.float32) / np.float32(window)
 
 
-def tfi_of(stream: Stream, moment: int, box: Box | None = None) -> np.ndarray:
+def tfi_of(stream: Stream, moment: float, box: Box | None = None) -> np.ndarray:
     """1 / ISI at a moment (TFI: texture from interval), in spikes a frame, float32 [h, w]; `rates` of 64 frames before and after it."""
     number = min(2 * REACH + 1, stream.count)
     first = beginning(moment, number, stream.count)

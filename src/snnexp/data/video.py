@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,13 +62,17 @@ class Recording:
         """The sharp picture of a known frame inside a box, uint8 [C, h, w]."""
         raise NotImplementedError
 
-    def spikes(self, frame: int) -> tuple[Stream, int] | None:
-        """The stream that belongs to a frame, and the spike frame at its moment; None without spikes."""
+    def spikes(self, frame: int) -> tuple[Stream, float] | None:
+        """The stream that belongs to a frame, and its moment there: a spike frame's number, or between two; None without spikes."""
         raise NotImplementedError
 
     def fingerprint(self) -> int:
-        """A number of its content, the same wherever it lies."""
+        """A number by which the video is known again wherever it lies, whatever is said to be its truth."""
         raise NotImplementedError
+
+    def content(self) -> int:
+        """A number that another truth, or other files, change too; the fingerprint where that does."""
+        return self.fingerprint()
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Augmentation:
     """What a training clip undergoes, all its frames alike: a random square of `crop` pixels a side, `crops` of each clip in an epoch.
 
     `flip`: mirrored left to right, top to bottom, and along the diagonal, each with p = 0.5; `reverse`: backwards in time with p = 0.5,
-    the order of frames and that of spikes.
+    the order of frames and that of spikes; a window of spikes is then the one that the stream read backwards has.
 
     Raises: UserError for numbers out of range.
     """
@@ -180,14 +184,12 @@ class View(Dataset):
         """The clips of `keys` = (epoch, index) pairs; the epoch moves the augmentation only.
 
         Those of Clips before `prepare`: blurry, sharp uint8 (blurry perhaps int16), spikes integers or float32, known, video; not augmented
-        also tfp and tfi float32, if there are spikes. Raises: UserError for whole clips of unlike sizes.
+        also tfp and tfi float32, if there are spikes. Whole clips of one call are of one size (VideoClips.sizes sees to it).
         """
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         if self.augmentation is None:
             samples = [self.samples[index] for index in indices]
             clips = [self.clip(sample, sample.region, judged=True) for sample in samples]
-            if len({clip[0].shape for clip in clips}) > 1:
-                raise UserError("These clips have unlike sizes, so that they make no batch: judge them with batch_size=1.")
         else:
             u = draws(self.seed, epochs, indices, 6)
             samples = [self.samples[index // self.augmentation.crops] for index in indices]
@@ -200,15 +202,18 @@ class View(Dataset):
         augmentation, side = self.augmentation, self.augmentation.crop
         top = int(u[0] * (sample.region.height - side + 1))
         left = int(u[1] * (sample.region.width - side + 1))
-        parts = self.clip(sample, sample.region.within(top, left, side, side), judged=False)
         mirrored, upside_down, transposed = (augmentation.flip and bool(u[k] < 0.5) for k in (2, 3, 4))
         backwards = augmentation.reverse and bool(u[5] < 0.5)
+        parts = self.clip(sample, sample.region.within(top, left, side, side), judged=False, backwards=backwards)
         return tuple(
             moved(part, mirrored, upside_down, transposed, backwards, channels=place == SPIKES) for place, part in enumerate(parts)
         )
 
-    def clip(self, sample: Sample, box: Box, judged: bool) -> tuple[np.ndarray, ...]:
-        """What `box` holds of a clip: blurry, sharp [D, C, h, w], spikes [D, K, h, w], known [D], and if `judged` tfp, tfi [D, 1, h, w]."""
+    def clip(self, sample: Sample, box: Box, judged: bool, backwards: bool = False) -> tuple[np.ndarray, ...]:
+        """What `box` holds of a clip: blurry, sharp [D, C, h, w], spikes [D, K, h, w], known [D], and if `judged` tfp, tfi [D, 1, h, w].
+
+        All in its true order; `backwards` chooses the windows of spikes for one that is to be reversed (`Stream.around`).
+        """
         recording = self.recordings[sample.recording]
         numbers, known = range(sample.first, sample.first + self.frames), np.array(sample.known)
         blurry = np.stack([recording.blurry(frame, box) for frame in numbers])
@@ -221,7 +226,7 @@ class View(Dataset):
         way = [Enlargement((stream.height, stream.width), recording.size, box) for stream, _ in seen]
         spikes = np.stack(
             [
-                to_box(self.representation.taken(stream.around(moment, self.representation.window, to_box.inner)))
+                to_box(self.representation.taken(stream.around(moment, self.representation.window, to_box.inner, backwards)))
                 for (stream, moment), to_box in zip(seen, way, strict=True)
             ]
         )
@@ -250,6 +255,12 @@ def moved(x: np.ndarray, mirrored: bool, upside_down: bool, transposed: bool, ba
     return x
 
 
+def middle(region: Box, side: int) -> Box:
+    """The square of `side` pixels in the middle of a region, or as much of it as there is."""
+    height, width = min(side, region.height), min(side, region.width)
+    return region.within((region.height - height) // 2, (region.width - width) // 2, height, width)
+
+
 class VideoClips:
     """Clips of blurry video, their sharp frames, and spikes; a split; what is said of spikes alone (TFP, TFI).
 
@@ -263,7 +274,6 @@ class VideoClips:
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     node_budget = PIXELS
-    telling_samples = 2  # of their many pixels a rate is known well enough
 
     def __init__(
         self,
@@ -342,6 +352,12 @@ class VideoClips:
         representation = self.representation or Representation("raw", 1, 1)  # not asked for anything where there are no spikes
         return View(self.recordings, self.samples_in(split), self.frames, representation, self.tfp_window, augmentation, self.seed)
 
+    def telling_part(self, split: str) -> View:
+        """The middle `crop` of the first two clips of a split: pixels enough to tell what neurons do and what a clip costs."""
+        part, side = self.view(split), self.augmentation.crop
+        part.samples = [replace(sample, region=middle(sample.region, side)) for sample in self.samples_in(split)[:2]]
+        return part
+
     def sizes(self, split: str, augmented: bool = False) -> np.ndarray:
         """The pixels of each clip of a split, int64 [M]: of unlike sizes all count as many as a batch may have, so that each is alone.
 
@@ -371,8 +387,11 @@ class VideoClips:
         )
 
     def digest(self, samples: Sequence[Sample]) -> str:
-        """The hash of a choice of clips: of the content of their recordings, the frames and the region; not of how they are seen."""
-        parts = [f"{self.recordings[s.recording].fingerprint()} {s.first} {s.region} {len(s.known)}" for s in samples]
+        """The hash of a choice of clips: of `content` of their recordings, the first frame, the number of frames, and the region.
+
+        Not of how a recording is seen: exposure, distance of moments, simulated camera, representation of spikes.
+        """
+        parts = [f"{self.recordings[s.recording].content()} {s.first} {s.region} {len(s.known)}" for s in samples]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def fingerprints(self, samples: Sequence[Sample]) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from snnexp.data.cache import Arrays, Notes, loose, prepared_arrays
 from snnexp.data.files import natural
@@ -75,15 +77,15 @@ class Sensor:
 
 
 class FolderRecording(Recording):
-    """One clip of pictures, decoded when they are asked for.
+    """One clip of pictures, called `name`, decoded when they are asked for.
 
     Raises: UserError if blurry and sharp frames do not belong together, or spikes are not as they should be.
     """
 
     channels = 3
 
-    def __init__(self, folders: Folders, root: Path, sensor: Sensor) -> None:
-        self.name, self.folders, self.sensor = folders.name, folders, sensor
+    def __init__(self, folders: Folders, root: Path, sensor: Sensor, name: str) -> None:
+        self.name, self.folders, self.sensor = name, folders, sensor
         blurry, self.sharp_files = pictures(folders.blurry), pictures(folders.sharp)
         for here, there, place in ((blurry, self.sharp_files, folders.sharp), (self.sharp_files, blurry, folders.blurry)):
             if lonely := [path for stem, path in here.items() if stem not in there]:
@@ -100,16 +102,20 @@ class FolderRecording(Recording):
         self.entry = prepared_spikes(self, root, sensor) if sensor.source == "simulated" else None
         self.shortest = self.check_files() if sensor.source == "file" else len(self.entry.arrays["spikes"]) if self.entry else None
 
+    @property
+    def spike_files(self) -> list[Path]:
+        """The file of the clip, or those of its frames."""
+        if self.folders.spike_file.is_file():
+            return [self.folders.spike_file]
+        return [self.folders.spike_folder / f"{stem}.dat" for stem in self.stems]
+
     def check_files(self) -> int:
         """The fewest spike frames of its files.
 
         Raises: UserError naming the file that is missing or wrong.
         """
-        if self.folders.spike_file.is_file():
-            return frames_in_dat(self.folders.spike_file, *self.sensor_size)
         counts = []
-        for stem in self.stems:
-            path = self.folders.spike_folder / f"{stem}.dat"
+        for path in self.spike_files:
             if not path.is_file():
                 raise UserError(
                     f"{self.name} has no spikes: neither {self.folders.spike_file} nor {path}. Put them there, or choose "
@@ -124,23 +130,33 @@ class FolderRecording(Recording):
     def sharp(self, frame: int, box: Box) -> np.ndarray:
         return decoded(self.sharp_files[frame], self.size)[:, box.rows, box.columns]
 
-    def spikes(self, frame: int) -> tuple[Stream, int] | None:
+    def spikes(self, frame: int) -> tuple[Stream, float] | None:
         if self.sensor.source == "none":
             return None
         if self.entry is not None:
             return Stream(self.entry.arrays["spikes"], *self.size), frame * self.sensor.sub_frames
         if self.folders.spike_file.is_file():
             stream = open_dat(self.folders.spike_file, *self.sensor_size)
-            return stream, (2 * frame + 1) * stream.count // (2 * self.frames)
+            return stream, (2 * frame + 1) * stream.count / (2 * self.frames) - 0.5
         stream = open_dat(self.folders.spike_folder / f"{self.stems[frame]}.dat", *self.sensor_size)
-        return stream, stream.count // 2
+        return stream, (stream.count - 1) / 2
 
     @cached_property
-    def _content(self) -> int:
+    def _fingerprint(self) -> int:
         return zlib.crc32(f"{self.frames}".encode(), zlib.crc32(self.blurry_files[0].read_bytes()))
 
     def fingerprint(self) -> int:
         """The CRC-32 of its first blurry frame's file, and of the number of frames."""
+        return self._fingerprint
+
+    @cached_property
+    def _content(self) -> int:
+        spikes = self.spike_files if self.sensor.source == "file" else []
+        files = [[(path.name, path.stat().st_size) for path in kind] for kind in (self.blurry_files, self.sharp_files, spikes)]
+        return zlib.crc32(repr(files).encode(), self._fingerprint)
+
+    def content(self) -> int:
+        """That, and of the names and sizes of all its pictures, blurry and sharp, and of its spike files; not of all their bytes."""
         return self._content
 
 
@@ -158,11 +174,11 @@ def prepared_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -> Arrays
                     yield luminance(decoded(path, clip.size))
                     advance(1)
 
-            charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(clip.name.encode())])
+            charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(clip.folders.name.encode())])
             for fired in simulated(interpolated(light(), sensor.sub_frames), sensor.theta, charge):
                 yield {"spikes": packed_rows(fired)[None]}
 
-    settings = {"data": "simulated spikes", "version": VERSION, "clip": clip.name, "theta": float(sensor.theta)}
+    settings = {"data": "simulated spikes", "version": VERSION, "clip": clip.folders.name, "theta": float(sensor.theta)}
     settings |= {"sub_frames": sensor.sub_frames, "seed": sensor.seed}
     return prepared_arrays(root, settings, [loose(path) for path in clip.sharp_files], produce, f"spikes of {clip.name}")
 
@@ -178,16 +194,28 @@ def pictures(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in found}
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, by its header.
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read, to be decoded inside.
 
-    Raises: UserError if it is none.
+    Raises: UserError if it cannot be read or decoded, or claims so many pixels that Pillow refuses it.
     """
     try:
         with Image.open(path) as image:
-            return image.size[::-1]
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: no picture ({error}). Copy it again.") from error
+            yield image
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large for a picture of a video ({error}). Replace it.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # SyntaxError is Pillow's word for a broken PNG
+        raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, by its header.
+
+    Raises: UserError as `opened` does.
+    """
+    with opened(path) as image:
+        return image.size[::-1]
 
 
 def pixels(size: Sequence[int]) -> str:
@@ -197,16 +225,12 @@ def pixels(size: Sequence[int]) -> str:
 def decoded(path: Path, size: tuple[int, int]) -> np.ndarray:
     """A picture uint8 [3, H, W].
 
-    Raises: UserError if it cannot be read, or has not the `size` (height, width) of the other frames.
+    Raises: UserError as `opened` does, or if it has not the `size` (height, width) of the other frames.
     """
-    try:
-        with Image.open(path) as image:
-            picture = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken PNG
-        raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
-    if picture.shape[1:] != size:
-        raise UserError(f"{path} has {pixels(picture.shape[1:])}; the clip's first frame has {pixels(size)}.")
-    return picture
+    with opened(path) as image:
+        if image.size[::-1] != size:  # by the header, before an enormous one is decoded
+            raise UserError(f"{path} has {pixels(image.size[::-1])}; the clip's first frame has {pixels(size)}.")
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 def subfolders(path: Path) -> list[str]:
@@ -219,8 +243,8 @@ def subfolders(path: Path) -> list[str]:
 class VideoFolders(VideoClips):
     """Clips of `frames` frames of blurry video, RGB, with sharp frames and spikes.
 
-    `found`: the clips of "train" and "test". Training clips begin every `stride` frames (None: `frames`); of validation and test every
-    frame is judged once. Frames are decoded when they are needed.
+    `found`: the clips of "train" and "test"; two of one name are called train_NAME and test_NAME. Training clips begin every `stride`
+    frames (None: `frames`); of validation and test every frame is judged once. Frames are decoded when they are needed.
     Spikes (`spike_source`): "file", `.dat` files beside the frames, `spike_size` [height, width] pixels (None: those of the frames;
     otherwise what a network gets is enlarged bilinearly); a file of a whole clip has its frames at equal distances, a file of one frame
     has it in the middle. "simulated" (cached): an integrate-and-fire pixel with threshold `theta` sees the luminance of the sharp frames,
@@ -266,7 +290,12 @@ class VideoFolders(VideoClips):
         representation = Representation(spikes, window, bins) if spike_source != "none" else None
         augmentation = Augmentation(crop, crops, flip, reverse)
         train, test = found.get("train", []), found.get("test", [])
-        recordings = [FolderRecording(folders, root, sensor) for folders in [*train, *test]]
+        called = Counter(folders.name for folders in [*train, *test])
+        recordings = [
+            FolderRecording(folders, root, sensor, folders.name if called[folders.name] == 1 else f"{part}_{folders.name}")
+            for part, chosen in (("train", train), ("test", test))
+            for folders in chosen
+        ]
         kept = len(train) - (max(round(val_fraction * len(train)), 1) if val_fraction > 0 and len(train) > 1 else 0)
         numbers = {"train": range(kept), "val": range(kept, len(train)), "test": range(len(train), len(recordings))}
         samples = {

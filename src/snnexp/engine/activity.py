@@ -84,8 +84,13 @@ class LayerRates:
 
 
 def enough(data: Any, split: str, limit: int | None) -> int:
-    """How many samples of a split are looked at: SAMPLES, or as few as the data say, and `limit`, at most."""
-    return min(getattr(data, "telling_samples", SAMPLES), limit or SAMPLES, len(data.view(split)))
+    """How many samples of a split are looked at: SAMPLES and `limit` at most."""
+    return min(SAMPLES, limit or SAMPLES, len(looked_at(data, split)))
+
+
+def looked_at(data: Any, split: str) -> Any:
+    """The samples of a split, or what the data have instead where a part of a few of them tells as much."""
+    return data.telling_part(split) if hasattr(data, "telling_part") else data.view(split, augment=False)
 
 
 def measure(
@@ -104,7 +109,7 @@ def measure(
 
     In evaluation mode and without gradients. Raises: UserError if the split is empty.
     """
-    view = data.view(split, augment=False)
+    view = looked_at(data, split)
     if not len(view):
         raise UserError(f"split={split}: {data.name} has no samples there to measure activity on.")
     meter = EnergyMeter(model)

@@ -68,12 +68,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint of ours, or in a file that holds a bare state dict.
+    """The weights in a checkpoint of ours, or in a file that holds a bare state dict, or one under `params` as restoration models have it.
 
     Raises: UserError if there are none.
     """
     content = _read(path)
     found = weights(content) if isinstance(content, dict) and "state_dict" in content else content
+    if isinstance(found, dict) and isinstance(found.get("params"), dict):
+        found = found["params"]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"{path} holds no weights: neither a checkpoint of snnexp nor a plain state dict.")
     return {name.removeprefix("module."): value for name, value in found.items()}

@@ -13,6 +13,8 @@ from snnexp.data.sampler import pool
 
 LABEL = 14
 """Rows above a picture for what is said of it."""
+NARROWEST = 160
+"""Pixels that a label needs; narrower frames are shown enlarged."""
 
 
 class Frames:
@@ -56,8 +58,10 @@ def picture(frame: Tensor) -> Image.Image:
 
 
 def strip(shown: dict[str, Tensor]) -> Image.Image:
-    """Frames of one size side by side, each below its label."""
+    """Frames of one size side by side, each below its label, narrow ones enlarged by a whole factor."""
     pictures = [picture(frame).convert("RGB") for frame in shown.values()]
+    factor = -(-NARROWEST // pictures[0].width)
+    pictures = [one.resize((factor * one.width, factor * one.height), Image.Resampling.NEAREST) for one in pictures]
     width, height = pictures[0].size
     whole = Image.new("RGB", (width * len(pictures), height + LABEL), "white")
     draw = ImageDraw.Draw(whole)

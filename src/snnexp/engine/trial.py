@@ -150,7 +150,9 @@ def available() -> int | None:
 
 @contextlib.contextmanager
 def experiment(settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The experiment of a setting on one process, without a logger; what a run writes goes to `folder`."""
+    """The experiment of a setting on one process, without a logger or checkpoints; what a run writes goes to `folder`."""
+    import torch
+
     from snnexp import build
     from snnexp.engine import allocator
     from snnexp.engine.distributed import Ranks, choose_device
@@ -158,12 +160,15 @@ def experiment(settings: dict[str, Any], folder: Path) -> Iterator[Any]:
 
     allocator.keep_memory()
     watching = {name: node for name, node in settings["tracker"].items() if not str(node["_target_"]).endswith(".TimingTracker")}
-    settings = settings | {"logger": {"_target_": None}, "tracker": watching}  # the steps are timed from here
+    settings = settings | {"logger": {"_target_": None}, "tracker": watching, "save_minutes": None}  # the steps are timed from here
+    device = choose_device(settings["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events are recorded on the current device
     run = RunDir(folder)
     run.checkpoints.mkdir()
     run.logs.mkdir()
     terminal = Terminal(run.train_log, main=True)
-    x = build.experiment(run, settings, Ranks(0, 1, choose_device(settings["device"])), terminal)
+    x = build.experiment(run, settings, Ranks(0, 1, device), terminal)
     try:
         yield x
     finally:

@@ -82,6 +82,7 @@ class Ladder:
         self.threshold, self.on_row = threshold, on_row
         self.rows: list[Row] = []
         self.final: dict[str, Any] | None = None
+        self.broken: dict[str, Any] | None = None  # what did not run in the last comparison: which of the two, its setting, why
         self.stopped = ""  # why the climb ended before everything was tried
         self._measure, self._clock, self._until = measure, clock, clock() + budget_s
         self._rates: dict[str, list[float]] = {}  # all measurements of a setting
@@ -113,17 +114,25 @@ class Ladder:
             self.stopped = OUT_OF_TIME
 
     def compare(self) -> dict[str, Any] | None:
-        """Measure the baseline and the setting kept, in turn; one that is no faster after all is given up. None if either did not run."""
-        if self.setting == self.baseline:
+        """Measure the baseline and the setting kept, in turn; one that is no faster after all, or does not run, is given up.
+
+        None if there is nothing to compare: they are the same, the baseline has never run, or one of them did not run now.
+        """
+        if self.setting == self.baseline or str(self.baseline) not in self._rates:
             return None
         pairs = []
         for turn in range(FINAL_PAIRS):
             order = [self.baseline, self.setting] if turn % 2 == 0 else [self.setting, self.baseline]
             outcomes = [self._measure(setting, self._patience(setting)) for setting in order]
-            rates = [rate_of(outcome) for outcome in outcomes]
-            if None in rates:
+            before, tuned = outcomes if turn % 2 == 0 else outcomes[::-1]
+            if tuned.state != "ok":
+                self.broken = {"which": "tuned", "setting": self.differing(), "state": tuned.state, "reason": tuned.reason}
+                self.setting = dict(self.baseline)
+                return None
+            if before.state != "ok":
+                self.broken = {"which": "baseline", "setting": {}, "state": before.state, "reason": before.reason}
                 break
-            pairs.append(rates if turn % 2 == 0 else rates[::-1])
+            pairs.append([rate_of(before), rate_of(tuned)])
         if not pairs:
             return None
         ratio = statistics.median(tuned / before for before, tuned in pairs)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
-from snnexp.tasks.image_quality import eight_bit, fitted, lpips, luma, psnr, ssim, studio_luma
+from snnexp.tasks.image_quality import eight_bit, fitted, lpips, lpips_net, luma, psnr, ssim, studio_luma
 from snnexp.tasks.perceptual import PerceptualLoss
 from snnexp.tasks.tiling import tiled
 
@@ -64,6 +64,8 @@ class Deblurring:
             )
         if lpips not in (None, "alex", "vgg", "squeeze"):
             raise UserError(f"task.lpips: {lpips!r} is not known; allowed: alex, vgg, squeeze, null.")
+        if lpips is not None:
+            lpips_net(lpips, torch.device("cpu"))  # what it lacks is said before anything is trained
         self.kind, self.weight, self.every, self.lpips = loss, perceptual, perceptual_every, lpips
         self.perceptual = PerceptualLoss(vgg_weights) if perceptual else None
         self.tile, self.overlap = list(tile), list(overlap)
@@ -83,22 +85,28 @@ class Deblurring:
             restored = tiled(model, batch.blurry, batch.spikes, self.tile, self.overlap)
         with torch.autocast(restored.device.type, enabled=False):
             restored = restored.float()
-            seen, truth = restored[batch.known], batch.sharp[batch.known]
-            loss = LOSSES[self.kind](seen - truth).mean()
+            # A mask, not a choice of frames: how many those are the host would have to ask the device.
+            each = LOSSES[self.kind](restored - batch.sharp).mean((2, 3, 4))
+            loss = (each * batch.known).sum() / batch.known.sum().clamp(min=1)
         if self.perceptual is not None and step % self.every == 0:
-            loss = loss + self.weight * self.perceptual(seen, truth)
+            loss = loss + self.weight * self.perceptual(restored[batch.known], batch.sharp[batch.known])
         return loss, restored
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics of `predict`, in order; of data without spikes the last two are left out."""
+        return ["PSNR", "PSNR_Y", "SSIM", *(["LPIPS"] if self.lpips else []), "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI"]
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: "Clips") -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: clips "n", "Loss", known "frames" and their "PSNR"."""
-        n = torch.full((), len(output), dtype=torch.float64, device=output.device)
-        each = psnr(eight_bit(output[batch.known]), batch.sharp[batch.known])
-        return {"n": n, "Loss": loss.detach().double() * n, "frames": batch.known.sum().double(), "PSNR": each.sum()}
+        """Return float64 sums over the batch on its device: the known frames "n", their "Loss" and "PSNR"."""
+        n = batch.known.sum().double()
+        each = psnr(eight_bit(output.flatten(0, 1)), batch.sharp.flatten(0, 1))
+        return {"n": n, "Loss": loss.detach().double() * n, "PSNR": (each * batch.known.flatten()).sum()}
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
-        """Return the mean loss over clips, and PSNR over frames, from summed `counts`."""
-        return {"Loss": counts["Loss"] / counts["n"], "PSNR": counts["PSNR"] / counts["frames"]}
+        """Return the mean loss and PSNR over the known frames from summed `counts`."""
+        return {"Loss": counts["Loss"] / counts["n"], "PSNR": counts["PSNR"] / counts["n"]}
 
     @torch.no_grad()
     def predict(self, output: Tensor, batch: "Clips") -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +124,6 @@ class Deblurring:
             for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi)):
                 if plain is not None:
                     scores[name] = psnr(fitted(plain[n][known], luma(truth)), luma(truth))
-            self._names = tuple(scores)
             rows.append(torch.stack([batch.video[n].double(), known.sum().double(), *(values.sum() for values in scores.values())]))
         first = batch.known.int().argmax(1)
         kept = [middle(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
@@ -126,7 +133,7 @@ class Deblurring:
         """Return the metrics from the scores of all clips: the mean over the frames of each video, then over the videos."""
         videos = [score[score[:, 0] == video, 1:].sum(0) for video in np.unique(score[:, 0])]
         of_each = np.stack([sums[1:] / sums[0] for sums in videos if sums[0]])
-        return dict(zip(self._names, of_each.mean(0).tolist(), strict=True))
+        return dict(zip(self.names, of_each.mean(0).tolist(), strict=False))
 
 
 def middle(frames: Tensor) -> Tensor:

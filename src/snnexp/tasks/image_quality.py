@@ -9,14 +9,16 @@ from snnexp.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue, ITU-R BT.601."""
+BEST = 100.0
+"""dB of a frame without an error, so that one does not make the mean of all infinite."""
 SSIM_WINDOW = 11
 """Pixels of its Gaussian window."""
 
 
 def psnr(seen: Tensor, truth: Tensor) -> Tensor:
-    """10 log10(1 / MSE) of each frame [F, C, H, W] (0 to 1), in dB, float64 [F]."""
+    """10 log10(1 / MSE) of each frame [F, C, H, W] (0 to 1), in dB, float64 [F]; BEST for a frame without an error."""
     error = (seen.double() - truth.double()).square().flatten(1).mean(1)
-    return -10 * error.log10()
+    return (-10 * error.log10()).clamp(max=BEST)
 
 
 def ssim(seen: Tensor, truth: Tensor) -> Tensor:
@@ -27,9 +29,14 @@ def ssim(seen: Tensor, truth: Tensor) -> Tensor:
         return torch.full((len(seen),), float("nan"), dtype=torch.float64, device=seen.device)
     if not len(seen):  # torchmetrics takes no empty batch
         return torch.zeros(0, dtype=torch.float64, device=seen.device)
+    # In fp64: variances are differences of near numbers, and a GPU may round what it convolves to 10 bits.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(seen.float(), truth.float(), data_range=1.0, reduction="none").double().view(-1)
+    _, everywhere = structural_similarity_index_measure(
+        seen.double(), truth.double(), data_range=1.0, reduction="none", return_full_image=True
+    )
+    inside = slice(SSIM_WINDOW // 2, -(SSIM_WINDOW // 2))  # torchmetrics' own mean takes in borders that it made up
+    return everywhere[..., inside, inside].flatten(1).mean(1)
 
 
 def luma(frames: Tensor) -> Tensor:

@@ -8,22 +8,33 @@ from torch import Tensor, nn
 def tiled(model: nn.Module, blurry: Tensor, spikes: Tensor, tile: list[int], overlap: list[int]) -> Tensor:
     """What `model` makes of clips [N, D, C, H, W] and their spikes in pieces of at most `tile` (frames, rows, columns).
 
-    Neighbouring pieces share `overlap` or more; there the mean of them counts, in fp32.
+    Neighbouring pieces share `overlap` or more; there a piece counts the less the nearer its border is, so that no seam shows. In fp32.
     """
     sides = blurry.shape[1], *blurry.shape[3:]
     if all(side <= most for side, most in zip(sides, tile, strict=True)):
         return model(blurry, spikes)
     total = torch.zeros(blurry.shape, device=blurry.device)
-    count = torch.zeros(sides[0], 1, *sides[1:], device=blurry.device)
+    weight = torch.zeros(sides[0], 1, *sides[1:], device=blurry.device)
     for d in starts(sides[0], tile[0], overlap[0]):
         for h in starts(sides[1], tile[1], overlap[1]):
             for w in starts(sides[2], tile[2], overlap[2]):
                 frames, rows, columns = (slice(first, first + most) for first, most in zip((d, h, w), tile, strict=True))
                 here = slice(None), frames, slice(None), rows, columns
-                total[here] += model(blurry[here], spikes[here]).float()
-                count[frames, :, rows, columns] += 1
+                ramps = [ramp(first, side, most, shared) for first, side, most, shared in zip((d, h, w), sides, tile, overlap, strict=True)]
+                own = torch.einsum("d,h,w->dhw", *ramps).unsqueeze(1).to(blurry.device)
+                total[here] += own * model(blurry[here], spikes[here]).float()
+                weight[frames, :, rows, columns] += own
                 rest(model)
-    return total / count
+    return total / weight
+
+
+def ramp(first: int, side: int, tile: int, overlap: int) -> Tensor:
+    """The weights of a piece along one side, from its begin: 1, and rising and falling over what it shares with the piece beside it."""
+    length = min(tile, side)
+    from_border = torch.arange(1, length + 1) / (overlap + 1)
+    rising = from_border if first > 0 else torch.ones(length)
+    falling = from_border.flip(0) if first + length < side else torch.ones(length)
+    return torch.minimum(rising, falling).clamp(max=1)
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:

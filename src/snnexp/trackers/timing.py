@@ -13,7 +13,7 @@ from torch import nn
 
 from snnexp.errors import UserError
 from snnexp.trackers import timing_log, timing_spans
-from snnexp.trackers.records import no_link, refused, replaced
+from snnexp.trackers.records import replaced
 from snnexp.trackers.timing_figures import ERROR, Figures
 from snnexp.trackers.timing_panel import TOP, Panel
 from snnexp.trackers.timing_parts import attach, watch_sync
@@ -64,7 +64,7 @@ class TimingLogger:
         self._cold = warmup  # steps of warm-up still to come
         self._warm_steps = 0
         self._other = (Figures(), Figures())  # what no part covers: of steps, and of those of warm-up
-        self._enable_file, self._goes_on = enable_file, False
+        self._enable_file, self._file = enable_file, timing_log.Blocks(self.path)
         self._console_every, self._file_every = console_update_interval, file_flush_interval
         if enable_console:
             self.show_on(Console())
@@ -85,7 +85,8 @@ class TimingLogger:
 
         Each has name (a path), depth, inclusive_ms, exclusive_ms (means over all steps; what no part below covers), min_ms, max_ms, p95_ms,
         calls_per_step, share (of the mean step); "gradient sync", which is what the step waited for, also overlapped_ms, the time that
-        gradients were under way while the backward pass went on. A step without the part counts as 0.
+        gradients were under way while the backward pass went on. A step without the part counts as 0. A part that is never called
+        itself (a ModuleList, a path of `log_timing` that only others lie below) takes what those below it take, and its calls are 0.
         """
         self.collect(wait=True)
         if not self.steps:
@@ -107,7 +108,7 @@ class TimingLogger:
             if left > 0:
                 self._other[warm].add(left, left, 1)
             if self._enable_file and number % self._file_every == 0:
-                self._write(timing_log.block(number, self.spans.root, self._means(warm)))
+                self._file.add(timing_log.block(number, self.spans.root, self._means(warm)))
             if self.panel is not None and number % self._console_every == 0:
                 self.panel.show(number, self._parts(), self.spans.root.inclusive)
 
@@ -115,7 +116,7 @@ class TimingLogger:
         """Write the means and extremes of all steps to the file, and show them if the output is a terminal."""
         text = self.summary()
         if self._enable_file:
-            self._write(text)
+            self._file.add(text)
         if self.panel is not None:
             self._console.print(text, markup=False, highlight=False, end="", soft_wrap=True)
 
@@ -130,13 +131,14 @@ class TimingLogger:
         self.spans.forget()
         self.collect(wait=True)
         if self._enable_file:
-            self.write_json(self.path.with_name("timing.json"))
+            self.write_json()
         self.hide()
         if timing_spans.running is self.spans:
             set_global_timing_logger(None)
 
-    def write_json(self, path: Path) -> None:
-        """Write the rows for machines."""
+    def write_json(self) -> Path:
+        """Write the rows for machines, timing.json beside the log; its path."""
+        path = self.path.with_name("timing.json")
         rows = self.rows()
         content = {
             "steps": self.steps,
@@ -151,6 +153,7 @@ class TimingLogger:
         with replaced(path) as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
             file.write("\n")
+        return path
 
     def show_on(self, console: Console) -> None:
         """Draw the panel on a console, if it is a terminal."""
@@ -164,16 +167,28 @@ class TimingLogger:
             self.panel = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted, as plain values."""
+        """What has been counted, and how much of the file is written, as plain values; the blocks themselves lie on the disk."""
         self.collect(wait=True)
+        self._file.sync()
         told = {node.path: (node.figures, node.warm) for node in self.spans.root.walk() if node.figures.count or node.warm.count}
         told[OTHER] = self._other
         figures = {path: [pair[0].state_dict(), pair[1].state_dict()] for path, pair in told.items()}
-        return {"device": self.device, "steps": self.steps, "warm_steps": self._warm_steps, "figures": figures}
+        return {
+            "device": self.device,
+            "steps": self.steps,
+            "warm_steps": self._warm_steps,
+            "offset": self._file.size,
+            "figures": figures,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a state, after a warm-up of its own; times of another device are left out."""
-        self._cold, self._goes_on = self.warmup, True
+        """Go on counting from a state, after a warm-up of its own; times of another device are left out.
+
+        Blocks that came after it are dropped, a summary too. Raises: UserError if the file is shorter than the state says.
+        """
+        if self._enable_file:
+            self._file.cut(state["offset"])
+        self._cold = self.warmup
         for node in self.spans.root.walk():
             node.figures, node.warm = Figures(), Figures()
         same = state["device"] == self.device
@@ -212,15 +227,6 @@ class TimingLogger:
     def _warm_mean(self) -> float | None:
         return self.spans.root.warm.inclusive / self._warm_steps if self._warm_steps else None
 
-    def _write(self, text: str) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a" if self._goes_on else "w", encoding="utf-8", opener=no_link) as file:
-                file.write(text)
-        except OSError as error:
-            raise refused(self.path, error) from error
-        self._goes_on = True
-
 
 def set_global_timing_logger(logger: TimingLogger | None) -> None:
     """Choose the logger that `timed`, `log_timing` and attached models tell their times; None: nobody."""
@@ -228,7 +234,7 @@ def set_global_timing_logger(logger: TimingLogger | None) -> None:
 
 
 class TimingTracker:
-    """Times the steps of a run, into `folder`/logs/timing.log and `folder`/timing.json: a TimingLogger that the training loop speaks to.
+    """Times the steps of a run, into `folder`/logs/timing.log and timing.json: a TimingLogger that the training loop speaks to.
 
     `depth` levels of the model's modules are parts of the forward pass (0: the pass as one). The first `warmup` steps are told apart. With
     `console`, the longest parts are drawn every `console_interval` steps where the output is a terminal; a block of the file is written
@@ -256,9 +262,9 @@ class TimingTracker:
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="snnexp-")
             folder = Path(self._temporary.name)
-        self.folder, self.depth, self._main, self._console = Path(folder), depth, main, console and main
+        self.depth, self._main, self._console = depth, main, console and main
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.logger = TimingLogger(self.folder / "logs", False, main, console_interval, file_interval, device=device, warmup=warmup)
+        self.logger = TimingLogger(Path(folder) / "logs", False, main, console_interval, file_interval, device=device, warmup=warmup)
 
     @contextmanager
     def listening(self, net: nn.Module, console: Console | None = None) -> Iterator[None]:
@@ -286,7 +292,7 @@ class TimingTracker:
     def close_epoch(self, epoch: int) -> dict[str, list[float]]:
         """Bring timing.json up to date; times are no metrics."""
         if self._main:
-            self.logger.write_json(self.folder / "timing.json")
+            self.logger.write_json()
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -294,7 +300,10 @@ class TimingTracker:
         return self.logger.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a state, after a warm-up of its own; times of another device are left out."""
+        """As TimingLogger's: go on counting, and drop the blocks of the file that came after the state.
+
+        Raises: UserError if the file is shorter than the state says.
+        """
         self.logger.load_state_dict(state)
 
     def finish(self) -> list[Path]:
@@ -302,8 +311,7 @@ class TimingTracker:
         if not self._main:
             return []
         self.logger.print_summary()
-        self.logger.write_json(self.folder / "timing.json")
-        return [self.logger.path, self.folder / "timing.json"]
+        return [self.logger.path, self.logger.write_json()]
 
     def rows(self) -> list[tuple[str, str]]:
         """The mean step and its longest parts, for a table."""

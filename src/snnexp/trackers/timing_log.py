@@ -1,9 +1,29 @@
 """How a step's tree is written for readers: blocks of logs/timing.log."""
 
+from snnexp.trackers.lines import Lines
+from snnexp.trackers.records import no_link, refused
 from snnexp.trackers.timing_spans import STEP, Node
 
 WIDTH, NAMES = 80, 40
 """Letters of a line of "=", and of the names before the colon."""
+
+
+class Blocks(Lines):
+    """The file of blocks: it only grows, and a resumed run cuts it back to what its checkpoint knew.
+
+    Raises: RunFailed if the disk refuses.
+    """
+
+    def add(self, text: str) -> None:
+        """Add a block, handed to the operating system before this returns."""
+        block = text.encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab" if self.size else "wb", opener=no_link) as file:
+                file.write(block)
+        except OSError as error:
+            raise refused(self.path, error) from error
+        self.size += len(block)
 
 
 def block(number: int, root: Node, means: dict[str, float]) -> str:

@@ -201,11 +201,16 @@ class Spans:
         return self._push(stack[-1].node.child(name))
 
     def open_forward(self) -> Frame | None:
-        """The network as a whole begins; inside a span "loss" it is told beside it, and run again inside "backward" as "recompute"."""
+        """The network as a whole begins; inside a span "loss" it is told beside it, and run again inside "backward" as "recompute".
+
+        A span that is itself "forward" is the network already: None, and the parts hang there.
+        """
         stack = self._stack
         if not stack or not self._is_ours():
             return None
         top = stack[-1]
+        if top.node.name == "forward":
+            return None
         if top.node.name == "backward":
             return self._push(top.node.child("recompute"))
         if top.node.name == "loss" and top.node.parent is not None:

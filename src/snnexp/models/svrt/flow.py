@@ -110,15 +110,20 @@ def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
 
 
 def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
-    """The four pixels around where the flow points to, one after the other as channels [N, 4 C, H, W]; 0 outside of the image."""
+    """The four pixels around where the flow points to, as channels [N, 4 C, H, W]: of the left column upper and lower, then of the right.
+
+    0 outside of the image. The order is that of the published weights.
+    """
     n, c, h, w = x.shape
+    flow = flow.nan_to_num()  # a network that has lost its way is to be told by its loss, not by an index
     rows, columns = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
     at_x, at_y = columns + flow[:, 0].float(), rows + flow[:, 1].float()
     corners = []
-    for row, column in ((at_y.floor(), at_x.floor()), (at_y.floor(), at_x.ceil()), (at_y.ceil(), at_x.floor()), (at_y.ceil(), at_x.ceil())):
-        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        place = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long().view(n, 1, -1).expand(-1, c, -1)
-        corners.append(x.flatten(2).gather(2, place).view(n, c, h, w) * inside[:, None])
+    for column in (at_x.floor(), at_x.ceil()):
+        for row in (at_y.floor(), at_y.ceil()):
+            inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+            place = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long().view(n, 1, -1).expand(-1, c, -1)
+            corners.append(x.flatten(2).gather(2, place).view(n, c, h, w) * inside[:, None])
     return torch.cat(corners, 1)
 
 

@@ -34,7 +34,7 @@ class SpikeFusion(nn.Module):
         super().__init__()
         if encoder not in ENCODERS:
             raise UserError(f"model.encoder: {encoder!r} is not known; allowed: none, {', '.join(ENCODERS)}.")
-        if width % heads:
+        if heads < 1 or width % heads:
             raise UserError(f"model.spike_heads={heads}: model.width={width} must be a multiple of it.")
         self.encoder = SpikeEncoder3D(spike_channels, width) if encoder == "conv" else SpikingEncoder(spike_channels, width, neuron, lif)
 

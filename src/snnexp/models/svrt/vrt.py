@@ -35,6 +35,8 @@ class VRT(nn.Module):
     Raises: UserError for sizes that do not fit together.
     """
 
+    deterministic_on_cuda = False  # neither the backward pass of grid_sample is, nor that of torchvision's deformable convolution
+
     def __init__(
         self,
         *,
@@ -65,6 +67,9 @@ class VRT(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_channels, width, last_width, heads, window, deform_groups, align_scale, still_groups, groups)
+        for key, value in (("mutual", mutual), ("drop_path", drop_path)):
+            if not 0 <= value <= 1:
+                raise UserError(f"model.{key}={value}: a fraction, from 0 to 1.")
         self.spynet = SpyNet(flow_width, len(set(SCALES)), align_scale, flow_weights)
         self.conv_first = nn.Conv3d(9 * in_channels, width, (1, 3, 3), padding=(0, 1, 1))
         layer = {"mlp_ratio": mlp_ratio, "checkpoint_attn": checkpoint_attn, "checkpoint_ffn": checkpoint_ffn}
@@ -219,6 +224,9 @@ def check_sizes(
     """Raises: UserError if the sizes of a model do not fit together."""
     if in_channels not in (1, 3):
         raise UserError(f"model.in_channels={in_channels}: frames are grey (1) or in colour (3).")
+    for key, value in (("heads", heads), ("deform_groups", deform_groups)):
+        if value < 1:
+            raise UserError(f"model.{key}={value}: must be at least 1.")
     for key, value in (("width", width), ("last_width", last_width)):
         if value < 1 or value % heads or value % 4:
             raise UserError(f"model.{key}={value}: must be a multiple of 4 and of model.heads={heads}.")

@@ -35,7 +35,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.window, self.mutual = heads, window, mutual
         self.relative_position_bias_table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in window), heads))
-        self.register_buffer("places", relative_places(window, window), persistent=False)
+        self.register_buffer("places", relative_places(window), persistent=False)
         self.qkv_self = nn.Linear(width, 3 * width)
         if mutual:
             self.register_buffer("position_bias", sine_positions(window[1], window[2], width), persistent=False)
@@ -66,7 +66,11 @@ class WindowAttention(nn.Module):
 
     def relative_bias(self, size: Size) -> Tensor:
         """What is added to the attention [heads, L, L] of windows of a `size` up to the full one."""
-        places = self.places if size == self.window else relative_places(size, self.window).to(self.places.device)
+        if size == self.window:
+            places = self.places.flatten()
+        else:  # of a smaller window the first positions along each axis: what counts is how far they lie apart
+            d, h, w = (slice(side) for side in size)
+            places = self.places.view(*self.window, *self.window)[d, h, w, d, h, w].reshape(-1)
         length = math.prod(size)
         return self.relative_position_bias_table[places].view(length, length, -1).permute(2, 0, 1)
 
@@ -103,12 +107,12 @@ def seam(size: Size, shift: Size, device: torch.device) -> Tensor:
     return (side[:, None] != side[None]).any(-1).float() * MASKED
 
 
-def relative_places(size: Size, window: Size) -> Tensor:
-    """For each pair of positions of a window of `size` the row of a table of all offsets within the full `window`, [L * L]."""
-    positions = torch.cartesian_prod(*(torch.arange(side) for side in size)).view(-1, 3)
+def relative_places(window: Size) -> Tensor:
+    """For each pair of positions of a window the row of a table of all offsets within it, [L, L]."""
+    positions = torch.cartesian_prod(*(torch.arange(side) for side in window)).view(-1, 3)
     offsets = positions[:, None] - positions[None] + torch.tensor(window) - 1
     spans = torch.tensor([(2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1])
-    return (offsets * spans).sum(-1).flatten()
+    return (offsets * spans).sum(-1)
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:

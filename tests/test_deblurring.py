@@ -1,0 +1,110 @@
+"""Whole commands on video: streams of a spike camera judged elsewhere by an independent computation, exact resume, two processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import CLIPS, load
+from snnexp.data.spikes import open_dat, write_dat
+from test_resume import assert_same_run, kill_in_mid_epoch
+
+REAL = Path(__file__).parents[2] / "shared/data"
+NAME = "200_part1_key_id151"
+LEFT = 96 - 16 - 16
+"""Columns of a part that train: without the strip that chooses the epoch, and the gap."""
+
+
+def psnr(seen: np.ndarray, truth: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.mean((seen - truth) ** 2))
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory) -> Path:
+    """A part of 96 x 64 pixels of each real stream, in the original layout."""
+    import subprocess
+
+    if not (REAL / "unpack").exists():
+        pytest.skip("the recordings are not here")
+    whole, part = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("part") / "spike_reds"
+    subprocess.run(["bash", REAL / "unpack", whole, "deblur"], check=True, capture_output=True)
+    for dat in sorted((whole / "deblur/spike_reds").rglob("*.dat")):
+        folder = part / dat.parents[1].name
+        for kind in ("spike", "gt"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        picture = np.asarray(Image.open(dat.parents[1] / "gt" / f"{dat.stem}.png"))
+        write_dat(folder / "spike" / dat.name, open_dat(dat, *picture.shape).read(0, 301)[:, 100:164, 120:216])
+        Image.fromarray(picture[100:164, 120:216]).save(folder / "gt" / f"{dat.stem}.png")
+    return part
+
+
+def test_streams_that_it_never_saw_are_judged_beside_what_they_give_without_learning(snnexp, streams, tmp_path):
+    small = [word for word in CLIPS if not word.startswith("dataset.")]
+    own = ["dataset=spike_reds", "dataset.crop=16", "dataset.crops=4", f"data_dir={streams.parent}", "epochs=1", "exp_name=run"]
+    snnexp("train", *small, *own, cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    result = json.loads((run / "result.json").read_text())
+    assert result["best"]["metric"] == "Val/PSNR" and "NOT the published protocol" in result["protocol"]
+    assert np.load(run / "test_y_true.npy").shape == (1, 1, 64, 64)
+
+    elsewhere = tmp_path / "elsewhere/spike_reds"
+    for kind, ending in (("spike", "dat"), ("gt", "png")):
+        (elsewhere / kind).mkdir(parents=True)
+        (elsewhere / kind / f"{NAME}.{ending}").write_bytes((streams / "test" / kind / f"{NAME}.{ending}").read_bytes())
+    output = snnexp("evaluate", run, "split=all", "data_dir=elsewhere", cwd=tmp_path)
+    [folder] = (run / "evaluations").iterdir()
+    report = json.loads((folder / "all.json").read_text())
+    found = report["metrics"]
+    assert report["samples"] == 1 and not report["samples_of_the_run"] and f"PSNR {found['PSNR']:.4g}" in output
+
+    truth = np.asarray(Image.open(elsewhere / "gt" / f"{NAME}.png")).astype(float)
+    restored = np.asarray(Image.open(folder / f"frames/{NAME}/01.png")).astype(float)
+    assert found["PSNR"] == pytest.approx(psnr(restored, truth), abs=1e-6)
+    spikes = open_dat(elsewhere / "spike" / f"{NAME}.dat", 64, 96).read(0, 301).astype(float)
+    rate = spikes[150 - 16 : 150 + 16].mean(0)
+    fitted = np.clip(rate * (rate * truth).sum() / (rate**2).sum(), 0, 255).round()
+    assert found["PSNR_TFP"] == pytest.approx(psnr(fitted, truth), abs=1e-3)
+    saved = load(run / "checkpoints/checkpoint_best.pth")["data"]
+    # The gain is that of least squares over the training streams, left of the strip that chooses the epoch.
+    rates, truths = [], []
+    for dat in sorted((streams / "train/spike").iterdir()):
+        rates.append(open_dat(dat, 64, 96).read(150 - 16, 32).mean(0)[:, :LEFT])
+        truths.append(np.asarray(Image.open(streams / "train/gt" / f"{dat.stem}.png"))[:, :LEFT] / 255)
+    gain = sum((r * t).sum() for r, t in zip(rates, truths, strict=True)) / sum((r**2).sum() for r in rates)
+    assert saved["unit"] * 97 == pytest.approx(gain, rel=1e-5)
+    blurry = np.clip(spikes[150 - 48 : 150 + 49].mean(0) * saved["unit"] * 97 * 255, 0, 255).round()
+    assert found["PSNR_blur"] == pytest.approx(psnr(blurry, truth), abs=0.05) and found["PSNR_TFI"] > 15
+    strip = Image.open(folder / f"strips/{NAME}.png")
+    assert strip.size == (4 * 2 * 96, 2 * 64 + 14)
+
+
+@pytest.mark.slow
+def test_killed_within_an_epoch_a_run_with_random_depth_goes_on_exactly(snnexp, start, tmp_path):
+    settings = [*CLIPS, "model.drop_path=0.3", "model.encoder=lif", "model.checkpoint_attn=true", "tracker=[lif,timing]", "workers=1"]
+    settings += ["save_minutes=0.00001"]
+    snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
+    process = start("train", *settings, "exp_name=killed", cwd=tmp_path)
+    whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
+    kill_in_mid_epoch(process, killed, epoch=1)
+    snnexp("resume", killed, cwd=tmp_path)
+    assert_same_run(whole, killed)
+    statistics = json.loads((whole / "lif_activation_stats.json").read_text())
+    assert statistics == json.loads((killed / "lif_activation_stats.json").read_text())
+    timing = json.loads((whole / "logs/timing.json").read_text())
+    assert timing["steps"] + timing["warmup_steps"] == 3 * 4
+    names = [row["name"] for row in timing["rows"]]
+    assert {"step", "data", "forward/spikes", "forward/stage1", "backward", "backward/recompute", "other"} <= set(names)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_video(snnexp, tmp_path):
+    snnexp("train", *CLIPS, "epochs=1", "devices=2", "batch_size=4", "exp_name=run", cwd=tmp_path)
+    result = json.loads((tmp_path / "outputs/run/result.json").read_text())
+    assert result["test"]["PSNR"] > 5
+
+
+def test_a_video_model_is_not_pruned(snnexp, tmp_path):
+    output = snnexp("train", *CLIPS, "pruner=spike_map", "exp_name=run", cwd=tmp_path, code=2)
+    assert "snnexp: " in output and not (tmp_path / "outputs/run").exists()
