@@ -24,16 +24,16 @@ REGIONS = {
 }
 """Of each photograph; no pixel is in two of them."""
 SIZES = (16, 128)
-SPEEDS = (0.13, 0.28)
+SPEEDS = (0.065, 0.14)
 """Pixels from one sub-frame to the next; drawn for each clip."""
-TURN = 0.01
+TURN = 0.001
 """Standard deviation of the change of curvature, radians a sub-frame squared."""
 
 
 class PhotoPan(VideoClips):
     """Clips of a window of `size` x `size` pixels that glides over the photographs china and flower (427 x 640, RGB), as a camera would.
 
-    Path: a speed of 0.13 to 0.28 pixels a sub-frame, a random heading, and a curvature that walks at random; the window is interpolated
+    Path: a speed of 0.065 to 0.14 pixels a sub-frame, a random heading, and a curvature that walks at random; the window is interpolated
     bilinearly at each place. Of each frame the blurry picture is the mean of `exposure` consecutive sub-frames (stored values, their gamma
     not undone), one frame following the other without a pause; the sharp one is the sub-frame in the middle.
     Spikes: an integrate-and-fire pixel (`spikes.simulated`) with threshold `theta` sees the luminance of all sub-frames, and of one
@@ -50,10 +50,10 @@ class PhotoPan(VideoClips):
         root: str | Path,
         seed: int = 0,
         data_seed: int = 0,
-        clips: int = 96,
+        clips: int = 72,
         size: int = 96,
         frames: int = 3,
-        exposure: int = 65,
+        exposure: int = 129,
         theta: float = 2.0,
         spikes: str = "raw",
         window: int = 33,
@@ -70,10 +70,10 @@ class PhotoPan(VideoClips):
             raise UserError(f"dataset.crop is {crop}; a clip has {size} pixels a side (dataset.size). Choose {size} or fewer.")
         if exposure < 1 or exposure % 2 == 0:
             raise UserError(f"dataset.exposure is {exposure}; allowed are odd numbers of sub-frames: the sharp one is in the middle.")
-        if frames < 1 or (frames + 2) * exposure > 400:
+        if frames < 1 or (frames + 2) * exposure > 800:
             raise UserError(
                 f"dataset.frames is {frames}; with {exposure} sub-frames each (dataset.exposure), and one exposure before and after, a "
-                f"clip may have 400 sub-frames: allowed are 1 to {400 // exposure - 2} frames."
+                f"clip may have 800 sub-frames: allowed are 1 to {800 // exposure - 2} frames."
             )
         if clips < 8:
             raise UserError(f"dataset.clips is {clips}; allowed are 8 and more.")

@@ -127,8 +127,8 @@ class SpikeREDS(VideoClips):
             recording = KeyStream(dat, png, frames, stride, exposure)
             if recordings and (unlike := recording.shape) != recordings[0].shape:
                 raise UserError(
-                    f"{dat} has {unlike}, by its picture {png.name}, but {recordings[0].path} has {recordings[0].shape}: the streams of a set "
-                    "are alike. One of these files is cut off, or a picture is not of the camera's size."
+                    f"{dat} has {unlike}, by its picture {png.name}, but {recordings[0].path} has {recordings[0].shape}: the streams of a "
+                    "set are alike. One of these files is cut off, or a picture is not of the camera's size."
                 )
             number, (height, width), known = len(recordings), recording.size, tuple(recording.known.tolist())
             recordings.append(recording)
