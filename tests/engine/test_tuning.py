@@ -140,10 +140,15 @@ def test_workers_and_prefetch():
     assert [row.changed["workers"] for row in ladder.rows if "workers" in row.changed] == [1, 2, 4, 8]
 
 
+def test_the_baseline_is_measured_whatever_the_budget():
+    ladder = climbed(Machine(lambda s: 100), Space([]), budget=1e-9)
+    assert [row.changed for row in ladder.rows] == [{}] and ladder.rows[0].kept and "tune_budget_minutes" in ladder.stopped
+
+
 def test_the_budget_bounds_the_climb_and_leaves_time_for_the_comparison():
     machine = Machine(lambda s: 100 * s["batch_size"], limit=1e9)
     ladder = climbed(machine, Space([], samples=2**30), budget=20)
-    assert "time" in ladder.stopped and machine.now <= 20 - 4 + 1
+    assert "tune_budget_minutes" in ladder.stopped and machine.now <= 20 - 4 + 1
     assert ladder.compare()["ratio"] > 1 and machine.now <= 21
     with pytest.raises(OutOfTime):
         ladder._limit(BASE)

@@ -179,6 +179,13 @@ def outcome(found: dict[str, Any]) -> str:
             f"{_words(broken['setting'])} was faster, but did not run in the last comparison ({broken['state']}: {broken['reason']}): "
             "given up, the baseline stays as it is."
         )
+    seen_once = [row for row in found["rows"] if row.get("unconfirmed")]
+    if final is None and seen_once:
+        row = seen_once[-1]
+        return (
+            f"{_words(row['changed'])} was x{row['gain']:.2f} of the baseline once, which there was no time to measure again, so the "
+            "baseline stays as it is: give a larger tune_budget_minutes."
+        )
     if final is None:
         return "Nothing was faster than the baseline, beyond the noise: it stays as it is."
     said = (

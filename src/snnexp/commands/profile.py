@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from snnexp import app, config
 from snnexp.analysis import profile as text
 from snnexp.engine import trial
-from snnexp.engine.tuning import CHANGES_TRAINING, THRESHOLD, WORKERS, Ladder, Row, Setting, Space
+from snnexp.engine.tuning import CHANGES_TRAINING, THRESHOLD, UNCONFIRMED, WORKERS, Ladder, Row, Setting, Space
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import now, write_json
 
@@ -279,6 +279,7 @@ def as_dict(row: Row) -> dict[str, Any]:
         "over_baseline": row.over_baseline,
         "kept": row.kept,
         "note": row.note,
+        "unconfirmed": row.note == UNCONFIRMED,
         **measured,
     }
 

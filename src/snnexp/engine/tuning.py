@@ -58,7 +58,9 @@ class Space:
     samples: int = 2**31  # of the training split: no batch is larger
 
 
-OUT_OF_TIME = "the time for tuning was used up before everything was tried"
+OUT_OF_TIME = "what is left of tune_budget_minutes is kept for the last comparison"
+
+UNCONFIRMED = "no time left to measure it again"
 
 
 class OutOfTime(Exception):
@@ -211,7 +213,7 @@ class Ladder:
             if not first and row.gain is not None and row.gain > 1 + self.threshold:
                 self._confirm(row)
         except OutOfTime:
-            row.note = "no time left to measure it again"
+            row.note = UNCONFIRMED
             raise
         finally:
             if (known := self._rates.get(str(self.baseline))) and row.rate is not None:
@@ -259,9 +261,11 @@ class Ladder:
         """
         known = [self._seconds.get(str(one), 0.0) for one in (self.baseline, self.setting)]
         left = self._until - self._clock() - FINAL_PAIRS * sum(known)
+        if not any(known):  # the first measurement is made whatever the budget
+            return max(left, START_S)
         if left <= max(known):
             raise OutOfTime
-        return min(left, self._patience(setting)) if any(known) else left
+        return min(left, self._patience(setting))
 
     def _patience(self, setting: Setting) -> float:
         return 5 * max(self._seconds.values(), default=0.0) + (COMPILE_S if setting["compile"] else START_S)
