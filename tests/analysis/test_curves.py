@@ -36,6 +36,19 @@ def test_a_panel_for_each_metric():
     assert curves.series(rows, "Train/Loss") == ([1], [2.0]) and curves.series(rows, "Val/Loss") == ([], [])
 
 
+def test_what_a_metric_is_compared_with_is_a_line_in_its_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)
+    values = {"Val/PSNR": 30.0, "Val/PSNR_Y": 31.0, "Val/PSNR_blur": 24.5, "Val/PSNR_TFP": 27.25, "Val/SSIM": 0.9, "Val/SSIM_blur": 0.7}
+    rows = [{"epoch": epoch, **values} for epoch in (1, 2)]
+    assert curves.metric_names(rows) == ["PSNR", "PSNR_Y", "SSIM"] and curves.metric_names([{"epoch": 1, "Val/PSNR_blur": 1.0}]) == [
+        "PSNR_blur"
+    ]
+    assert curves.draw(rows, None, "a run", tmp_path / "curves.png")
+    lines = {line.get_label(): line.get_ydata()[0] for line in drawn[0].get_lines()}
+    assert lines == {"Val": 30.0, "blur, 24.5": 24.5, "TFP, 27.25": 27.25}
+
+
 def test_what_is_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(curves, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)

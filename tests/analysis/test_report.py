@@ -82,6 +82,14 @@ def test_findings_of_rates(tmp_path):
     ]
 
 
+def test_a_restoration_worse_than_what_it_was_given_is_found():
+    assert report._of_restoring({"test": {"PSNR": 24.0, "PSNR_blur": 26.5, "PSNR_TFP": 23.0, "PSNR_TFI": "x"}}) == [
+        "what was restored (PSNR 24.00 dB) is worse than the blurry input (26.50 dB)."
+    ]
+    assert report._of_restoring({"test": {"PSNR": 27.0, "PSNR_blur": 26.5}}) == report._of_restoring({"test": {"Acc1": 3}}) == []
+    assert report._of_restoring({"test": "gone"}) == []
+
+
 def test_findings_of_training(tmp_path):
     run = make(tmp_path / "a", epochs=10)
     assert findings(run) == [f"the last epoch is the best, so Val/MAE may still be falling: snnexp resume {run} epochs=..."]

@@ -187,5 +187,7 @@ def test_weights_of_a_run_and_of_a_bare_file(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"module.weight": torch.ones(2)}, path)
     assert list(checkpoint.load_weights(path)) == ["weight"]
+    torch.save({"params": {"weight": torch.ones(2)}, "other": 1}, path)
+    assert torch.equal(checkpoint.load_weights(path)["weight"], torch.ones(2))
     checkpoint.save(path, content() | {"ema": {"weight": torch.zeros(2)}})
     assert torch.equal(checkpoint.load_weights(path)["weight"], torch.zeros(2))  # a run is judged by its moving average

@@ -50,13 +50,13 @@ def metric_names(rows: list[dict[str, Any]]) -> list[str]:
     )
     first = [name for name in names if name == "Loss"]
     last = [name for name in names if not any(f"{part}/{name}" in row for part in COLOURS for row in rows)]
-    return first + [name for name in names if name not in first and name not in last] + last
+    compared = [name for base in names for name in BESIDE.get(base, ())]
+    return first + [name for name in names if name not in (*first, *last, *compared)] + last
 
 
 def draw(rows: list[dict[str, Any]], best: dict[str, Any] | None, title: str, path: Path) -> bool:
     """Draw every metric in a panel of its own, with the best epoch marked; False if the log has none."""
     names = metric_names(rows)
-    names = [name for name in names if not any(base in names and name in beside for base, beside in BESIDE.items())]
     if not names:
         return False
     height, width = grid(len(names))

@@ -30,7 +30,7 @@ class VRT(nn.Module):
     `checkpoint_attn` and `checkpoint_ffn` save memory for time: what these halves of each layer compute is computed again in the backward
     pass. `flow_weights` names a file of SpyNet's weights.
     With an `encoder` it is S-VRT: behind each of the stages 1 to 4 the frames attend to the spikes (SpikeFusion, by `spike_heads` heads).
-    18,320,007 parameters with the widths and depths of the published deblurring model, whose weights fit (init_from=FILE);
+    18,320,007 parameters with the widths and depths of the published deblurring model, by whose names they go (init_from=FILE);
     S-VRT as described 23,675,463 with 32 spike channels, 18,263,751 of them its backbone.
     Raises: UserError for sizes that do not fit together.
     """
