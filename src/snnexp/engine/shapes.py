@@ -12,6 +12,9 @@ from snnexp.engine.evaluation import to_device
 if TYPE_CHECKING:
     from snnexp.build import Experiment
 
+WIDE = 240
+"""Columns of the table in a file, where nothing is to be cut off."""
+
 
 def show_shapes(x: "Experiment") -> None:
     """Print the table; the model is left as it was."""
@@ -37,7 +40,8 @@ def show_shapes(x: "Experiment") -> None:
         x.model.train()
         for hook in hooks:
             hook.remove()
-    x.terminal.console.print(table)
+    console = x.terminal.console
+    console.print(table, width=None if console.is_terminal else WIDE)
 
 
 def _shape(value: object) -> str:
