@@ -83,7 +83,7 @@ def test_streams_that_it_never_saw_are_judged_beside_what_they_give_without_lear
 @pytest.mark.slow
 def test_killed_within_an_epoch_a_run_with_random_depth_goes_on_exactly(snnexp, start, tmp_path):
     settings = [*CLIPS, "model.drop_path=0.3", "model.encoder=lif", "model.checkpoint_attn=true", "tracker=[lif,timing]", "workers=1"]
-    settings += ["save_minutes=0.00001"]
+    settings += ["save_minutes=0.00001", "tracker.timing.depth=5"]
     snnexp("train", *settings, "exp_name=whole", cwd=tmp_path)
     process = start("train", *settings, "exp_name=killed", cwd=tmp_path)
     whole, killed = tmp_path / "outputs/whole", tmp_path / "outputs/killed"
