@@ -27,7 +27,7 @@ def streams(tmp_path_factory) -> Path:
     import subprocess
 
     if not (REAL / "unpack").exists():
-        pytest.skip("the recordings are not here")
+        pytest.skip(f"the real streams ({REAL}) are not on this machine")
     whole, part = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("part") / "spike_reds"
     subprocess.run(["bash", REAL / "unpack", whole, "deblur"], check=True, capture_output=True)
     for dat in sorted((whole / "deblur/spike_reds").rglob("*.dat")):

@@ -179,7 +179,7 @@ def removed_if_broken_off(folder: Path) -> Iterator[None]:
     """An evaluation that does not come to its end leaves no folder that looks like one."""
     try:
         yield
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # a Ctrl-C too must not leave pictures without their figures; it goes on
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

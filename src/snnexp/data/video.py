@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -40,11 +40,11 @@ class Clips(NamedTuple):
     tfi: Tensor | None = None
 
 
-class Recording:
-    """One video: `frames` blurry pictures of `size` (height, width) with `channels` 3 or 1, their sharp ones, and spikes.
+class Recording(Protocol):
+    """What a data set has to say of one video.
 
-    `known` bool [frames]: the frames that have a sharp picture. `shortest`: the number of spike frames of its shortest stream, None
-    without spikes.
+    `frames` blurry pictures of `size` (height, width) with `channels` 3 or 1, their sharp ones, and spikes. `known` bool [frames]: the
+    frames that have a sharp picture. `shortest`: the number of spike frames of its shortest stream, None without spikes.
     """
 
     name: str
@@ -56,19 +56,15 @@ class Recording:
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
         """The blurry picture of a frame inside a box, integers [C, h, w]; VideoClips says what one step of them is."""
-        raise NotImplementedError
 
     def sharp(self, frame: int, box: Box) -> np.ndarray:
         """The sharp picture of a known frame inside a box, uint8 [C, h, w]."""
-        raise NotImplementedError
 
     def spikes(self, frame: int) -> tuple[Stream, float] | None:
         """The stream that belongs to a frame, and its moment there: a spike frame's number, or between two; None without spikes."""
-        raise NotImplementedError
 
     def fingerprint(self) -> int:
         """A number by which the video is known again wherever it lies, whatever is said to be its truth."""
-        raise NotImplementedError
 
     def content(self) -> int:
         """A number that another truth, or other files, change too; the fingerprint where that does."""
