@@ -26,6 +26,16 @@ def graphs() -> Data:
     return Batch.from_data_list(made)
 
 
+def rings() -> Data:
+    """Rings of 3, 4 and 5 nodes, all nodes of a ring alike: they tie for every maximum, in whatever order neighbours are summed."""
+    steps = [torch.arange(size) for size in (3, 4, 5)]
+    there = [torch.stack([step, (step + 1) % len(step)]) for step in steps]
+    x = 3 * torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    return Batch.from_data_list(
+        [Data(x=x[i].expand(len(step), 5), edge_index=torch.cat([there[i], there[i].flip(0)], 1)) for i, step in enumerate(steps)]
+    )
+
+
 def build(conv_type: str = "gcn", **settings) -> SpikingGNN:
     torch.manual_seed(0)
     return SpikingGNN(**{"num_features": 5, "num_outputs": 2, "T": 4, "width": 16, "conv_type": conv_type} | settings)
@@ -79,8 +89,7 @@ def reference(model: SpikingGNN, graphs: Data) -> torch.Tensor:
             "GATConv": lambda: GATConv(own.in_channels, own.out_channels, heads=own.heads),
             "GATv2Conv": lambda: GATv2Conv(own.in_channels, own.out_channels, heads=own.heads),
         }[type(own).__name__]()
-        made.load_state_dict(own.state_dict())
-        return made(h, graphs.edge_index)
+        return torch.func.functional_call(made, dict(own.named_parameters()), (h, graphs.edge_index))
 
     def fire(name, h):
         return lifs[name](h) if lifs else h.relu()
@@ -111,12 +120,11 @@ def fresh(node: LIFNode) -> neuron.LIFNode:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("spiking", [True, False])
 @pytest.mark.parametrize("conv_type", CONVS)
-def test_it_equals_the_loop_over_the_steps_forward_and_backward(graphs, conv_type, spiking):
-    model = build(conv_type, spiking=spiking)
-    with torch.no_grad():
-        model.output_mlp[1].weight[:, 32:] = 0.0  # nodes of equal neighbourhoods tie for the maximum, and rounding decides between them
+def test_it_equals_the_loop_over_the_steps_forward_and_backward(graphs, conv_type, spiking, tied):
+    model, graphs = build(conv_type, spiking=spiking), rings() if tied else graphs
     output = model(graphs)
     assert output.shape == (4 if spiking else 1, 3, 2)
     output.square().sum().backward()
@@ -125,21 +133,54 @@ def test_it_equals_the_loop_over_the_steps_forward_and_backward(graphs, conv_typ
     functional.reset_net(model)
     wanted = reference(model, graphs)
     assert torch.allclose(output, wanted, atol=1e-5), (output - wanted).abs().max()
-    # The convolutions of the reference are copies, so only what it shares with the model has gradients there.
     wanted.square().sum().backward()
-    shared = [name for name in ours if ".conv" not in name]
-    for name in shared:
-        assert torch.allclose(ours[name], dict(model.named_parameters())[name].grad, rtol=1e-4, atol=1e-5), name
-    assert all(grad.abs().sum() > 0 for name, grad in ours.items() if name.endswith("conv1.lin.weight"))
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(ours[name], parameter.grad, rtol=1e-4, atol=1e-5), name
+        assert "att" in name or parameter.grad.abs().sum() > 0, name  # alike nodes attend to each other alike
 
 
-def test_readout_is_sum_mean_and_max_with_whole_gradients():
-    h = torch.tensor([[[1.0], [3.0], [0.0]], [[-2.0], [-4.0], [5.0]]], requires_grad=True)  # T = 2, graphs of 2 nodes and 1
-    pooled = readout(h, torch.tensor([0, 2, 3]), 2)
-    assert pooled.tolist() == [[[4.0, 2.0, 3.0], [0.0, 0.0, 0.0]], [[-6.0, -3.0, -2.0], [5.0, 5.0, 5.0]]]
-    # PyG's global_max_pool gives half of it where the maximum is 0, because it counts the zero it starts from.
-    pooled[..., 2].sum().backward()
-    assert h.grad.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+def test_readout_is_sum_mean_and_max():
+    h = torch.tensor([[[1.0], [3.0], [0.0]], [[-2.0], [-4.0], [5.0]]])  # T = 2, graphs of 2 nodes, none and 1
+    pooled = readout(h, torch.tensor([0, 2, 2, 3]), 2)
+    empty = [0.0, 0.0, 0.0]
+    assert pooled.tolist() == [[[4.0, 2.0, 3.0], empty, [0.0, 0.0, 0.0]], [[-6.0, -3.0, -2.0], empty, [5.0, 5.0, 5.0]]]
+    assert readout(h.double(), torch.tensor([0, 2, 2, 3]), 2).dtype == torch.float64
+    assert readout(h.bfloat16(), torch.tensor([0, 2, 2, 3]), 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("incoming", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("nodes", "shares"),
+    [
+        ([1.0, 1.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3, 0.0]),
+        ([0.0, 0.0, -1.0, -2.0], [1 / 2, 1 / 2, 0.0, 0.0]),  # a tie at 0, from which PyG's global_max_pool begins and counts itself in
+        ([-3.0, -3.0, -3.0, -3.0], [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+        ([2.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_nodes_that_tie_for_the_maximum_share_its_gradient_evenly(nodes, shares, incoming):
+    h = torch.tensor(nodes, dtype=torch.float64).reshape(1, 4, 1).requires_grad_()
+    readout(h, torch.tensor([0, 4]), 1)[..., 2].backward(torch.full((1, 1), incoming, dtype=torch.float64))
+    assert h.grad.flatten().tolist() == [incoming * share for share in shares]
+
+
+def test_the_gradient_of_the_readout_is_that_of_a_dense_loop():
+    generator = torch.Generator().manual_seed(0)
+    ptr, T = torch.tensor([0, 0, 5, 6, 6, 13, 13]), 3  # graphs of 0, 5, 1, 0, 7 and 0 nodes
+    spikes = torch.randint(-1, 2, (T, 13, 8), generator=generator).double()  # of three values, so that most maxima are tied
+    incoming = torch.randn(T, 6, 24, generator=generator, dtype=torch.float64)
+    ours, theirs = spikes.clone().requires_grad_(), spikes.clone().requires_grad_()
+    pooled = readout(ours, ptr, T)
+    dense = []
+    for nodes in theirs.split(ptr.diff().tolist(), dim=1):
+        dense.append(torch.cat([nodes.sum(1), nodes.mean(1), nodes.amax(1)], 1) if nodes.shape[1] else nodes.new_zeros(T, 24))
+    assert torch.equal(pooled, torch.stack(dense, 1))
+    pooled.backward(incoming)
+    torch.stack(dense, 1).backward(incoming)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=0, atol=1e-15)
+    # Where nothing ties, finite differences say the same.
+    apart = torch.randn(2, 13, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda h: readout(h, ptr, 2), (apart,))
 
 
 @pytest.mark.parametrize("conv_type", ["gcn", "gin", "gat"])

@@ -271,9 +271,30 @@ def side_by_side(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: 
 
 
 def readout(h: Tensor, ptr: Tensor, T: int) -> Tensor:
-    """Sum, mean and max over the nodes of each graph: [T, V, F] -> [T, G, 3 F]."""
+    """Sum, mean and max over the nodes of each graph: [T, V, F] -> [T, G, 3 F]; 0 of a graph without nodes."""
     sizes = ptr.diff()
     bounds = torch.cat([ptr[:1], sizes.repeat(T).cumsum(0)])
-    h = h.float().flatten(0, 1)
-    total, largest = (segment(h, bounds, kind).unflatten(0, (T, -1)) for kind in ("sum", "max"))
-    return torch.cat([total, total / sizes[:, None], largest], dim=-1)
+    h = h.flatten(0, 1)
+    h = h if h.dtype == torch.float64 else h.float()
+    total, largest = (each.unflatten(0, (T, -1)) for each in (segment(h, bounds, "sum"), LargestOfEach.apply(h, bounds)))
+    return torch.cat([total, total / sizes.clamp(min=1)[:, None], largest], dim=-1)
+
+
+class LargestOfEach(torch.autograd.Function):
+    """The maximum over the rows between neighbouring bounds: [V, F] -> [G, F]; rows that tie for it share its gradient evenly.
+
+    Nodes with like neighbourhoods tie all the time, and the gradient of torch's segment_reduce divides by the number of ties only
+    where it is positive.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, bounds: Tensor) -> Tensor:
+        largest = segment(h, bounds, "max")
+        ctx.save_for_backward(h == largest.repeat_interleave(bounds.diff(), dim=0, output_size=len(h)), bounds)
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        largest, bounds = ctx.saved_tensors
+        sharers = segment(largest.to(gradient.dtype), bounds, "sum").clamp(min=1)
+        return largest * (gradient / sharers).repeat_interleave(bounds.diff(), dim=0, output_size=len(largest)), None
