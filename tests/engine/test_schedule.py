@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from snnexp.engine.schedule import Constant, Cosine, Plateau
 from snnexp.errors import UserError
@@ -97,3 +99,65 @@ def test_a_cool_down_stays_at_the_lowest_rate():
 def test_numbers_of_a_cosine_out_of_range(number):
     with pytest.raises(UserError, match=next(iter(number))):
         Cosine(**number)
+
+
+def test_a_cosine_from_the_start_and_once_an_epoch_is_timms():
+    from timm.scheduler import CosineLRScheduler
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=5e-4)
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-5, cycle_limit=1)
+    ours = Cosine(warmup_epochs=20, warmup_start=0.02, min_factor=0.02, cooldown_epochs=10, from_start=True, per_epoch=True)
+    for epoch in range(310):
+        theirs.step(epoch)
+        for part in (0.0, 0.37, 351 / 352):
+            assert 5e-4 * ours.factor(epoch + part, 310) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_a_cosine_once_an_epoch_is_torchs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs, ours = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100), Cosine(per_epoch=True)
+    for epoch in range(100):
+        assert 1e-3 * ours.factor(epoch + 0.5, 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("threshold", [0.0, 1e-4, 0.05])
+def test_plateau_counts_as_better_what_torch_does(mode, threshold):
+    chance = np.random.default_rng(0)
+    values = 2 + (-1 if mode == "min" else 1) * np.cumsum(chance.choice([0, 5e-5, 1.5e-4, 0.01, -0.01], 400)) * chance.random(400)
+    assert (values > 0).all()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.9, patience=3, threshold=threshold, eps=0.0)
+    ours, rates = Plateau(decay=0.9, patience=3, threshold=threshold), set()
+    for value in values:
+        theirs.step(value)
+        ours.observe(float(value), mode)
+        assert ours.factor(0, 1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        rates.add(optimizer.param_groups[0]["lr"])
+    assert len(rates) > 5
+
+
+@pytest.mark.parametrize(("best", "value", "mode"), [(1.0, 0.99995, "min"), (1.0, 1.00005, "max"), (-1.0, -1.00005, "min")])
+def test_plateau_waits_on_where_the_gain_is_below_the_threshold(best, value, mode):
+    for threshold, factor in ((1e-4, 0.5), (0.0, 1.0)):
+        schedule = Plateau(patience=0, threshold=threshold)
+        schedule.observe(best, mode)
+        schedule.observe(value, mode)
+        assert schedule.factor(0, 1) == factor
+
+
+@pytest.mark.parametrize(("best", "worse", "mode"), [(-1.0, -0.99995, "min"), (-1.0, -1.00005, "max"), (0.0, 1e-9, "min")])
+def test_plateau_takes_no_worse_value_for_a_better_one(best, worse, mode):
+    schedule = Plateau(patience=0, threshold=1e-4)
+    for value in (best, worse):
+        schedule.observe(value, mode)
+    assert schedule.factor(0, 1) == 0.5 and schedule.best == best
+
+
+@pytest.mark.parametrize("threshold", [-1e-4, 1.0])
+def test_a_threshold_out_of_range(threshold):
+    with pytest.raises(UserError, match="scheduler.threshold=.*torch's is 1e-4"):
+        Plateau(threshold=threshold)

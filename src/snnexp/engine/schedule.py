@@ -44,11 +44,18 @@ class Constant:
 class Cosine(Constant):
     """Half a cosine, after a warm-up, from the rate to `min_factor` times the rate (Loshchilov & Hutter 2017).
 
-    It ends `cooldown_epochs` before the run does; the rest is at the lowest rate.
+    It ends `cooldown_epochs` before the run does; the rest is at the lowest rate. `from_start`: it begins with the run, not with the end
+    of the warm-up, which replaces its first part. `per_epoch`: the rate moves at the start of each epoch only. With both it is timm's.
     """
 
     def __init__(
-        self, warmup_epochs: float = 0.0, warmup_start: float = 0.0, min_factor: float = 0.0, cooldown_epochs: float = 0.0
+        self,
+        warmup_epochs: float = 0.0,
+        warmup_start: float = 0.0,
+        min_factor: float = 0.0,
+        cooldown_epochs: float = 0.0,
+        from_start: bool = False,
+        per_epoch: bool = False,
     ) -> None:
         super().__init__(warmup_epochs, warmup_start)
         if cooldown_epochs < 0 or not 0 <= min_factor <= 1:
@@ -57,24 +64,38 @@ class Cosine(Constant):
                 "a fraction of the rate, from 0 to 1."
             )
         self.min_factor, self.cooldown_epochs = min_factor, cooldown_epochs
+        self.start, self.per_epoch = 0.0 if from_start else warmup_epochs, per_epoch
 
     def factor(self, done: float, epochs: int) -> float:
         """Multiplier of the learning rate, `done` of `epochs` epochs into the run."""
+        done = math.floor(done) if self.per_epoch else done
         if done < self.warmup_epochs:
             return super().factor(done, epochs)
-        falling = epochs - self.warmup_epochs - self.cooldown_epochs
-        progress = min(1.0, (done - self.warmup_epochs) / max(falling, 1e-12))
+        falling = epochs - self.start - self.cooldown_epochs
+        progress = min(1.0, (done - self.start) / max(falling, 1e-12))
         return self.min_factor + (1 - self.min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Plateau(Constant):
-    """Multiplies the rate by `decay` when the monitored value has not improved for more than `patience` validations."""
+    """Multiplies the rate by `decay` when the monitored value has not improved for more than `patience` validations.
+
+    An improvement is one by more than `threshold` times the best value so far, without its sign: so torch's ReduceLROnPlateau (1e-4) has
+    it for positive values, but of a negative best it takes a slightly worse value for a better one.
+    """
 
     def __init__(
-        self, decay: float = 0.5, patience: int = 10, min_factor: float = 0.0, warmup_epochs: float = 0.0, warmup_start: float = 0.0
+        self,
+        decay: float = 0.5,
+        patience: int = 10,
+        min_factor: float = 0.0,
+        warmup_epochs: float = 0.0,
+        warmup_start: float = 0.0,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__(warmup_epochs, warmup_start)
-        self.decay, self.patience, self.min_factor = decay, patience, min_factor
+        if not 0 <= threshold < 1:
+            raise UserError(f"scheduler.threshold={threshold}: a fraction of the best value, from 0 to below 1; torch's is 1e-4.")
+        self.decay, self.patience, self.min_factor, self.threshold = decay, patience, min_factor, threshold
         self.reduced, self.best, self.waited = 1.0, None, 0
 
     def factor(self, done: float, epochs: int) -> float:
@@ -83,7 +104,7 @@ class Plateau(Constant):
 
     def observe(self, value: float, mode: str) -> None:
         """Hear the monitored value of one validation; `mode` says whether max or min is better."""
-        if self.best is None or (value > self.best if mode == "max" else value < self.best):
+        if self.best is None or (value - self.best if mode == "max" else self.best - value) > self.threshold * abs(self.best):
             self.best, self.waited = value, 0
             return
         self.waited += 1
