@@ -385,6 +385,7 @@ def test_the_list_of_data_sets(said):
         (["dataset.size=8"], ["size", "8", "16"]),
         (["dataset.size=1000"], ["dataset.size", "1000", "256"]),
         (["T=0"], ["T=0: must be at least 1"]),
+        (["optimizer.decay=foo"], ["optimizer.decay=foo: not one of all, weights"]),
         (["model.lif.tau=1"], ["model.lif.tau", "above 1"]),
         (["model.lif.surrogate=triangel"], ["triangel", "Did you mean 'triangle'"]),
         (["precision=fp16", "device=cpu"], ["fp16", "bf16"]),

@@ -52,7 +52,15 @@ def kill_in_mid_epoch(process, run: Path, epoch: int) -> None:
 SETTINGS = {
     "plain": [],
     "everything": ["workers=2", "accumulate=3", "ema=0.9", "clip_grad=1.0", "optimizer=sgd", "scheduler.warmup_epochs=1", "precision=bf16"],
-    "pruned": ["pruner=spike_map", "pruner.ratio=0.5", "pruner.calibration_samples=32", "ema=0.9", "optimizer=adamw8bit", "precision=bf16"],
+    "pruned": [
+        "pruner=spike_map",
+        "pruner.ratio=0.5",
+        "pruner.calibration_samples=32",
+        "ema=0.9",
+        "precision=bf16",
+        "optimizer=adamw8bit",
+        "optimizer.decay=weights",
+    ],
     "plateau": ["optimizer=adamw8bit", "scheduler=plateau", "scheduler.patience=1", "task.loss=ce", "model=vggsnn_woap"],
 }
 

@@ -20,6 +20,7 @@ from snnexp import targets
 from snnexp.config import TrainConfig
 from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine import checkpoint, transfer
+from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.held_out import HeldOut
@@ -167,6 +168,21 @@ def model(settings: dict[str, Any], data: Any, task: Any) -> nn.Module:
     return built
 
 
+def optimizer(settings: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a run, over a model's parameters; its key `decay` (older runs have none) says which of them decay.
+
+    Raises: UserError if it has no decay to choose for.
+    """
+    node, accepted = settings["optimizer"], targets.parameters(targets.locate(settings["optimizer"]["_target_"], settings["trust"]))
+    if "decay" in accepted:  # a user's own, which means something else by it
+        return instantiate(node, settings["trust"], params=model.parameters())
+    decay = node.get("decay", "all")
+    if decay != "all" and "weight_decay" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        raise UserError(f"optimizer.decay={decay}: {node['_target_']} has no weight_decay; leave optimizer.decay=all.")
+    given = {name: value for name, value in node.items() if name != "decay"}
+    return instantiate(given, settings["trust"], params=parameter_groups(model, decay))
+
+
 def task(settings: dict[str, Any]) -> Any:
     """The task of a run.
 
@@ -215,7 +231,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     trackers(settings, its_model, its_task, RunDir(Path()), Ranks(0, 1, device))
     if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, its_model, its_data)
-    instantiate(settings["optimizer"], trust, params=[nn.Parameter(torch.zeros(1))])
+    optimizer(settings, nn.Linear(1, 1))
     schedule = instantiate(settings["scheduler"], trust)
     check_splits(settings, its_data, listens=type(schedule).observe is not Constant.observe)
     if settings["logger"].get("_target_"):
@@ -316,8 +332,8 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     average = MovingAverage(its_model, config.ema) if config.ema is not None else None
     probe = HeldOut(its_model, its_task, its_data, config.batch_size, ranks.device, precision, average) if its_data.splits["val"] else None
     its_trackers = trackers(settings, its_model, its_task, run, ranks, probe)  # before the model is compiled, which looks at it once
-    optimizer = instantiate(settings["optimizer"], config.trust, params=its_model.parameters())
-    for group in optimizer.param_groups:
+    its_optimizer = optimizer(settings, its_model)
+    for group in its_optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     indices = pool(its_data.splits["train"], config.limit_train)
     batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(its_data, "train", augmented=True))
@@ -336,7 +352,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         task=its_task,
         model=its_model,
         net=training_form(its_model, config, ranks),
-        optimizer=optimizer,
+        optimizer=its_optimizer,
         schedule=instantiate(settings["scheduler"], config.trust),
         precision=precision,
         scaler=precision.scaler(),
@@ -383,7 +399,7 @@ def refit(x: Experiment, cut: surgery.Cut) -> None:
     average = cut.of_entries(x.ema.weights) if x.ema is not None else {}
     x.kept = surgery.compose(x.kept, cut.kept, {group.name: group.size for group in surgery.groups_of(x.model)})
     cut.apply(x.model)
-    x.optimizer = instantiate(x.settings["optimizer"], x.config.trust, params=x.model.parameters())
+    x.optimizer = optimizer(x.settings, x.model)
     x.optimizer.load_state_dict(moments)
     if x.ema is not None:
         updates, x.ema = x.ema.updates, MovingAverage(x.model, x.ema.decay)

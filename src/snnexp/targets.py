@@ -38,6 +38,10 @@ SUPPLIED = {
 """Arguments that the runner itself supplies; only those of a model may be given as well."""
 
 
+READ = {"optimizer": {"decay": ("all", "weights")}}
+"""Keys of a node that the runner reads itself, and what they may be; a constructor with an argument of that name gets its own."""
+
+
 VERBS = {
     "dataset": ("view", "prepare", "provides", "state_dict", "load_state_dict"),
     "task": ("outputs", "loss", "counts", "metrics", "predict"),
@@ -89,6 +93,11 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
         hints, supplied = _type_hints(target), SUPPLIED.get(group_of(path), FROM_DATA)
         for name, value in node.items():
             if name == "_target_":
+                continue
+            if name in READ.get(path, {}) and name not in accepted:
+                if value not in READ[path][name]:
+                    allowed = READ[path][name]
+                    raise UserError(f"{path}.{name}={value}: not one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
                 continue
             if name not in accepted:
                 if takes_any:

@@ -58,6 +58,38 @@ def test_moments_and_averages_of_the_survivors_are_kept(make, optimizer):
     assert [id(p) for group in x.optimizer.param_groups for p in group["params"]] == [id(p) for p in x.model.parameters()]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_what_decays_and_what_does_not_keep_their_moments_apart(make, optimizer):
+    x = make(*GRADUAL, "ema=0.9", f"optimizer={optimizer}", "optimizer.decay=weights", "optimizer.weight_decay=0.1", "model.width=0.25")
+    one_step(x)
+    names = {id(p): name for name, p in x.model.named_parameters()}
+    before = {names[id(p)]: copy.deepcopy(x.optimizer.state[p]) for p in held_by(x)}
+    cut = x.pruner.cut({"features.0.lif": [0, 3], "features.9.lif": [1]})
+    build.refit(x, cut)
+
+    key = "exp_avg" if optimizer == "adamw" else "state1"
+    rows = [row for row in range(16) if row not in (0, 3)]
+    for name, p in x.model.named_parameters():
+        moment, earlier = x.optimizer.state[p][key], before[name][key]
+        assert moment.shape == p.shape, name
+        if moment.dtype != torch.uint8:  # in 8 bits the blocks are cut anew
+            assert torch.equal(moment, cut.of(name, earlier)), name
+    bias = x.model.get_parameter("features.0.conv.0.bias")
+    assert torch.equal(x.optimizer.state[bias][key], before["features.0.conv.0.bias"][key][rows])
+    assert [group["weight_decay"] for group in x.optimizer.param_groups] == [0.1, 0.0]
+    assert [{p.dim() > 1 for p in group["params"]} for group in x.optimizer.param_groups] == [{True}, {False}]
+    assert {id(p) for p in held_by(x)} == {id(p) for p in x.model.parameters()}
+
+    loop.set_rate(x, State(epoch=1))
+    assert len({group["lr"] for group in x.optimizer.param_groups}) == 1 and 0 < x.optimizer.param_groups[1]["lr"] < 1e-3
+    one_step(x)  # and all of it goes on together
+
+
+def held_by(x) -> list:
+    """The parameters that the optimizer holds, group by group."""
+    return [p for group in x.optimizer.param_groups for p in group["params"]]
+
+
 def test_a_run_prunes_along_its_schedule(make):
     x = make(*GRADUAL, "epochs=10", "val_every=10", "ema=0.9", "limit_val=16")
     sizes = {group.name: group.size for group in x.pruner.groups}

@@ -19,6 +19,7 @@ FIXED = (
     "task._target_",
     "dataset._target_",
     "optimizer._target_",
+    "optimizer.decay",
     "init_from",
     "exp_name",
     "output_dir",

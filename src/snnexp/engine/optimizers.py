@@ -1,6 +1,7 @@
 """Optimizers that torch does not bring; importing this module needs bitsandbytes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,17 +22,17 @@ class AdamW8bit(_AdamW8bit):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        params = list(params)
-        for p in params:
-            p.data = p.data.contiguous()  # bitsandbytes does so in its first step; a resumed run must start with the same layout
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
-        self._try(params[0].device)
+        weights = [p for group in self.param_groups for p in group["params"]]
+        for p in weights:
+            p.data = p.data.contiguous()  # bitsandbytes does so in its first step; a resumed run must start with the same layout
+        self._try(weights[0].device)
 
     @staticmethod
     def _try(device: torch.device) -> None:

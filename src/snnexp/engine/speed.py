@@ -78,7 +78,7 @@ def forward_pass(x: "Experiment", model: nn.Module, batch: Any) -> Callable[[], 
 
 def training_step(x: "Experiment", model: nn.Module, batch: Any) -> Callable[[], None]:
     """One step of training, with an optimizer of its own."""
-    optimizer = build.instantiate(x.settings["optimizer"], x.config.trust, params=model.parameters())
+    optimizer = build.optimizer(x.settings, model)
 
     def work() -> None:
         model.train()
