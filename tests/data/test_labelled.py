@@ -240,6 +240,7 @@ def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: P
     [
         ({"rand_augment": "rand-9"}, "dataset.rand_augment is 'rand-9', which is no policy"),
         ({"rand_augment": "autoaug"}, "such as rand-m9-n1-mstd0.4-inc1; null: none"),
+        ({"rand_augment_ops": ["Rotate"]}, "dataset.rand_augment_ops is .'Rotate'., but dataset.rand_augment is null.*Give a policy"),
         ({"mixup": -1.0}, "dataset.mixup is -1.0"),
         ({"mixup_prob": 1.5}, "dataset.mixup_prob is 1.5"),
         ({"mixup_epochs": -1}, "dataset.mixup_epochs is -1"),
@@ -249,6 +250,18 @@ def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: P
 def test_impossible_recipes(change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Augmentation(**change)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["Rotat"], "names 'Rotat'; allowed are AutoContrast, Equalize, .*TranslateYRel.*null for timm's 15. Did you mean 'Rotate'"),
+        ([], "dataset.rand_augment_ops is empty; allowed are AutoContrast, "),
+    ],
+)
+def test_operations_that_timm_does_not_have(tmp_path: Path, names: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        photographs(tmp_path, rand_augment_ops=names).view("train", augment=True)
 
 
 def test_clips_are_warped_and_mixed_without_rounding(tmp_path: Path) -> None:

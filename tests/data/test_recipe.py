@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from snnexp.data.recipe import apply_rand_augment, erase, kept_generators, mixup, own_share, rand_augment, resampled, seed_generators, warp
 
@@ -49,8 +50,6 @@ def test_rand_augment_depends_on_seed_epoch_index_and_nothing_else(channels: int
 
 
 def test_rand_augment_is_timms_from_the_same_generators() -> None:
-    from PIL import Image
-
     x = images(1)
     transform = rand_augment("rand-m9-n2-p1-inc1", FILL, 16)
     with kept_generators():
@@ -60,6 +59,55 @@ def test_rand_augment_is_timms_from_the_same_generators() -> None:
         seed_generators(0.25)
         assert np.array_equal(np.asarray(transform(Image.fromarray(x[0].transpose(1, 2, 0)))).transpose(2, 0, 1), want)
     assert not np.array_equal(want, x[0])
+
+
+def test_only_the_chosen_operations_occur_as_often_and_as_strongly_as_described() -> None:
+    names = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]  # those of Spikformer's recipe
+    transform, done = rand_augment(POLICY, FILL, 16, names), []
+    for operation in transform.ops:
+
+        def watched(image, *level, name=operation.name, function=operation.aug_fn, **how):
+            done.append((name, *level, how["fillcolor"], how["resample"]))
+            return function(image, *level, **how)
+
+        operation.aug_fn = watched
+    number = 6000
+    apply_rand_augment(np.zeros((number, 3, 8, 8), dtype=np.uint8), transform, 0, np.zeros(number, dtype=int), np.arange(number))
+
+    counts = {name: sum(word[0] == name for word in done) for name in names}
+    assert sum(counts.values()) == len(done)
+    assert len(done) / number == pytest.approx(0.5, abs=0.02)  # n1: one operation of an image, carried out with probability a half
+    for name in names:
+        assert counts[name] / number == pytest.approx(0.1, abs=0.013), name
+    assert {word[-2:] for word in done} == {((120, 110, 100), Image.Resampling.BICUBIC)}
+    for name, reach in (("Rotate", 30), ("ShearX", 0.3), ("TranslateXRel", 0.45), ("TranslateYRel", 0.45)):
+        tenths = np.array([word[1] for word in done if word[0] == name]) / reach * 10
+        # m9, mstd0.4: normal around 9, cut at 10, and either way
+        assert np.abs(tenths).mean() == pytest.approx(9, abs=0.06) and np.abs(tenths).std() == pytest.approx(0.4, abs=0.04)
+        assert np.abs(tenths).max() <= 10 and (tenths > 0).mean() == pytest.approx(0.5, abs=0.07)
+    assert all(len(word) == 3 for word in done if word[0] == "Equalize")  # has no magnitude
+
+
+def test_a_chosen_operation_is_that_of_the_image_library() -> None:
+    x, zero, indices = images(60), np.zeros(60, dtype=int), np.arange(60)
+    out, rest = (turned_at_random(x[n:], zero[n:], indices[n:]) for n in (0, 30))
+    assert np.array_equal(out[30:], rest)
+    for before, after in zip(x, out, strict=True):
+        picture = Image.fromarray(before.transpose(1, 2, 0))
+        turned = [np.asarray(picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(120, 110, 100))) for angle in (30, -30)]
+        assert any(np.array_equal(after.transpose(1, 2, 0), each) for each in turned)
+
+
+def turned_at_random(x: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    apply_rand_augment(out, rand_augment("rand-m10-n1-p1", FILL, 16, ["Rotate"]), 3, epochs, indices)
+    return out
+
+
+def test_without_a_choice_they_are_timms_fifteen() -> None:
+    from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS
+
+    assert [operation.name for operation in rand_augment(POLICY, FILL, 16).ops] == _RAND_INCREASING_TRANSFORMS
 
 
 def test_what_moves_in_is_the_fill() -> None:

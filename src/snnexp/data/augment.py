@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,10 @@ class Augmentation:
     `flip`: mirrored left to right with p = 0.5. `roll`: circular shift by independent integers U{-roll..roll} pixels along x and y
     (event data). `crop`: the same shift with zeros moving in, which is padding by `crop` and cutting at random (still images).
     `cutout`: a square of this side, centred on a uniformly drawn pixel and clipped at the border, is set to 0; 0 means none (DeVries,
-    Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images). `warp`: one of six moves of a clip (event frames;
-    recipe.py). `mixup`: the alpha of Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with `mixup_prob`, in the
-    first `mixup_epochs` epochs (None: in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean. They follow
-    each other in this order.
+    Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images); `rand_augment_ops`: the names of its operations, each as
+    likely as the others (None: timm's 15). `warp`: one of six moves of a clip (event frames; recipe.py). `mixup`: the alpha of
+    Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with `mixup_prob`, in the first `mixup_epochs` epochs (None:
+    in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean. They follow each other in this order.
 
     Raises: UserError for numbers out of range.
     """
@@ -33,6 +34,7 @@ class Augmentation:
     crop: int = 0
     cutout: int = 0
     rand_augment: str | None = None
+    rand_augment_ops: Sequence[str] | None = None
     warp: bool = False
     mixup: float = 0.0
     mixup_prob: float = 1.0
@@ -52,6 +54,11 @@ class Augmentation:
                 f"dataset.rand_augment is {self.rand_augment!r}, which is no policy of timm's RandAugment. It is `rand` and, joined by -, "
                 "any of mINT (magnitude), nINT (operations on an image), pFLOAT (probability of each), mstdFLOAT (noise of the magnitude), "
                 "mmaxINT (its bound), inc1 (operations that grow with it), such as rand-m9-n1-mstd0.4-inc1; null: none."
+            )
+        if self.rand_augment_ops is not None and self.rand_augment is None:
+            raise UserError(
+                f"dataset.rand_augment_ops is {list(self.rand_augment_ops)}, but dataset.rand_augment is null, so that nothing draws from "
+                "them. Give a policy, such as dataset.rand_augment=rand-m9-n1-mstd0.4-inc1, or dataset.rand_augment_ops=null."
             )
 
 

@@ -30,7 +30,7 @@ class CIFARBatches(LabelledSamples):
     fetches the archive, address and md5 are torchvision's. The batches are pickles, of which only plain data is admitted.
     Split: the test batch is the test; `val_fraction` of the rest is the validation part (stratified, `split_seed`).
     Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5, optional cutout;
-    `rand_augment`, `mixup`, `mixup_prob`, `mixup_epochs` and `erasing` are those of Augmentation.
+    `rand_augment`, `rand_augment_ops`, `mixup`, `mixup_prob`, `mixup_epochs` and `erasing` are those of Augmentation.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
     `T` is not used here: the model repeats a still image.
 
@@ -58,6 +58,7 @@ class CIFARBatches(LabelledSamples):
         crop: int = 4,
         cutout: int = 0,
         rand_augment: str | None = None,
+        rand_augment_ops: Sequence[str] | None = None,
         mixup: float = 0.0,
         mixup_prob: float = 1.0,
         mixup_epochs: int | None = None,
@@ -119,6 +120,7 @@ class CIFARBatches(LabelledSamples):
                 crop=crop,
                 cutout=cutout,
                 rand_augment=rand_augment,
+                rand_augment_ops=rand_augment_ops,
                 mixup=mixup,
                 mixup_prob=mixup_prob,
                 mixup_epochs=mixup_epochs,

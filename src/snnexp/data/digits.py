@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class Digits(LabelledSamples):
         channels: int = 1,
         crop: int = 1,
         rand_augment: str | None = None,
+        rand_augment_ops: Sequence[str] | None = None,
         mixup: float = 0.0,
         mixup_prob: float = 1.0,
         mixup_epochs: int | None = None,
@@ -80,6 +81,7 @@ class Digits(LabelledSamples):
             augmentation=Augmentation(
                 crop=crop,
                 rand_augment=rand_augment,
+                rand_augment_ops=rand_augment_ops,
                 mixup=mixup,
                 mixup_prob=mixup_prob,
                 mixup_epochs=mixup_epochs,

@@ -34,7 +34,7 @@ class View(Dataset):
         self.seed = seed
         self.fill = fill
         policy = augmentation.rand_augment if augmentation is not None else None
-        self.rand_augment = None if policy is None else rand_augment(policy, fill, self.samples.shape[-1])
+        self.rand_augment = None if policy is None else rand_augment(policy, fill, self.samples.shape[-1], augmentation.rand_augment_ops)
         self._file = entry.directory / "samples.npy"
 
     def __len__(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from snnexp.data.augment import draws, place
+from snnexp.errors import UserError, nearest
 
 TRANSLATION = 0.45  # of the image's side, the furthest that timm's recipes move one
 
@@ -31,18 +32,28 @@ def seed_generators(u: float) -> None:
     np.random.seed(int(u * 2**32))
 
 
-def rand_augment(policy: str, fill: np.ndarray, size: int) -> Any:
-    """timm's transform of a PIL image; `fill` [C] is the colour of what moves in, interpolation is bicubic as in Spikformer's recipe."""
-    from PIL import Image
-    from timm.data.auto_augment import rand_augment_transform  # seconds to import, so only where it is asked for
+def rand_augment(policy: str, fill: np.ndarray, size: int, operations: Sequence[str] | None = None) -> Any:
+    """timm's transform of a PIL image, drawing from `operations` (None: timm's 15).
 
+    `fill` [C] is the colour of what moves in, interpolation is bicubic as in Spikformer's recipe.
+
+    Raises: UserError for an operation that timm does not have, or none at all.
+    """
+    from PIL import Image
+    from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform  # seconds to import, so only where it is asked for
+
+    wrong = next((name for name in operations or () if name not in NAME_TO_OP), None)
+    if wrong is not None or (operations is not None and not operations):
+        said = f"names {wrong!r}" if operations else "is empty"
+        near = nearest(str(wrong), NAME_TO_OP) if operations else ""
+        raise UserError(f"dataset.rand_augment_ops {said}; allowed are {', '.join(NAME_TO_OP)}, and null for timm's 15.{near}")
     colour = [int(value) for value in np.clip(np.rint(fill), 0, 255)]
     settings = {
         "translate_const": int(TRANSLATION * size),
         "img_mean": tuple(colour) if len(colour) > 1 else colour[0],
         "interpolation": Image.Resampling.BICUBIC,
     }
-    return rand_augment_transform(policy, settings)
+    return rand_augment_transform(policy, settings, None if operations is None else list(operations))
 
 
 def apply_rand_augment(x: np.ndarray, transform: Any, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
