@@ -2,7 +2,7 @@
 
 <root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W] images
                    labels.npy    int64 [M]
-                   sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of its values
+                   sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of the values it was made of
                    <name>.npy    instead of these three, in a set of another make: any named arrays
                    meta.json     settings and sources (name, bytes, stamp) that made it, checksums of these, shapes, types, notes
 """
@@ -33,7 +33,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 Notes = dict[str, Any]
-# Yields (samples [k, ...] of any integer type, labels [k]); may write into the notes, which are kept with the entry.
+# Yields (values [k, ...] of any integer type, labels [k]); may write into the notes, which are kept with the entry.
 Produce = Callable[[Notes], Iterable[tuple[np.ndarray, np.ndarray]]]
 # Yields blocks of the named arrays, each to be joined along its first axis; may write into the notes, which are kept with the entry.
 ProduceArrays = Callable[[Notes], Iterable[dict[str, np.ndarray]]]
@@ -109,10 +109,11 @@ def prepared(
     shape: tuple[int, ...],
     produce: Produce,
     title: str,
+    store: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> Entry:
     """The entry that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
 
-    `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) come from `produce`.
+    `store` makes `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) from the values that `produce` yields.
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
@@ -123,7 +124,7 @@ def prepared(
     def write(building: Path) -> dict[str, Any]:
         notes: Notes = {}
         with progress(f"Preparing {title}", count, "samples") as advance:
-            dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), advance)
+            dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), store, advance)
         for name, array in (("labels.npy", labels), ("sums.npy", sums)):
             with open(building / name, "wb") as file:
                 np.save(file, array, allow_pickle=False)
@@ -297,6 +298,7 @@ def write_samples(
     count: int | None,
     shape: tuple[int, ...],
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    store: Callable[[np.ndarray], np.ndarray],
     advance: Callable[[int], None],
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """Write the samples as they come, as uint8 until one does not fit; the type's name, labels [M] and sums [M, 2, C]."""
@@ -307,7 +309,8 @@ def write_samples(
     sums: list[np.ndarray] = [np.empty((0, 2, shape[-3]))]
     done = 0
     try:
-        for samples, block_labels in blocks:
+        for values, block_labels in blocks:
+            samples = store(values)
             if samples.shape != (len(block_labels), *shape):
                 raise ValueError(f"got samples {samples.shape} for {len(block_labels)} labels; expected {shape} each")
             highest, lowest = (int(samples.max()), int(samples.min())) if len(samples) else (0, 0)
@@ -320,7 +323,7 @@ def write_samples(
                 dtype = np.dtype(np.uint16)
                 file = widened(file, path, dtype, (0, *shape))
             file.write(np.ascontiguousarray(samples, dtype=dtype).data)
-            values = samples.reshape(len(samples), -1, *shape[-3:]).astype(np.float64)
+            values = values.reshape(len(values), -1, *values.shape[-3:]).astype(np.float64)
             sums.append(np.stack([values.sum(axis=(1, 3, 4)), np.square(values).sum(axis=(1, 3, 4))], axis=1))
             labels.append(np.asarray(block_labels, dtype=np.int64))
             done += len(samples)

@@ -10,9 +10,9 @@ import numpy as np
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, prepared
 from snnexp.data.download import fetch
+from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import DVS128, check_framing, parse_aedat2
 from snnexp.data.files import File, in_folder, in_zip
-from snnexp.data.labelled import LabelledSamples
 from snnexp.data.recordings import framed
 from snnexp.data.splits import carve, published, sizes
 from snnexp.errors import MissingData
@@ -20,8 +20,8 @@ from snnexp.errors import MissingData
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class CIFAR10DVS(LabelledSamples):
-    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309) as frames, shape of a sample [T, 2, size, size], counts.
+class CIFAR10DVS(EventFrames):
+    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309) as frames [T, 2, size, size] (FrameForm).
 
     Files (AEDAT 2.0), each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
     `root`/download/<class>.zip, `root`/<class>.zip; zips are read in place. `download` fetches the missing zips.
@@ -40,6 +40,7 @@ class CIFAR10DVS(LabelledSamples):
         seed: int = 0,
         download: bool = False,
         framing: str = "count",
+        normalise: str = "rms",
         flip: bool = True,
         roll: int = 5,
         warp: bool = False,
@@ -50,6 +51,7 @@ class CIFAR10DVS(LabelledSamples):
         split_seed: int = 0,
     ) -> None:
         check_framing(T, (size, size), DVS128, framing)
+        form = FrameForm(normalise, size, DVS128)
         root = Path(root)
         if download:
             fetch_missing(root)
@@ -64,16 +66,17 @@ class CIFAR10DVS(LabelledSamples):
             )
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return framed(files, parse_aedat2, T, size, DVS128, framing)
+            return framed(files, parse_aedat2, T, form.cells, DVS128, framing)
 
         entry = prepared(
             root,
-            {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing},
+            {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing} | form.settings,
             [file.source for file in files],
             len(files),
             (T, 2, size, size),
             produce,
             "cifar10_dvs",
+            form.store,
         )
         rows = {"train": [], "test": []}
         for label in range(len(CLASSES)):
@@ -94,7 +97,7 @@ class CIFAR10DVS(LabelledSamples):
             rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
-            centred=False,
+            form=form,
         )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, Source, prepared
+from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import Events, check_framing, frame
-from snnexp.data.labelled import LabelledSamples
 from snnexp.data.splits import carve, sizes
 from snnexp.errors import UserError
 
@@ -33,7 +33,7 @@ RADIUS = 0.9  # of the triangle's circumcircle, in pixels of the 8x8 image
 TURN = np.deg2rad(17.0)
 
 
-class DigitsDVS(LabelledSamples):
+class DigitsDVS(EventFrames):
     """1,797 real handwritten digits (8x8) seen by a simulated event camera of `size` x `size` pixels, as frames.
 
     Scene: the 8x8 image, interpolated by Keys' cubic (1981), fills the sensor but for a margin of 1/8 on each side.
@@ -44,8 +44,8 @@ class DigitsDVS(LabelledSamples):
     between, so that events are timed to 1 microsecond. Noise: 0.3 events per pixel and second, uniform.
     Not modelled: refractory period, bandwidth of the photoreceptor, leak events.
 
-    Shape of a sample [T, 2, size, size], counts, channel 0 OFF and 1 ON, framed as a real recording. The recordings are fixed by
-    (`sensor_seed`, index in the digits of scikit-learn); `seed` moves the augmentation only.
+    Shape of a sample [T, 2, size, size], channel 0 OFF and 1 ON, framed and normalised (FrameForm) as a real recording. The recordings are
+    fixed by (`sensor_seed`, index in the digits of scikit-learn); `seed` moves the augmentation only.
 
     Raises: UserError for a size outside 8..256.
     """
@@ -59,6 +59,7 @@ class DigitsDVS(LabelledSamples):
         seed: int = 0,
         download: bool = False,
         framing: str = "count",
+        normalise: str = "rms",
         flip: bool = False,
         roll: int = 2,
         val_fraction: float = 0.15,
@@ -71,6 +72,7 @@ class DigitsDVS(LabelledSamples):
         if val_fraction + test_fraction >= 1:
             raise UserError(f"dataset.val_fraction + dataset.test_fraction is {val_fraction + test_fraction}; allowed is below 1.")
         check_framing(T, (size, size), (size, size), framing)
+        form = FrameForm(normalise, size, (size, size))
         root = Path(root)
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -83,9 +85,8 @@ class DigitsDVS(LabelledSamples):
             notes["events_per_recording"] = round(events / COUNT)
 
         settings = {"data": "digits_dvs", "T": T, "size": size, "framing": framing, "sensor_seed": sensor_seed, "sensor": 1}
-        entry = prepared(
-            root, settings, [Source("sklearn.datasets.load_digits", COUNT, 0)], COUNT, (T, 2, size, size), produce, "digits_dvs"
-        )
+        sources, shape = [Source("sklearn.datasets.load_digits", COUNT, 0)], (T, 2, size, size)
+        entry = prepared(root, settings | form.settings, sources, COUNT, shape, produce, "digits_dvs", form.store)
         everything = np.arange(COUNT)
         rest, test = carve(entry.labels, everything, test_fraction, split_seed, "dataset.test_fraction")
         train, val = carve(entry.labels, rest, val_fraction / (1 - test_fraction), split_seed + 1, "dataset.val_fraction")
@@ -100,7 +101,7 @@ class DigitsDVS(LabelledSamples):
             rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll),
-            centred=False,
+            form=form,
         )
 
 

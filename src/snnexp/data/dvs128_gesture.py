@@ -16,9 +16,9 @@ import numpy as np
 
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, loose, prepared
+from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import DVS128, check_framing, check_sensor, frame, parse_aedat3
 from snnexp.data.files import File, read_ahead
-from snnexp.data.labelled import LabelledSamples
 from snnexp.data.splits import carve, published, sizes
 from snnexp.errors import MissingData, UserError
 
@@ -53,8 +53,8 @@ class Session:
         return self.csv.name.split("_")[0]
 
 
-class DVS128Gesture(LabelledSamples):
-    """DVS128 Gesture (Amir et al. 2017, CVPR), cut into trials, as frames, shape of a sample [T, 2, size, size], counts.
+class DVS128Gesture(EventFrames):
+    """DVS128 Gesture (Amir et al. 2017, CVPR), cut into trials, as frames [T, 2, size, size] (FrameForm).
 
     Files (AEDAT 3.1, with a table of trials each): DvsGesture.tar.gz in `root` or `root`/download (unpacked once into `root`/extract),
     or its folder with trials_to_train.txt in `root`, `root`/DvsGesture or `root`/extract/DvsGesture. They cannot be fetched by a
@@ -75,12 +75,14 @@ class DVS128Gesture(LabelledSamples):
         seed: int = 0,
         download: bool = False,
         framing: str = "count",
+        normalise: str = "rms",
         flip: bool = False,
         roll: int = 5,
         val_fraction: float = 0.15,
         split_seed: int = 0,
     ) -> None:
         check_framing(T, (size, size), DVS128, framing)
+        form = FrameForm(normalise, size, DVS128)
         root = Path(root)
         folder = unpacked(root)
         of_part = {part: sessions(folder, f"trials_to_{part}.txt") for part in ("train", "test")}
@@ -92,19 +94,20 @@ class DVS128Gesture(LabelledSamples):
             def work(file: File) -> tuple[np.ndarray, np.ndarray]:
                 events = check_sensor(parse_aedat3(file.read(), file.shown), DVS128, file.shown)
                 trials = zip(of_file[file].starts, of_file[file].ends, strict=True)
-                frames = [frame(events.between(start, end), T, size, DVS128, framing) for start, end in trials]
+                frames = [frame(events.between(start, end), T, form.cells, DVS128, framing) for start, end in trials]
                 return np.stack(frames), of_file[file].labels
 
             yield from read_ahead(list(of_file), work)
 
         entry = prepared(
             root,
-            {"data": "dvs128_gesture", "T": T, "size": size, "framing": framing},
+            {"data": "dvs128_gesture", "T": T, "size": size, "framing": framing} | form.settings,
             [source for s in both for source in (s.file.source, loose(s.csv))],
             count,
             (T, 2, size, size),
             produce,
             "dvs128_gesture",
+            form.store,
         )
         users = np.concatenate([[session.user] * len(session.labels) for session in both])
         number = sum(len(session.labels) for session in of_part["train"])
@@ -120,7 +123,7 @@ class DVS128Gesture(LabelledSamples):
             rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll),
-            centred=False,
+            form=form,
         )
 
 

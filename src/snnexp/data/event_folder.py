@@ -10,9 +10,9 @@ import numpy as np
 
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, prepared
+from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import check_framing, parse
 from snnexp.data.files import in_class_folders
-from snnexp.data.labelled import LabelledSamples
 from snnexp.data.recordings import extents, framed
 from snnexp.data.splits import divide, sizes
 from snnexp.errors import MissingData, UserError
@@ -20,8 +20,8 @@ from snnexp.errors import MissingData, UserError
 ENDINGS = (".aedat", ".bin", ".npz", ".npy")
 
 
-class EventFolder(LabelledSamples):
-    """Event recordings in class folders as T frames of `size` x `size` cells, shape of a sample [T, 2, size, size], counts.
+class EventFolder(EventFrames):
+    """Event recordings in class folders as T frames of `size` x `size` cells, shape of a sample [T, 2, size, size]; `normalise`: FrameForm.
 
     Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. Formats by ending, mixed as you like: .aedat (2.0 of a DVS128, 3.1),
     .bin (ATIS), .npz (arrays t, x, y, p), .npy (structured, or [E, 4] with columns t, x, y, p); times in microseconds.
@@ -42,6 +42,7 @@ class EventFolder(LabelledSamples):
         download: bool = False,
         sensor: Sequence[int] | None = None,
         framing: str = "count",
+        normalise: str = "rms",
         flip: bool = False,
         roll: int = 0,
         val_fraction: float = 0.1,
@@ -66,18 +67,20 @@ class EventFolder(LabelledSamples):
             height, width = extents(root, files, parse, "event_folder (sensor)")[measured].max(axis=0).tolist()
             self.sensor, found = (height, width), f" (the smallest that holds all {'training ' if len(rows['train']) else ''}events)"
         check_framing(T, (size, size), self.sensor, framing)
+        form = FrameForm(normalise, size, self.sensor)
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return framed(files, parse, T, size, self.sensor, framing)
+            return framed(files, parse, T, form.cells, self.sensor, framing)
 
         entry = prepared(
             root,
-            {"data": "event_folder", "T": T, "size": size, "framing": framing, "sensor": self.sensor},
+            {"data": "event_folder", "T": T, "size": size, "framing": framing, "sensor": self.sensor} | form.settings,
             [file.source for file in files],
             len(files),
             (T, 2, size, size),
             produce,
             "event_folder",
+            form.store,
         )
         height, width = self.sensor
         super().__init__(
@@ -90,7 +93,7 @@ class EventFolder(LabelledSamples):
             rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll),
-            centred=False,
+            form=form,
         )
 
     def state_dict(self) -> dict[str, Any]:

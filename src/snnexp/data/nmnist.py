@@ -9,9 +9,9 @@ import numpy as np
 
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, prepared
+from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import check_framing, parse_atis
 from snnexp.data.files import File, in_folder, in_zip
-from snnexp.data.labelled import LabelledSamples
 from snnexp.data.recordings import framed
 from snnexp.data.splits import divide, published, sizes
 from snnexp.errors import MissingData
@@ -21,8 +21,8 @@ SENSOR = (34, 34)
 MD5 = {"Train": "20959b8e626244a1b502305a9e6e2031", "Test": "69ca8762b2fe404d9b9bad1103e97832"}
 
 
-class NMNIST(LabelledSamples):
-    """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437) as frames, shape of a sample [T, 2, size, size], counts.
+class NMNIST(EventFrames):
+    """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437) as frames [T, 2, size, size] (FrameForm).
 
     Files (ATIS .bin), for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
     `root`/download/Train.zip, `root`/Train.zip. The archives cannot be fetched by a program.
@@ -41,6 +41,7 @@ class NMNIST(LabelledSamples):
         seed: int = 0,
         download: bool = False,
         framing: str = "count",
+        normalise: str = "rms",
         flip: bool = False,
         roll: int = 2,
         val_fraction: float = 0.1,
@@ -48,6 +49,7 @@ class NMNIST(LabelledSamples):
         split_seed: int = 0,
     ) -> None:
         check_framing(T, (size, size), SENSOR, framing)
+        form = FrameForm(normalise, size, SENSOR)
         root = Path(root)
         of_part = {part: files for part in ("Train", "Test") if (files := recordings(root, part))}
         if not of_part:
@@ -59,16 +61,17 @@ class NMNIST(LabelledSamples):
         files = [file for part in of_part.values() for file in part]
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return framed(files, parse_atis, T, size, SENSOR, framing)
+            return framed(files, parse_atis, T, form.cells, SENSOR, framing)
 
         entry = prepared(
             root,
-            {"data": "nmnist", "T": T, "size": size, "framing": framing},
+            {"data": "nmnist", "T": T, "size": size, "framing": framing} | form.settings,
             [file.source for file in files],
             len(files),
             (T, 2, size, size),
             produce,
             "nmnist",
+            form.store,
         )
         bounds = np.cumsum([0, *map(len, of_part.values())])
         parts = {part.lower(): np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(of_part)}
@@ -83,7 +86,7 @@ class NMNIST(LabelledSamples):
             rows=rows,
             seed=seed,
             augmentation=Augmentation(flip=flip, roll=roll),
-            centred=False,
+            form=form,
         )
 
 

@@ -16,9 +16,9 @@ Parse = Callable[[bytes, str], Events]
 
 
 def framed(
-    files: Sequence[File], parse: Parse, T: int, size: int, sensor: tuple[int, int], framing: str
+    files: Sequence[File], parse: Parse, T: int, size: tuple[int, int], sensor: tuple[int, int], framing: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The frames [1, T, 2, size, size] and label [1] of each file.
+    """The counts [1, T, 2, *size] and label [1] of each file.
 
     Raises: UserError for a damaged file or an event outside the sensor.
     """
