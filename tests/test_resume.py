@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import GRAPHS, TINY, assert_same, load, wait_for
+from snnexp.engine import checkpoint
 from snnexp.engine.schedule import Cosine
 
 
@@ -179,3 +181,73 @@ def test_a_run_at_work_is_not_resumed_twice(snnexp, start, tmp_path):
     assert f"process {process.pid}" in snnexp("resume", "outputs/run", cwd=tmp_path, code=2)
     process.kill()
     process.wait()
+
+
+def strip(tree: dict, keys: tuple[str, ...]) -> None:
+    """Take settings out of nested ones, by their dotted keys."""
+    for key in keys:
+        *nodes, name = key.split(".")
+        node = tree
+        for each in nodes:
+            node = node.get(each) or {}
+        node.pop(name, None)
+
+
+LATER = ("optimizer.decay", "scheduler.from_start", "scheduler.per_epoch", "scheduler.threshold", "dataset.normalise")
+"""Keys of nodes that runs once had not."""
+
+
+def make_older(run: Path) -> None:
+    """Let a run look as if it had been made before there were these keys."""
+    settings = json.loads((run / "config.json").read_text())
+    strip(settings, LATER)
+    (run / "config.json").write_text(json.dumps(settings))
+    unresolved = yaml.safe_load((run / ".hydra/config.yaml").read_text())
+    strip(unresolved, LATER)
+    (run / ".hydra/config.yaml").write_text(yaml.safe_dump(unresolved))
+    for path in (run / "checkpoints").glob("*.pth"):
+        saved = load(path)
+        strip(saved["args"], LATER)
+        strip(saved["data"], ("normalise",))
+        path.unlink()  # one file has several names
+        checkpoint.save(path, saved)
+
+
+SCHEDULES = {
+    "cosine": ["scheduler.warmup_epochs=1"],
+    "plateau": ["scheduler=plateau", "scheduler.threshold=0", "scheduler.patience=0"],
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+def test_a_run_made_before_there_were_later_keys_goes_on_as_it_would_have(scheduler, snnexp, tmp_path):
+    settings = [*TINY, "optimizer=adamw", "optimizer.weight_decay=0.5", *SCHEDULES[scheduler]]
+    snnexp("train", *settings, "epochs=4", "exp_name=whole", cwd=tmp_path)
+    snnexp("train", *settings, "epochs=4", "save_freq=1", "exp_name=older", cwd=tmp_path)
+    older = tmp_path / "outputs/older"
+    make_older(older)
+    output = snnexp("resume", older / "checkpoints/checkpoint_epoch2.pth", cwd=tmp_path)
+    assert "From here the run is not" not in output
+    assert_same_run(tmp_path / "outputs/whole", older)
+    assert "decay" not in json.loads((older / "config.json").read_text())["optimizer"]
+    make_older(older)
+    said = snnexp("resume", older, "+optimizer.decay=weights", "epochs=5", cwd=tmp_path, code=2)
+    assert "optimizer.decay unset -> weights: a run goes on with what it began with" in said
+
+
+def test_what_decays_stays_for_the_life_of_a_run(snnexp, tmp_path):
+    snnexp("train", *TINY, "optimizer.decay=weights", "epochs=1", "exp_name=run", cwd=tmp_path)
+    said = snnexp("resume", "outputs/run", "optimizer.decay=all", "epochs=2", cwd=tmp_path, code=2)
+    assert "optimizer.decay weights -> all: a run goes on with what it began with" in said
+
+
+def test_frames_are_judged_as_the_run_had_them(snnexp, tmp_path):
+    snnexp("train", *TINY, "dataset.normalise=frame_max", "exp_name=run", cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    snnexp("evaluate", run, "limit_val=32", cwd=tmp_path)
+    [folder] = (run / "evaluations").iterdir()
+    judged, tested = json.loads((folder / "test.json").read_text()), json.loads((run / "result.json").read_text())["test"]
+    assert {name: judged["metrics"][name] for name in ("Acc1", "Loss")} == {name: tested[name] for name in ("Acc1", "Loss")}
+    for command in (["resume", run, "epochs=5"], ["evaluate", run]):
+        said = snnexp(*command, "dataset.normalise=rms", cwd=tmp_path, code=2)
+        assert "trained with dataset.normalise=frame_max" in said and "Give dataset.normalise=frame_max" in said
