@@ -48,7 +48,20 @@ def test_strides():
     assert sizes == [32, 32, 32, 16, 16, 16, 8, 8]
 
 
-@pytest.mark.parametrize("changes, said", [({"size": 3}, "model.size: 3"), ({"width": -1}, "model.width: -1")])
+def test_first_weights_of_the_convolutions():
+    for kind, variance in (("kaiming", lambda fan_in, fan_out: 2 / fan_out), ("torch", lambda fan_in, fan_out: 1 / (3 * fan_in))):
+        model = small(width=0.5, conv_init=kind)
+        for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.numel() > 10_000):
+            area = conv.kernel_size[0] ** 2
+            expected = variance(conv.in_channels * area, conv.out_channels * area) ** 0.5
+            assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
+    assert abs(model.stem[0].weight).max() <= 1 / 27**0.5  # uniform
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [({"size": 3}, "model.size: 3"), ({"width": -1}, "model.width: -1"), ({"conv_init": "he"}, "model.conv_init: 'he' is not known")],
+)
 def test_errors(changes, said):
     with pytest.raises(UserError, match=said):
         small(**changes)

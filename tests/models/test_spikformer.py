@@ -120,6 +120,16 @@ def test_still_image_is_repeated_and_left_alone():
     assert torch.equal(out, model(before.unsqueeze(0).repeat(3, 1, 1, 1, 1)))
 
 
+def test_first_weights_of_the_linear_layers():
+    for kind in ("small", "torch"):
+        model = small(dim=128, linear_init=kind)
+        for module in (m for m in model.modules() if isinstance(m, nn.Linear)):
+            drawn = kind == "torch" and module is not model.head
+            expected = (3 * module.in_features) ** -0.5 if drawn else 0.02
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.1 if module is model.head else 0.03)
+            assert module.bias is None or bool(module.bias.any()) == drawn
+
+
 def test_names_of_the_layers():
     model = small()
     lifs = [name for name, module in model.named_modules() if isinstance(module, LIFNode)]
@@ -325,6 +335,7 @@ def test_bf16_channels_last_step_makes_no_copy_of_the_tokens():
         ({"mlp_ratio": 0}, ["model.mlp_ratio: 0"]),
         ({"pools": 5}, ["model.pools: 5", "0 to 4"]),
         ({"scale": 0}, ["model.scale: 0"]),
+        ({"linear_init": "big"}, ["model.linear_init: 'big'", "small, torch"]),
         ({"neuron": "lif"}, ["model.neuron", "'lif'"]),
         ({"lif": {"tua": 2}}, ["'tua'", "'tau'"]),
     ],

@@ -41,7 +41,8 @@ class ResNet19(nn.Module):
     """A 3x3 stem, eight residual blocks of 128, 256 and 512 channels, and two linear layers with a LIF between them.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].
-    12,630,858 parameters at 3 channels and 10 classes, 12,653,988 at 100; the image may have any size of 4 or more.
+    12,630,858 parameters at 3 channels and 10 classes, 12,653,988 at 100; the image may have any size of 4 or more. Convolutions begin with
+    `conv_init` "kaiming", normal by fan-out (He et al. 2015), or "torch", torch's own, which the authors' code leaves in place.
     Raises UserError for a smaller size or an input of another number of channels.
     """
 
@@ -55,12 +56,15 @@ class ResNet19(nn.Module):
         neuron: str = "tet",
         lif: dict[str, Any] | None = None,
         width: float = 1.0,
+        conv_init: str = "kaiming",
     ) -> None:
         super().__init__()
         if size < 4:
             raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take 4 or more.")
         if not width > 0:
             raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
+        if conv_init not in ("kaiming", "torch"):
+            raise UserError(f"model.conv_init: {conv_init!r} is not known; allowed: kaiming, torch.")
         self.T, self.in_channels = T, in_channels
         make = partial(make_lif, neuron, **(lif or {}))
 
@@ -82,7 +86,7 @@ class ResNet19(nn.Module):
         self.fc2 = layer.SeqToANNContainer(nn.Linear(scaled(256), num_classes))
 
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and conv_init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -121,6 +121,8 @@ class Spikformer(nn.Module):
     2^pools. Parameters at 10 classes: 9,324,730 of 4 blocks of 384 features at 3 channels (4-256: 4,155,178, 2-384: 5,765,050), and
     2,566,666 of the one for events (depth 2, dim 256, pools 4, no qkv_bias) at 2. Published counts are larger by what the authors' code
     holds and does not use: two LayerNorms of each block (4-384: 6,144), for events also a last one and a position embedding (18,944).
+    Linear layers begin with `linear_init` "small", a truncated normal of 0.02 without bias, or, all but the last, with "torch", torch's
+    own, as those for events do in the authors' code, where they are convolutions.
     Raises UserError for numbers that are not allowed and for an input of another shape.
     """
 
@@ -140,6 +142,7 @@ class Spikformer(nn.Module):
         pools: int = 2,
         qkv_bias: bool = True,
         scale: float = 0.125,
+        linear_init: str = "small",
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -156,6 +159,8 @@ class Spikformer(nn.Module):
             raise UserError(f"model.pools: {pools} is not allowed; of the {STAGES} stages 0 to {STAGES} may halve the image.")
         if not scale > 0:
             raise UserError(f"model.scale: {scale} is not allowed; the factor of the attention must be above 0.")
+        if linear_init not in ("small", "torch"):
+            raise UserError(f"model.linear_init: {linear_init!r} is not known; allowed: small, torch.")
         self.T, self.in_channels, self.pools = T, in_channels, pools
         patch = 2**pools
         if size < 1 or size % patch:
@@ -173,7 +178,7 @@ class Spikformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, heads, hidden, scale, qkv_bias, make) for _ in range(depth)))
         self.head = nn.Linear(dim, num_classes)
 
-        for module in self.modules():
+        for module in self.modules() if linear_init == "small" else [self.head]:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
