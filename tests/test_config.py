@@ -181,9 +181,27 @@ def test_differences_are_those_that_change_the_training():
     assert config.differences(before, settings(workers=4, epochs=9, output_dir="x", save_freq=1, trust=["x"])) == []
     assert config.differences(before, settings(lr=0.5, T=8)) == ["T 4 -> 8", "lr 0.001 -> 0.5"]
     changed = settings()
-    changed["model"] = changed["model"] | {"width": 0.5}
-    del changed["model"]["pool"]
-    assert config.differences(before, changed) == ["model.pool avg -> unset", "model.width 1.0 -> 0.5"]
+    changed["model"] = changed["model"] | {"width": 0.5, "of_mine": 1}
+    assert config.differences(before, changed) == ["model.of_mine unset -> 1", "model.width 1.0 -> 0.5"]
+
+
+LEFT_OUT = [("model", "pool"), ("optimizer", "decay"), ("optimizer", "betas"), ("dataset", "normalise"), ("scheduler", "per_epoch")]
+
+
+def test_a_key_that_a_node_lacks_is_what_its_class_does_without():
+    now, before = settings(), settings()
+    for group, key in (
+        ("model", "pool"),
+        ("optimizer", "decay"),
+        ("optimizer", "betas"),
+        ("dataset", "normalise"),
+        ("scheduler", "per_epoch"),
+    ):
+        before[group] = {name: value for name, value in before[group].items() if name != key}
+    assert config.differences(before, now) == config.differences(now, before) == []
+    now["optimizer"], now["dataset"] = now["optimizer"] | {"decay": "weights"}, now["dataset"] | {"normalise": "none"}
+    assert config.differences(before, now) == ["dataset.normalise rms -> none", "optimizer.decay all -> weights"]
+    assert "pool" not in before["model"]
 
 
 def test_the_nearest_word():

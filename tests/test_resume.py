@@ -232,7 +232,7 @@ def test_a_run_made_before_there_were_later_keys_goes_on_as_it_would_have(schedu
     assert "decay" not in json.loads((older / "config.json").read_text())["optimizer"]
     make_older(older)
     said = snnexp("resume", older, "+optimizer.decay=weights", "epochs=5", cwd=tmp_path, code=2)
-    assert "optimizer.decay unset -> weights: a run goes on with what it began with" in said
+    assert "optimizer.decay all -> weights: a run goes on with what it began with" in said
 
 
 def test_what_decays_stays_for_the_life_of_a_run(snnexp, tmp_path):

@@ -266,8 +266,8 @@ NAMING = {"exp_name", "output_dir", "logger", "trust", "start", "shapes", "choic
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], ignoring: set[str] = NEUTRAL) -> list[str]:
-    """The settings in which two configurations differ, as `key old -> new`."""
-    old, new = flatten(before), flatten(after)
+    """The settings in which two configurations differ, as `key old -> new`; what a node leaves out is what its class does without it."""
+    old, new = flatten(targets.with_defaults(before)), flatten(targets.with_defaults(after))
     return [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
         for key in sorted(old.keys() | new.keys())

@@ -39,7 +39,10 @@ SUPPLIED = {
 
 
 READ = {"optimizer": {"decay": ("all", "weights")}}
-"""Keys of a node that the runner reads itself, and what they may be; a constructor with an argument of that name gets its own."""
+"""Keys of a node that the runner reads itself, and what they may be, first what they mean where they are left out.
+
+A constructor with an argument of that name gets its own.
+"""
 
 
 VERBS = {
@@ -172,6 +175,31 @@ def foreign_packages(settings: dict[str, Any]) -> set[str]:
 def parameters(target: Any) -> dict[str, inspect.Parameter]:
     """The arguments of a class's constructor."""
     return {name: p for name, p in inspect.signature(target).parameters.items() if name != "self"}
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the arguments that the nodes of groups leave to their classes; a class that needs trust is left alone."""
+    written = dict(settings)
+    for group in VERBS:
+        node = settings.get(group)
+        if not isinstance(node, dict) or not node.get("_target_"):
+            continue
+        try:
+            accepted = parameters(locate(node["_target_"], trust=[]))
+        except UserError:
+            continue
+        plain = {name: _plain(p.default) for name, p in accepted.items() if _is_plain(p.default)}
+        read = {name: allowed[0] for name, allowed in READ.get(group, {}).items() if name not in accepted}
+        written[group] = plain | read | node
+    return written
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | tuple)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_torch_part(found: type) -> bool:

@@ -28,7 +28,7 @@ def test_a_checkpoint_holds_what_the_design_promises(make):
     assert saved["model"] == "vggsnn" and saved["args"] == x.settings and (saved["epoch"], saved["step"]) == (1, 1)
     assert saved["state_dict"].keys() == x.model.state_dict().keys() == saved["ema"].keys()
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in saved["state_dict"])
-    assert set(saved["data"]) == {"classes", "mean", "std", "split"} and len(saved["ranks"]) == 1
+    assert set(saved["data"]) == {"classes", "mean", "std", "split", "normalise"} and len(saved["ranks"]) == 1
     assert saved["best_acc1"] == saved["state"]["best"]["value"]
     assert {"optimizer", "scheduler", "scaler", "sampler", "circumstances"} <= saved.keys()
 
