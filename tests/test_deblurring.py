@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from conftest import CLIPS, load
+from conftest import CLIPS, assert_same, load
 from snnexp.data.spikes import open_dat, write_dat
 from test_resume import assert_same_run, kill_in_mid_epoch
 
@@ -103,6 +105,51 @@ def test_two_processes_train_on_video(snnexp, tmp_path):
     snnexp("train", *CLIPS, "epochs=1", "devices=2", "batch_size=4", "exp_name=run", cwd=tmp_path)
     result = json.loads((tmp_path / "outputs/run/result.json").read_text())
     assert result["test"]["PSNR"] > 5
+
+
+NEW = ("encoder_relu", "drop_path_restarts", "linear_init")
+"""Arguments of VRT that runs made earlier do not have."""
+
+
+def age(run: Path) -> None:
+    """Make a run look as if it had been made before there were `prefetch` and NEW."""
+
+    def aged(settings):
+        for key in NEW:
+            settings["model"].pop(key, None)  # two checkpoints may be one file
+        settings.pop("prefetch", None)
+        return settings
+
+    (run / "config.json").write_text(json.dumps(aged(json.loads((run / "config.json").read_text()))))
+    OmegaConf.save(aged(OmegaConf.load(run / ".hydra/config.yaml")), run / ".hydra/config.yaml")
+    for path in (run / "checkpoints").iterdir():
+        saved = load(path)
+        aged(saved["args"])
+        torch.save(saved, path)
+
+
+def test_a_run_from_before_the_published_form_keeps_its_own(snnexp, tmp_path):
+    old = ["model.encoder_relu=false", "model.drop_path_restarts=false", "model.linear_init=small", "model.drop_path=0.5"]
+    snnexp("train", *CLIPS, *old, "epochs=2", "save_freq=1", "exp_name=run", cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    whole, result = load(run / "checkpoints/checkpoint_final.pth"), json.loads((run / "result.json").read_text())
+    age(run)
+    snnexp("evaluate", run, cwd=tmp_path)
+    [judged] = (run / "evaluations").glob("*/test.json")
+    assert json.loads(judged.read_text())["metrics"]["PSNR"] == pytest.approx(result["test"]["PSNR"], abs=1e-9)
+    snnexp("resume", run / "checkpoints/checkpoint_epoch1.pth", cwd=tmp_path)
+    again = load(run / "checkpoints/checkpoint_final.pth")
+    assert_same(again["state_dict"], whole["state_dict"])
+    assert [again["args"]["model"][key] for key in NEW] == [False, False, "small"] and again["args"]["prefetch"] == 2
+    assert "not the one it would have been" not in (run / "logs/train.log").read_text()
+
+
+def test_a_model_file_that_leaves_the_form_out_gets_the_published_one(snnexp, tmp_path):
+    without = [f"~model.{key}" for key in NEW]
+    snnexp("train", *CLIPS, *without, "start=false", "exp_name=run", cwd=tmp_path)
+    run = tmp_path / "outputs/run"
+    for settings in (json.loads((run / "config.json").read_text()), OmegaConf.load(run / ".hydra/config.yaml")):
+        assert [settings["model"][key] for key in NEW] == [True, True, "torch"]
 
 
 def test_a_video_model_is_not_pruned(snnexp, tmp_path):

@@ -217,7 +217,7 @@ def saved_config(run: RunDir, schema: type, anew: dict[str, Any]) -> DictConfig:
             for name in ("hydra", "defaults"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
             saved["trust"] = []
-            saved.setdefault("pruner", {})  # older runs have none
+            configuration.fill_in_earlier(saved)
             for name, value in anew.items():
                 saved[name] = value
             refuse_resolvers(path)

@@ -1,5 +1,6 @@
 """The configuration: its typed top level, from composed to checked and settled, and back from a saved run."""
 
+import copy
 import hashlib
 import os
 import re
@@ -156,6 +157,40 @@ def _leaves(node: DictConfig | ListConfig) -> Iterator[tuple[Any, Any]]:
             yield node, name
 
 
+EARLIER: dict[str, Any] = {"pruner": {}, "prefetch": 2}
+"""What a run did that was made before there was a key at the top, by key."""
+
+EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "snnexp.models.svrt.vrt.VRT": {"encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"},
+}
+"""The same of an argument of a class, by the name that a node's `_target_` has; all others did what the constructor's default does."""
+
+
+def fill_in_earlier(settings: Any) -> None:
+    """Give keys that a saved run, made before there were such keys, lacks the values that mean what it did; in place."""
+    for key, value in EARLIER.items():
+        settings.setdefault(key, copy.deepcopy(value))
+    for node, arguments in _nodes_with_earlier_arguments(settings):
+        for name, value in arguments.items():
+            node.setdefault(name, value)
+
+
+def write_out_defaults(cfg: DictConfig) -> None:
+    """Write the defaults of those arguments into a new run, whose own files may leave them out: without them it would be an earlier one."""
+    with open_dict(cfg):
+        for node, arguments in _nodes_with_earlier_arguments(cfg):
+            accepted = targets.parameters(targets.locate(node["_target_"], trust=None))
+            for name in arguments:
+                node.setdefault(name, accepted[name].default)
+
+
+def _nodes_with_earlier_arguments(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for group in GROUPS[:-2]:
+        node = settings.get(group)
+        if isinstance(node, dict | DictConfig) and node.get("_target_") in EARLIER_ARGUMENTS:
+            yield node, EARLIER_ARGUMENTS[node["_target_"]]
+
+
 def read_saved(path: Path) -> dict[str, Any]:
     """The config.json of a run.
 
@@ -163,7 +198,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     """
     settings = read_json(path)
     if isinstance(settings, dict):
-        settings = {"pruner": {}, "prefetch": 2} | settings  # older runs have none
+        fill_in_earlier(settings)
     known = {f.name for f in fields(TrainConfig)} | {"choices"}
     if not isinstance(settings, dict) or (missing := known - settings.keys()):
         lacking = f" (it lacks {', '.join(sorted(missing)[:4])})" if isinstance(settings, dict) else ""

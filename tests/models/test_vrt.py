@@ -70,6 +70,33 @@ def test_names_are_those_of_the_published_weights(published):
     assert {name: tuple(names[name].shape) for name in shapes} == shapes
 
 
+def rates_of(model: VRT, stage: int) -> list[list[float]]:
+    groups = [model.get_submodule(f"stage{stage}.residual_group{i}") for i in (1, 2)]
+    return [[round(block.drop_path.drop_prob * 71, 6) for block in group.blocks] for group in groups]
+
+
+def test_as_published_the_self_attention_of_a_stage_is_left_out_as_often_as_its_first_layers(published):
+    # The published depths: 72 layers, 0.2 of the last, in steps of 0.2 / 71.
+    assert [0.2 * rate for rate in range(3)] == pytest.approx(rates_of(published, 1)[0][:3])
+    assert [0.2 * rate for rate in (48, 49)] == pytest.approx(rates_of(published, 7)[1])
+    rates = [module.drop_prob for module in published.modules() if type(module).__name__ == "DropPath"]
+    assert len(rates) == 72 and sum(rate > 0 for rate in rates) == 70 and max(rates) == pytest.approx(0.2)
+    with torch.device("meta"):
+        rising = VRT(drop_path_restarts=False)
+    assert [0.2 * rate for rate in (54, 55)] == pytest.approx(rates_of(rising, 7)[1])
+    assert sum(module.drop_prob > 0 for module in rising.modules() if type(module).__name__ == "DropPath") == 71
+
+
+def test_linear_layers_begin_as_torch_begins_them_or_small():
+    torch.manual_seed(0)
+    layers = [VRT(**TINY, linear_init=how).stage1.linear1 for how in ("torch", "small")]
+    bound = 1 / math.sqrt(TINY["width"])
+    assert 0.5 * bound < layers[0].weight.abs().max() < bound and layers[0].bias.abs().max() > 0
+    assert layers[1].weight.std() == pytest.approx(0.02, rel=0.3) and not layers[1].bias.any()
+    with pytest.raises(UserError, match="model.linear_init: 'tiny' is not known; allowed: torch, small"):
+        VRT(**TINY, linear_init="tiny")
+
+
 def plain_attention(q, k, v, size, shift, bias):
     """The same with a mask for every window, made by naming the 27 regions of the rolled video."""
     n, *counts, heads, length, width = q.shape

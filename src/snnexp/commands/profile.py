@@ -53,6 +53,7 @@ def job(cfg: DictConfig, config_dirs: list[str]) -> None:
     given = copy.deepcopy(cfg)
     config.settle_resolvers(cfg)
     config.anchor_paths(cfg)
+    config.write_out_defaults(cfg)
     settings = config.finish(cfg, choices)
     if settings["devices"] > 1:
         raise UserError(

@@ -92,6 +92,7 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
     choices = dict(HydraConfig.get().runtime.choices)
     config.settle_resolvers(cfg)
     config.anchor_paths(cfg)
+    config.write_out_defaults(cfg)
     if not cfg.pruner:
         raise UserError("pruner=none: there is nothing to prune by; choose spike_map, spike_entropy, weight_magnitude or random.")
     stages = checked_stages(list(cfg.stages), cfg, source)

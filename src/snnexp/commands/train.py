@@ -66,6 +66,7 @@ def make(cfg: DictConfig, folder: Path | None) -> float | None:
     """
     config.settle_resolvers(cfg)
     config.anchor_paths(cfg)
+    config.write_out_defaults(cfg)
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     check_direction(settings, folder)
     existing = earlier(folder, settings) if folder else None

@@ -206,6 +206,7 @@ def mend_best(x: "Experiment", state: State, latest: Path) -> bool:
 def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
     """What differs from the run as it was saved, in words; empty if what follows is exact."""
     before, after = saved["args"], x.settings
+    config.fill_in_earlier(before)
     differing = config.differences(before, after)
     then, here = saved["circumstances"], circumstances(x)
     differing += [f"{name} {then.get(name)} -> {here[name]}" for name in here if then.get(name) != here[name]]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 
 LEVELS = 6
 STEP = 2 ** (LEVELS - 1)
@@ -44,10 +45,10 @@ class SpyNet(nn.Module):
         for level, (module, first, second) in enumerate(zip(self.basic_module, *pyramids, strict=False)):
             size = first.shape[-2:]
             if flow is None:
-                coarser = torch.zeros(len(first), 2, *size, device=first.device)
+                coarser = at_least_fp32(first.new_zeros(len(first), 2, *size))
             else:
                 coarser = 2.0 * F.interpolate(flow, size, mode="bilinear", align_corners=True)
-            flow = coarser + module(torch.cat([first, warp(second, coarser, padding="border"), coarser], 1)).float()
+            flow = coarser + at_least_fp32(module(torch.cat([first, warp(second, coarser, padding="border"), coarser], 1)))
             scale = LEVELS - 1 - level
             if scale < self.scales:
                 flows.insert(0, resized_flow(flow, (h >> scale, w >> scale)))
@@ -104,9 +105,9 @@ def resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
-    """Images [N, C, H, W] seen at each pixel plus its flow [N, 2, H, W] (x, y), bilinear, in fp32."""
+    """Images [N, C, H, W] seen at each pixel plus its flow [N, 2, H, W] (x, y), bilinear, in fp32 or fp64."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.grid_sample(x.float(), grid(flow), mode="bilinear", padding_mode=padding, align_corners=True)
+        return F.grid_sample(at_least_fp32(x), grid(flow), mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
@@ -115,9 +116,9 @@ def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
     0 outside of the image. The order is that of the published weights.
     """
     n, c, h, w = x.shape
-    flow = flow.nan_to_num()  # a network that has lost its way is to be told by its loss, not by an index
+    flow = at_least_fp32(flow).nan_to_num()  # a network that has lost its way is to be told by its loss, not by an index
     rows, columns = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
-    at_x, at_y = columns + flow[:, 0].float(), rows + flow[:, 1].float()
+    at_x, at_y = columns + flow[:, 0], rows + flow[:, 1]
     corners = []
     for column in (at_x.floor(), at_x.ceil()):
         for row in (at_y.floor(), at_y.ceil()):
@@ -131,7 +132,7 @@ def grid(flow: Tensor) -> Tensor:
     """Where a flow [N, 2, H, W] points to, in the coordinates of grid_sample, [N, H, W, 2]."""
     h, w = flow.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij")
-    at = torch.stack([columns, rows]).float() + flow.float()
+    at = torch.stack([columns, rows]) + at_least_fp32(flow)
     return (at * at.new_tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)]).view(2, 1, 1) - 1).movedim(1, -1)
 
 
@@ -158,9 +159,10 @@ class GuidedSampling(nn.Module):
         nn.init.zeros_(self.conv_offset[-1].bias)
 
     def forward(self, x: Tensor, beside: Tensor, flow: Tensor) -> Tensor:
-        """Features x [N, C, H, W] brought to those `beside`, along the flow [N, 2, H, W] (x, y) from there; fp32."""
-        seen = self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)).float()
+        """Features x [N, C, H, W] brought to those `beside`, along the flow [N, 2, H, W] (x, y) from there; in fp32 or fp64."""
+        seen = at_least_fp32(self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)))
         offsets, weights = seen.split([18 * self.groups, 9 * self.groups], 1)
-        offsets = self.reach * offsets.tanh() + flow.flip(1).float().repeat(1, 9 * self.groups, 1, 1)  # rows first
+        offsets = self.reach * offsets.tanh() + at_least_fp32(flow).flip(1).repeat(1, 9 * self.groups, 1, 1)  # rows first
         with torch.autocast(x.device.type, enabled=False):
-            return deform_conv2d(x.float(), offsets, self.weight.float(), self.bias.float(), padding=1, mask=weights.sigmoid())
+            x, weight, bias = (at_least_fp32(tensor) for tensor in (x, self.weight, self.bias))
+            return deform_conv2d(x, offsets, weight, bias, padding=1, mask=weights.sigmoid())

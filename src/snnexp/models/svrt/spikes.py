@@ -16,7 +16,8 @@ ENCODERS = ("conv", "lif")
 class SpikeFusion(nn.Module):
     """What the stages 1 to 4 of VRT learn from spikes: features of theirs at four scales attend along time, and are attended to.
 
-    `encoder` "conv" is the described one, of ordinary convolutions; "lif" has spiking neurons (preset `neuron`, overrides `lif`).
+    `encoder` "conv" is the published one, of ordinary convolutions (`encoder_relu`: SpikeEncoder3D's `relu`); "lif" has spiking neurons
+    (preset `neuron`, overrides `lif`).
     Raises: UserError for another encoder, and for sizes that do not fit.
     """
 
@@ -25,18 +26,22 @@ class SpikeFusion(nn.Module):
         spike_channels: int,
         width: int,
         heads: int,
-        encoder: str,
-        neuron: str,
-        lif: dict[str, Any],
-        checkpoint_attn: bool,
-        checkpoint_ffn: bool,
+        encoder: str = "conv",
+        encoder_relu: bool = True,
+        neuron: str = "tet",
+        lif: dict[str, Any] | None = None,
+        checkpoint_attn: bool = False,
+        checkpoint_ffn: bool = False,
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
             raise UserError(f"model.encoder: {encoder!r} is not known; allowed: none, {', '.join(ENCODERS)}.")
         if heads < 1 or width % heads:
             raise UserError(f"model.spike_heads={heads}: model.width={width} must be a multiple of it.")
-        self.encoder = SpikeEncoder3D(spike_channels, width) if encoder == "conv" else SpikingEncoder(spike_channels, width, neuron, lif)
+        if encoder == "conv":
+            self.encoder: nn.Module = SpikeEncoder3D(spike_channels, width, encoder_relu)
+        else:
+            self.encoder = SpikingEncoder(spike_channels, width, neuron, lif or {})
 
         def attention(cross: bool) -> nn.ModuleList:
             return nn.ModuleList(TemporalAttention(width, heads, cross, checkpoint_attn, checkpoint_ffn) for _ in range(4))
@@ -51,31 +56,38 @@ class SpikeFusion(nn.Module):
 class SpikeEncoder3D(nn.Module):
     """Spikes [N, D, K, H, W] to features [N, D, H / 2^i, W / 2^i, C] at four scales, by 3x3x3 convolutions over time, rows and columns.
 
-    An ordinary network on a spiking camera's output: none of its own units spikes. 4,742,688 parameters with K = 5 and C = 96.
+    An ordinary network on a spiking camera's output: none of its own units spikes. With `relu`, as published (S-VRT), a ReLU follows the
+    first convolution, each that halves, and both layers of each residual block; without, a leaky one is all, within the blocks.
+    4,742,688 parameters with K = 5 and C = 96.
     """
 
-    def __init__(self, spike_channels: int, width: int) -> None:
+    def __init__(self, spike_channels: int, width: int, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         self.stem = nn.Conv3d(spike_channels, width, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(width, width, 3, stride=(1, 2, 2), padding=1) for _ in range(3))
-        self.blocks = nn.ModuleList(nn.Sequential(ResBlock3D(width), ResBlock3D(width)) for _ in range(4))
+        self.blocks = nn.ModuleList(nn.Sequential(ResBlock3D(width, relu), ResBlock3D(width, relu)) for _ in range(4))
 
     def forward(self, spikes: Tensor) -> list[Tensor]:
-        x, scales = self.stem(spikes.transpose(1, 2)), []
-        for i, blocks in enumerate(self.blocks):
-            x = blocks(self.down[i - 1](x) if i else x)
+        x, scales = spikes.transpose(1, 2), []
+        for layer, blocks in zip((self.stem, *self.down), self.blocks, strict=True):
+            x = layer(x)
+            x = blocks(F.relu(x) if self.relu else x)
             scales.append(x.permute(0, 2, 3, 4, 1))
         return scales
 
 
 class ResBlock3D(nn.Module):
-    """Two 3x3x3 convolutions beside a residual path."""
+    """Two 3x3x3 convolutions beside a residual path, a ReLU behind the first and behind the sum; without `relu` a leaky one between."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, relu: bool) -> None:
         super().__init__()
+        self.relu = relu
         self.conv1, self.conv2 = nn.Conv3d(width, width, 3, padding=1), nn.Conv3d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.relu:
+            return F.relu(x + self.conv2(F.relu(self.conv1(x))))
         return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
 
 

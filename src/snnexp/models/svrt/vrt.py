@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnexp.errors import UserError
+from snnexp.errors import UserError, nearest
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest
 from snnexp.models.svrt.spikes import SpikeFusion
 from snnexp.models.svrt.window_attention import GEGLU, AttentionGroup, ReconstructionGroup
 
 SCALES = (0, 1, 2, 3, 2, 1, 0)
 """Of the seven stages: how often the frames are halved."""
+
+INITS = ("torch", "small")
 
 Flows = tuple[Tensor, Tensor]
 """From each frame to the next, and from each to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
@@ -29,6 +31,9 @@ class VRT(nn.Module):
     `width` channels in the stages, `last_width` in the groups. Stages at scales finer than `align_scale` bring no neighbours.
     `checkpoint_attn` and `checkpoint_ffn` save memory for time: what these halves of each layer compute is computed again in the backward
     pass. `flow_weights` names a file of SpyNet's weights.
+    `drop_path` is the rate at which the last layer is left out in training, the first never, those between evenly. As published, the
+    rates of a stage belong to its mutual layers, and its other layers begin with the first of them again; without `drop_path_restarts` they
+    go on rising. `linear_init` "torch" is the published one; "small" draws linear layers from a normal of 0.02, without bias.
     With an `encoder` it is S-VRT: behind each of the stages 1 to 4 the frames attend to the spikes (SpikeFusion, by `spike_heads` heads).
     18,320,007 parameters with the widths and depths of the published deblurring model, by whose names they go (init_from=FILE);
     S-VRT as described 23,675,463 with 32 spike channels, 18,263,751 of them its backbone.
@@ -52,6 +57,8 @@ class VRT(nn.Module):
         mutual: float = 0.75,
         mlp_ratio: float = 2.0,
         drop_path: float = 0.2,
+        drop_path_restarts: bool = True,
+        linear_init: str = "torch",
         deform_groups: int = 16,
         reach: float = 10.0,
         align_scale: int = 0,
@@ -59,6 +66,7 @@ class VRT(nn.Module):
         flow_weights: str | Path | None = None,
         spike_channels: int | None = None,
         encoder: str = "none",
+        encoder_relu: bool = True,
         spike_heads: int = 4,
         neuron: str = "tet",
         lif: dict[str, Any] | None = None,
@@ -70,6 +78,8 @@ class VRT(nn.Module):
         for key, value in (("mutual", mutual), ("drop_path", drop_path)):
             if not 0 <= value <= 1:
                 raise UserError(f"model.{key}={value}: a fraction, from 0 to 1.")
+        if linear_init not in INITS:
+            raise UserError(f"model.linear_init: {linear_init!r} is not known; allowed: {', '.join(INITS)}.{nearest(linear_init, INITS)}")
         self.spynet = SpyNet(flow_width, len(set(SCALES)), align_scale, flow_weights)
         self.conv_first = nn.Conv3d(9 * in_channels, width, (1, 3, 3), padding=(0, 1, 1))
         layer = {"mlp_ratio": mlp_ratio, "checkpoint_attn": checkpoint_attn, "checkpoint_ffn": checkpoint_ffn}
@@ -80,7 +90,8 @@ class VRT(nn.Module):
             shape = "same" if i == 0 else "down" if scale > SCALES[i - 1] else "up"
             own = rates[i * depth : (i + 1) * depth]
             align = (deform_groups, reach / 2**scale) if scale >= align_scale else None
-            stage = Stage(width, heads, size, own, int(depth * mutual), shape, align, layer)
+            count = int(depth * mutual)
+            stage = Stage(width, heads, size, own[:count], own[: depth - count] if drop_path_restarts else own[count:], shape, align, layer)
             self.add_module(f"stage{i + 1}", stage)
         widen = nn.Sequential(nn.Identity(), nn.LayerNorm(width), nn.Linear(width, last_width))  # named as in the published weights
         self.stage8 = nn.ModuleList([widen])
@@ -91,13 +102,14 @@ class VRT(nn.Module):
         self.norm = nn.LayerNorm(last_width)
         self.conv_after_body = nn.Linear(last_width, width)
         self.conv_last = nn.Conv3d(width, in_channels, (1, 3, 3), padding=(0, 1, 1))
-        self.apply(initialise)
+        if linear_init == "small":
+            self.apply(begin_small)
         self.spikes = None
         if encoder != "none":
             if not spike_channels:
                 raise UserError("model.encoder: these data have no spikes; choose model=vrt, or data that have.")
             flags = checkpoint_attn, checkpoint_ffn
-            self.spikes = SpikeFusion(spike_channels, width, spike_heads, encoder, neuron, lif or {}, *flags)
+            self.spikes = SpikeFusion(spike_channels, width, spike_heads, encoder, encoder_relu, neuron, lif, *flags)
 
     def forward(self, blurry: Tensor, spikes: Tensor | None = None) -> Tensor:
         """The restored frames; `spikes` [N, D, K, H, W], those around each frame, are looked at if there is an encoder of them."""
@@ -139,8 +151,8 @@ class VRT(nn.Module):
 class Stage(nn.Module):
     """Features [N, D, H, W, C] at the scale of the stage before, half of it or twice it.
 
-    Mutual layers, self-attention layers and, with `align` (groups, reach), the features of both neighbouring frames, sampled along the
-    flow and merged.
+    Mutual layers and self-attention layers, one for each of their drop-path rates, and, with `align` (groups, reach), the features of both
+    neighbouring frames, sampled along the flow and merged.
     """
 
     def __init__(
@@ -148,8 +160,8 @@ class Stage(nn.Module):
         width: int,
         heads: int,
         window: tuple[int, int, int],
+        mutual_drop_paths: list[float],
         drop_paths: list[float],
-        mutual: int,
         shape: str,
         align: tuple[int, float] | None,
         layer: dict[str, float],
@@ -159,9 +171,9 @@ class Stage(nn.Module):
         move = {"same": nn.Identity, "down": Halve, "up": Double}[shape]()
         narrow = [] if shape == "same" else [nn.Linear(inner, width)]
         self.reshape = nn.Sequential(move, nn.LayerNorm(inner), *narrow)
-        self.residual_group1 = AttentionGroup(width, heads, (2, *window[1:]), drop_paths[:mutual], mutual=True, **layer)
+        self.residual_group1 = AttentionGroup(width, heads, (2, *window[1:]), mutual_drop_paths, mutual=True, **layer)
         self.linear1 = nn.Linear(width, width)
-        self.residual_group2 = AttentionGroup(width, heads, window, drop_paths[mutual:], **layer)
+        self.residual_group2 = AttentionGroup(width, heads, window, drop_paths, **layer)
         self.linear2 = nn.Linear(width, width)
         self.pa_deform = None if align is None else GuidedSampling(width, *align)
         self.pa_fuse = None if align is None else GEGLU(3 * width, 3 * width, width)
@@ -211,7 +223,7 @@ def padded(frames: Tensor) -> Tensor:
     return F.pad(frames.flatten(0, 1), (0, -w % 8, 0, -h % 8), mode="replicate").unflatten(0, frames.shape[:2])
 
 
-def initialise(module: nn.Module) -> None:
+def begin_small(module: nn.Module) -> None:
     """Linear layers begin small, as in vision transformers; the others where their own constructors put them."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
