@@ -92,7 +92,7 @@ def test_linear_layers_begin_as_torch_begins_them_or_small():
     layers = [VRT(**TINY, linear_init=how).stage1.linear1 for how in ("torch", "small")]
     bound = 1 / math.sqrt(TINY["width"])
     assert 0.5 * bound < layers[0].weight.abs().max() < bound and layers[0].bias.abs().max() > 0
-    assert layers[1].weight.std() == pytest.approx(0.02, rel=0.3) and not layers[1].bias.any()
+    assert layers[1].weight.std().item() == pytest.approx(0.02, rel=0.3) and not layers[1].bias.any()
     with pytest.raises(UserError, match="model.linear_init: 'tiny' is not known; allowed: torch, small"):
         VRT(**TINY, linear_init="tiny")
 

@@ -12,6 +12,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import coalesce, degree, segment
 
 from snnexp.errors import UserError, nearest
+from snnexp.fp32 import at_least_fp32
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 
@@ -80,7 +81,7 @@ class SpikingGNN(nn.Module):
         if graphs.x.shape[1] != self.num_features:
             raise UserError(f"spiking_gnn was made for {self.num_features} features of a node and got {graphs.x.shape[1]}.")
         x = self._features(graphs)
-        edges = weighted(graphs.edge_index, len(x), self.conv_type)
+        edges = weighted(graphs.edge_index, len(x), self.conv_type, at_least_fp32(x).dtype)
         once, each = (side_by_side(*edges, len(x), n, self.conv_type) for n in (1, self.T))
         h = self.gnn_model(x, self.T, once, each)
         return self.output_mlp(readout(h, graphs.ptr, self.T))
@@ -133,7 +134,7 @@ class SpikingGNN(nn.Module):
 
     def _features(self, graphs: Data) -> Tensor:
         if self.atoms is None:
-            return graphs.x.float()
+            return graphs.x.to(self.output_mlp[1].weight.dtype)
         h = self.atoms(graphs.x)
         if self.bonds is not None:
             h = h.index_add(0, graphs.edge_index[1], self.bonds(graphs.edge_attr))
@@ -204,12 +205,12 @@ class GINLayers(nn.Module):
 
 
 class SparseSum:
-    """The aggregation of a convolution as one product with a sparse adjacency, in fp32: CPUs multiply sparse matrices in no other type."""
+    """The aggregation of a convolution as one product with a sparse adjacency, in fp32 or fp64, the only types of which CPUs do."""
 
     def message_and_aggregate(self, adjacency: Tensor, x: Any) -> Tensor:
         x = x if isinstance(x, Tensor) else x[0]
         with torch.autocast(x.device.type, enabled=False):
-            return adjacency @ x.float()
+            return adjacency @ at_least_fp32(x)
 
 
 class SparseGCN(SparseSum, GCNConv):
@@ -245,18 +246,18 @@ def convolution(conv_type: str, channels: int, width: int, heads: int) -> nn.Mod
             return SparseGIN(nn.Linear(channels, width))
 
 
-def weighted(edge_index: Tensor, V: int, conv_type: str) -> tuple[Tensor, Tensor]:
+def weighted(edge_index: Tensor, V: int, conv_type: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """The edges and their weights, GCN's symmetric norm with self-loops, SAGE's mean, or 1; in the order of a sparse matrix of targets.
 
     Attention weighs the edges itself, and gets them as they are.
     """
-    weight = torch.ones(edge_index.shape[1], device=edge_index.device)
+    weight = torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
     if conv_type in ("gat", "gatv2"):
         return edge_index, weight
     if conv_type == "gcn":
         edge_index, weight = gcn_norm(edge_index, weight, V)
     elif conv_type == "sage":
-        weight = 1 / degree(edge_index[1], V)[edge_index[1]]
+        weight = 1 / degree(edge_index[1], V, dtype)[edge_index[1]]
     return coalesce(edge_index, weight, V, sort_by_row=False)
 
 
@@ -274,8 +275,7 @@ def readout(h: Tensor, ptr: Tensor, T: int) -> Tensor:
     """Sum, mean and max over the nodes of each graph: [T, V, F] -> [T, G, 3 F]; 0 of a graph without nodes."""
     sizes = ptr.diff()
     bounds = torch.cat([ptr[:1], sizes.repeat(T).cumsum(0)])
-    h = h.flatten(0, 1)
-    h = h if h.dtype == torch.float64 else h.float()
+    h = at_least_fp32(h).flatten(0, 1)
     total, largest = (each.unflatten(0, (T, -1)) for each in (segment(h, bounds, "sum"), LargestOfEach.apply(h, bounds)))
     return torch.cat([total, total / sizes.clamp(min=1)[:, None], largest], dim=-1)
 

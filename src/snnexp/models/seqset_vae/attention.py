@@ -76,11 +76,13 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """MAB of the Set Transformer (Lee et al. 2019), without the residual of the queries: h = LN(attention), LN(h + FF(h)).
 
-    Queries and context [E, W] or [M, m, W], or queries [m, W] to `share` among the sets; the result has the (shared) queries' shape.
+    Without `residual` LN(FF(h)). Queries and context [E, W] or [M, m, W], or queries [m, W] to `share` among the sets; the result has the
+    (shared) queries' shape.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, residual: bool = True) -> None:
         super().__init__()
+        self.residual = residual
         self.attention = Attention(width, heads)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
@@ -88,21 +90,21 @@ class AttentionBlock(nn.Module):
     def forward(self, queries: Tensor, context: Tensor, sets: Sets, share: Share | None = None) -> Tensor:
         """Attend and transform."""
         h = self.norm1(self.attention(queries, context, sets, share))
-        return self.norm2(h + self.feed_forward(h))
+        return self.norm2(h + self.feed_forward(h) if self.residual else self.feed_forward(h))
 
 
 class InducedAttention(nn.Module):
     """ISAB (Lee et al. 2019): the members of a set exchange what they know by way of `inducing` learned points; x + MAB(x, MAB(I, x)).
 
-    x [E, W] or [M, m, W]; the result has its shape.
+    x [E, W] or [M, m, W]; the result has its shape. `residual` is that of the blocks.
     """
 
-    def __init__(self, width: int, heads: int, inducing: int) -> None:
+    def __init__(self, width: int, heads: int, inducing: int, residual: bool = True) -> None:
         super().__init__()
         self.points = nn.Parameter(torch.empty(inducing, width))
         nn.init.xavier_uniform_(self.points)
-        self.gather = AttentionBlock(width, heads)
-        self.spread = AttentionBlock(width, heads)
+        self.gather = AttentionBlock(width, heads, residual)
+        self.spread = AttentionBlock(width, heads, residual)
 
     def forward(self, x: Tensor, sets: Sets) -> Tensor:
         """Exchange within each set."""

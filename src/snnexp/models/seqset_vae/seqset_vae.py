@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import Attention, rows_of_heads
 from snnexp.models.seqset_vae.set_vae import Coded, SetDecoder, SetVAE
 
@@ -23,7 +24,8 @@ class SeqSetVAE(nn.Module):
     set enters through a small network of its minute and, with its position p, as sin(p / 100) times a learned vector. With
     `context_decoder` the states are decoded too, each back to its set, beside the latents. The SetVAE lies in `set_vae`, so that a
     pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE.
-    Sizes as of SetVAE; with those named there, feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
+    `residual` and `events` are the SetVAE's, the first that of the context decoder too. Sizes as of SetVAE; with those named there,
+    feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
     Raises: UserError for sizes that do not fit.
     """
 
@@ -39,6 +41,8 @@ class SeqSetVAE(nn.Module):
         decoder_layers: int = 1,
         layers: int = 2,
         feed_forward: int = 128,
+        residual: bool = True,
+        events: str = "split",
         context_decoder: bool = False,
         dropout: float = 0.2,
         embeddings: Tensor | None = None,
@@ -55,12 +59,14 @@ class SeqSetVAE(nn.Module):
             inducing=inducing,
             levels=levels,
             decoder_layers=decoder_layers,
+            residual=residual,
+            events=events,
             embeddings=embeddings,
         )
         self.of_minute = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, width))
         self.of_place = nn.Parameter(torch.zeros(width))
         self.transformer = nn.ModuleList(CausalLayer(width, heads, feed_forward, dropout) for _ in range(layers))
-        self.decoder = SetDecoder(width, heads, inducing, decoder_layers) if context_decoder else None
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual) if context_decoder else None
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(width // 2, num_outputs))
 
     @property
@@ -75,7 +81,8 @@ class SeqSetVAE(nn.Module):
         if self.decoder is not None:
             coded.decoded.append(self.decoder(states.unsqueeze(1), stays))
         with torch.autocast(states.device.type, enabled=False):
-            total = states.new_zeros(len(stays.lengths), states.shape[1], dtype=torch.float32).index_add(0, stays.stay, states.float())
+            states = at_least_fp32(states)
+            total = states.new_zeros(len(stays.lengths), states.shape[1]).index_add(0, stays.stay, states)
             coded.state = total / stays.lengths.unsqueeze(1)
             coded.logits = self.head(coded.state)
         return coded

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnexp.errors import UserError
+from snnexp.errors import UserError, nearest
+from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each
 
 if TYPE_CHECKING:
     from snnexp.data.medical import Stays
 
 LARGEST_LOG_VARIANCE = 10.0
+EVENTS = ("split", "scaled")
 
 
 @dataclass
@@ -42,6 +44,8 @@ class SetVAE(nn.Module):
     Those vectors are learned, or made by a linear layer from frozen `embeddings` [V, F] of the variables' names. Each level is an ISAB; its
     posterior N(mu, exp(logvar)) is read from the mean over the set's members; all levels share that layer. The decoder turns the levels'
     latents and one fixed point for each event into as many events as the set has; it knows nothing of their order.
+    As published (SeqSetVAE), and so for published weights: `residual` false, no residual path around the feed-forward layers of the
+    attention blocks; `events` "scaled", a unit vector of the variable times the value. The published decoder is another one.
 
     What it should reconstruct is fixed: the variable as one of V orthonormal codes (drawn once; unit vectors where V exceeds W - 1), and
     the standardised value. `posterior` is (mu, logvar) [L, M, D], fp32, of the latest forward pass, without gradient.
@@ -58,6 +62,8 @@ class SetVAE(nn.Module):
         inducing: int = 4,
         levels: int = 2,
         decoder_layers: int = 1,
+        residual: bool = True,
+        events: str = "split",
         embeddings: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -67,16 +73,18 @@ class SetVAE(nn.Module):
                 raise UserError(f"model.{option}={value}: must be at least 1.")
         if width % 2 or width % heads:
             raise UserError(f"model.width={width}: must be even, and a multiple of model.heads={heads}.")
-        self.width = width
+        if events not in EVENTS:
+            raise UserError(f"model.events: {events!r} is not known; allowed: {', '.join(EVENTS)}.{nearest(events, EVENTS)}")
+        self.width, self.form = width, events
         if embeddings is None:
             self.names = nn.Embedding(num_variables, width)
         else:
             self.register_buffer("embeddings", embeddings.float())
             self.names = nn.Linear(embeddings.shape[1], width)
         self.enter = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU())
-        self.encoder = nn.ModuleList(InducedAttention(width, heads, inducing) for _ in range(levels))
+        self.encoder = nn.ModuleList(InducedAttention(width, heads, inducing, residual) for _ in range(levels))
         self.to_posterior = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.decoder = SetDecoder(width, heads, inducing, decoder_layers)
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual)
         self.register_buffer("codes", variable_codes(num_variables, width - 1))
         self.posterior: tuple[Tensor, Tensor] | None = None
 
@@ -87,22 +95,24 @@ class SetVAE(nn.Module):
         return Coded(mu, logvar, z, [decoded], self.target(stays))
 
     def encode(self, stays: "Stays") -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior's mean and log variance, and a draw, fp32 [L, M, D]."""
+        """The posterior's mean and log variance, and a draw, fp32 (in an fp64 model fp64) [L, M, D]."""
         x = self.enter(self.events(stays))
         pooled = []
         for layer in self.encoder:
             x = layer(x, stays)
             pooled.append(mean_of_sets(x, stays))
         with torch.autocast(x.device.type, enabled=False):
-            mu, logvar = self.to_posterior(torch.stack(pooled).float()).chunk(2, dim=-1)
+            mu, logvar = self.to_posterior(at_least_fp32(torch.stack(pooled))).chunk(2, dim=-1)
             logvar = logvar.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
         self.posterior = mu.detach(), logvar.detach()
         return mu, logvar, z
 
     def events(self, stays: "Stays") -> Tensor:
-        """The vectors of events [E, W]: half of the variable's unit vector, and the value times the other half."""
+        """The vectors of events [E, W]: half of the variable's unit vector, and the value times the other half; "scaled": times it all."""
         names = F.normalize(self.names.weight if isinstance(self.names, nn.Embedding) else self.names(self.embeddings), dim=-1)
+        if self.form == "scaled":
+            return F.embedding(stays.variable, names) * stays.value.unsqueeze(1)
         name, direction = F.embedding(stays.variable, names * math.sqrt(self.width)).chunk(2, dim=-1)
         return torch.cat([name, direction * stays.value.unsqueeze(1)], dim=1)
 
@@ -114,10 +124,10 @@ class SetVAE(nn.Module):
 class SetDecoder(nn.Module):
     """From latents [M, L, W] and sizes of sets to rows [E, W]: each layer an ISAB, and attention of fixed points to what it gives."""
 
-    def __init__(self, width: int, heads: int, inducing: int, layers: int) -> None:
+    def __init__(self, width: int, heads: int, inducing: int, layers: int, residual: bool = True) -> None:
         super().__init__()
-        self.exchange = nn.ModuleList(InducedAttention(width, heads, inducing) for _ in range(layers))
-        self.expand = nn.ModuleList(AttentionBlock(width, heads) for _ in range(layers))
+        self.exchange = nn.ModuleList(InducedAttention(width, heads, inducing, residual) for _ in range(layers))
+        self.expand = nn.ModuleList(AttentionBlock(width, heads, residual) for _ in range(layers))
         self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()) for _ in range(layers))
         self.out = nn.Linear(width, width)
         self.points = fixed_points(64, width)  # no buffer: it grows where a large set is, and ranks exchange their buffers
