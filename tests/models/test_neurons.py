@@ -72,6 +72,73 @@ def test_fires_on_an_exact_tie():
     assert trace(make_lif("tet"), [1.0]).item() == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("v_threshold", [1.0, 0.6])
+def test_strict_fires_above_the_threshold_and_not_on_it(dtype, v_threshold):
+    tie = torch.tensor(v_threshold, dtype=torch.promote_types(dtype, torch.float32))  # the membrane's own type
+    below, above = (torch.nextafter(tie, tie + side) for side in (-1, 1))
+    for strict, fires in ((False, [0, 1, 1]), (True, [0, 0, 1])):
+        lif = make_lif("tet", strict=strict, v_threshold=v_threshold)
+        lif.v = 2 * torch.stack([below, tie, above])  # of which a half is left
+        assert lif(torch.zeros(1, 3, dtype=dtype)).tolist() == [fires]
+        assert lif.v.tolist() == [0.0 if fired else u for fired, u in zip(fires, [below, tie, above], strict=True)]
+
+
+def by_definition(x, tau, decay_input, v_threshold, v_reset, detach_reset):
+    """A strict LIF with the triangle's derivative, by autograd, as the equations have it."""
+    v, spikes, rest = torch.full_like(x[0], v_reset or 0.0), [], v_reset or 0.0
+    for current in x:
+        v = v + (current - (v - rest)) / tau if decay_input else v - (v - rest) / tau + current
+        z = v - v_threshold
+        smooth = z.clamp(-1, 1) - z.clamp(-1, 1).abs() * z.clamp(-1, 1) / 2  # its derivative is max(0, 1 - |z|)
+        spike = (z > 0).to(x) + smooth - smooth.detach()
+        spikes.append(spike)
+        through = spike.detach() if detach_reset else spike
+        v = v - through * v_threshold if v_reset is None else (1 - through) * v + through * v_reset
+    return torch.stack(spikes), v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["fast", "spikingjelly", "compiled"])
+def test_strict_is_the_definition_forward_and_backward_where_many_tie(path, dtype, monkeypatch, implementation):
+    if path != "fast" and implementation == "torch":
+        pytest.skip("this path has one implementation")
+    torch.manual_seed(0)
+    if path == "spikingjelly":
+        monkeypatch.setattr(LIFNode, "_has_fast_form", lambda self, x: False)
+    for decay_input, v_reset, detach_reset in itertools.product((True, False), (0.0, None, -0.25), (True, False)):
+        options = {"tau": 2.0, "decay_input": decay_input, "v_threshold": 1.0, "v_reset": v_reset, "detach_reset": detach_reset}
+        lif = make_lif("tet", strict=True, **options)
+        if path == "compiled" and (decay_input or detach_reset):
+            continue  # each is compiled anew, which takes seconds
+        torch.compiler.reset()
+        run = torch.compile(lif, backend="eager", dynamic=False) if path == "compiled" else lif
+        x = (torch.randint(-4, 13, (4, 2, 1500)) / 4).to(dtype).requires_grad_()  # quarters: every membrane is exact, and many are 1
+        z = x.detach().float().requires_grad_()
+        spikes, (expected, v) = run(x), by_definition(z, **options)
+        loose = make_lif("tet", **options)(x.detach())
+        assert (loose != expected).sum() > 50 and torch.equal(spikes.float(), expected.detach()) and torch.equal(lif.v, v)
+        g = torch.randn_like(expected).to(dtype)
+        spikes.backward(g)
+        expected.backward(g.float())
+        torch.testing.assert_close(x.grad.float(), z.grad, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_strict_has_the_derivative_of_its_surrogate_on_a_tie(surrogate, monkeypatch):
+    grads = []
+    for strict, fast in itertools.product((False, True), (True, False)):
+        with monkeypatch.context() as patch:
+            if not fast:
+                patch.setattr(LIFNode, "_has_fast_form", lambda self, x: False)
+            x = torch.ones(1, 4, requires_grad=True)
+            make_lif("tet", surrogate=surrogate, strict=strict)(x).sum().backward()
+            grads.append(x.grad)
+    assert grads[0].min() > 0.1
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad, grads[0], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     "x, overrides, expected",
     [

@@ -1,7 +1,7 @@
 /* Multi-step LIF, forward and backward, one pass over memory each.
  *
  *   charge   h = v + (x - (v - r)) / tau        (decay_input)      or   h = v - (v - r) / tau + x
- *   fire     s = h >= threshold
+ *   fire     s = h >= threshold                 or (strict)   s = h > threshold
  *   reset    v = s * r + (1 - s) * h            (hard)             or   v = h - s * threshold   (soft, r = 0 above)
  *
  * x is [T, M]: T frames of M neurons, fp32 or bf16. The membrane lives in fp32 and never leaves the cache, except v0 and
@@ -20,7 +20,7 @@
 
 typedef struct {
     float tau, threshold, reset, alpha;
-    int32_t decay_input, soft_reset, detach_reset, surrogate;
+    int32_t decay_input, soft_reset, detach_reset, strict, surrogate;
 } Lif;
 
 enum { SIGMOID, ATAN, TRIANGLE, PIECEWISE_EXP, SOFT_SIGN, SUPER_SPIKE, ERF };
@@ -57,15 +57,19 @@ static int power_of_two(float tau) {
     return frexpf(tau, &exponent) == 0.5f;
 }
 
+/* The least membrane that fires: above the threshold is from the next number on. */
+INLINE float fires_from(const Lif *p) { return p->strict ? nextafterf(p->threshold, INFINITY) : p->threshold; }
+
 /* One time step: charge, fire, reset. Every flag is a constant at each call, so that each loop vectorises. */
 INLINE void step(const Lif *p, float *restrict h, float *restrict s, float *restrict v, const float *restrict x, int n,
                  const int exact, const int decay_input, const int soft_reset) {
     const float r = soft_reset ? 0.0f : p->reset, tau = p->tau, inverse = 1.0f / p->tau, threshold = p->threshold;
+    const float least = fires_from(p);
     for (int i = 0; i < n; i++) {
         const float drive = decay_input ? x[i] - (v[i] - r) : v[i] - r;
         const float part = exact ? drive * inverse : drive / tau;
         const float charged = decay_input ? v[i] + part : v[i] - part + x[i];
-        const float spike = charged >= threshold ? 1.0f : 0.0f;
+        const float spike = charged >= least ? 1.0f : 0.0f;
         h[i] = charged;
         s[i] = spike;
         v[i] = soft_reset ? charged - spike * threshold : spike * r + (1.0f - spike) * charged;
@@ -155,12 +159,12 @@ static void slopes(const Lif *p, float *restrict slope, const float *restrict h,
  * g, the gradient of the spike, becomes that of the input. */
 INLINE void step_back(const Lif *p, float *restrict g, float *restrict dv, const float *restrict h,
                       const float *restrict slope, int n, const int soft_reset, const int detach_reset) {
-    const float threshold = p->threshold, reset = p->reset, inverse = 1.0f / p->tau;
+    const float threshold = p->threshold, least = fires_from(p), reset = p->reset, inverse = 1.0f / p->tau;
     const float input = p->decay_input ? inverse : 1.0f;
     for (int i = 0; i < n; i++) {
         const float charged = h[i], after = dv[i];
         const float through = detach_reset ? 0.0f : after * (soft_reset ? -threshold : reset - charged);
-        const float kept = soft_reset || charged < threshold ? after : 0.0f;
+        const float kept = soft_reset || charged < least ? after : 0.0f;
         const float dh = (g[i] + through) * slope[i] + kept;
         g[i] = dh * input;
         dv[i] = dh - dh * inverse;

@@ -28,7 +28,7 @@ class Parameters(ctypes.Structure):
     """The constants of one LIF layer as the C source declares them."""
 
     _fields_ = [(name, ctypes.c_float) for name in ("tau", "threshold", "reset", "alpha")] + [
-        (name, ctypes.c_int32) for name in ("decay_input", "soft_reset", "detach_reset", "surrogate")
+        (name, ctypes.c_int32) for name in ("decay_input", "soft_reset", "detach_reset", "strict", "surrogate")
     ]
 
 

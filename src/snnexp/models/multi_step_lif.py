@@ -1,7 +1,7 @@
 """The multi-step LIF on CPU with a backward of its own: one pass over memory each way, by C or by plain torch.
 
-Equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold); written because autograd through its
-loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
+Equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold; `strict`: at v > threshold); written because autograd
+through its loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ class Dynamics:
     detach_reset: bool
     surrogate: str
     alpha: float
+    strict: bool = False
 
 
 def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -94,6 +95,7 @@ def _c_arguments(x: Tensor, dynamics: Dynamics) -> tuple:
         decay_input=dynamics.decay_input,
         soft_reset=dynamics.v_reset is None,
         detach_reset=dynamics.detach_reset,
+        strict=dynamics.strict,
         surrogate=lif_kernel.SURROGATES.index(dynamics.surrogate),
     )
     return ctypes.byref(parameters), x.shape[0], x[0].numel(), x.dtype == torch.bfloat16, lif_kernel.threads()
@@ -126,6 +128,10 @@ def _charge(x, v, dynamics):
     return (v - resting).div_(-dynamics.tau).add_(v).add_(x)
 
 
+def _fires(h, dynamics):
+    return h.gt(dynamics.v_threshold) if dynamics.strict else h.ge(dynamics.v_threshold)
+
+
 def _reset(h, spike, dynamics):
     if dynamics.v_reset is None:
         return h.sub(spike, alpha=dynamics.v_threshold)
@@ -140,7 +146,7 @@ def _forward_torch(x, v, dynamics, counts, library):
     spikes, v = torch.empty_like(x), _start(x, v, dynamics)
     for t in range(x.shape[0]):
         h = _charge(x[t], v, dynamics)
-        spike = h.ge(dynamics.v_threshold).float()
+        spike = _fires(h, dynamics).float()
         v = _reset(h, spike, dynamics)
         spikes[t] = spike
         if counts is not None:
@@ -152,7 +158,7 @@ def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
     charged, v = [], _start(x, v, dynamics)
     for t in range(x.shape[0]):
         h = _charge(x[t], v, dynamics)
-        v = _reset(h, h.ge(dynamics.v_threshold).float(), dynamics)
+        v = _reset(h, _fires(h, dynamics).float(), dynamics)
         charged.append(h)
     g_x = torch.empty_like(x)
     g_v = torch.zeros_like(charged[-1]) if g_v_last is None else g_v_last.clone()
@@ -161,7 +167,7 @@ def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
         if dynamics.v_reset is None:
             through_spike, kept = g_v * -dynamics.v_threshold, g_v
         else:
-            through_spike, kept = g_v * (dynamics.v_reset - h), g_v.masked_fill_(h >= dynamics.v_threshold, 0.0)
+            through_spike, kept = g_v * (dynamics.v_reset - h), g_v.masked_fill_(_fires(h, dynamics), 0.0)
         if dynamics.detach_reset:
             through_spike.zero_()
         if g_spikes is not None:
