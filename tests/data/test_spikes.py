@@ -15,6 +15,7 @@ from snnexp.data.spikes import (
     frames_in_dat,
     interpolated,
     luminance,
+    middle_tfi_of,
     open_dat,
     packed_rows,
     rates,
@@ -215,3 +216,41 @@ def test_tfp_and_tfi_of_a_moment() -> None:
     assert np.array_equal(tfi_of(stream, 3), rates(spikes[:129], [3])[0])
     box = Box(2, 5, 3, 7)
     assert np.array_equal(tfi_of(stream, 150, box), tfi_of(stream, 150)[2:5, 5:12])
+
+
+@pytest.mark.parametrize(
+    ("key", "reach", "interval", "joined"),
+    [
+        (4, 3, 5 - 2, 1 / 3),
+        (5, 4, 9 - 5, 2 / (9 - 2)),  # a spike on the key begins the interval; TFI takes both that meet there
+        (5, 3, 8 - 5, None),  # none up to 3 frames after the key
+        (8, 3, 9 - 5, None),  # none among the 3 frames that end with it
+        (8, 4, 9 - 5, 1 / 4),
+        (4.5, 3, 5 - 2, 1 / 3),
+        (1, 3, 2 - (1 - 3), None),
+        (10, 3, 13 - 9, None),  # the last frame
+    ],
+)
+def test_middle_tfi_by_hand(key, reach, interval, joined, monkeypatch) -> None:
+    monkeypatch.setattr("snnexp.data.spikes.REACH", reach)
+    spikes = np.zeros((11, 1, 1), dtype=np.uint8)
+    spikes[[2, 5, 9]] = 1
+    stream = Stream(packed_rows(spikes), 1, 1)
+    assert middle_tfi_of(stream, key).item() == np.float32(1 / interval)
+    if joined is not None:
+        assert rates(spikes, [key]).item() == pytest.approx(joined)
+
+
+def test_middle_tfi_looks_outwards_frame_by_frame() -> None:
+    spikes = some(301) & (np.arange(6)[:, None] > 0)  # the first row is dark
+    spikes[150, 3] = 1
+    stream, box = Stream(packed_rows(spikes), 6, 16), Box(2, 5, 3, 7)
+    for key in (0, 30, 150, 300):
+        begin, end = np.full((6, 16), key - 64), np.full((6, 16), key + 64)
+        for frame in range(max(key - 63, 0), key + 1):
+            begin[spikes[frame] == 1] = frame
+        for frame in range(min(key + 64, 300), key, -1):
+            end[spikes[frame] == 1] = frame
+        assert np.array_equal(middle_tfi_of(stream, key), 1 / (end - begin).astype(np.float32))
+        assert np.array_equal(middle_tfi_of(stream, key, box), middle_tfi_of(stream, key)[2:5, 5:12])
+    assert middle_tfi_of(stream, 150)[0, 0] == np.float32(1 / 128)

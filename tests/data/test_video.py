@@ -13,7 +13,7 @@ from snnexp.data.photo_pan import PhotoPan
 from snnexp.data.reds import REDS
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
 from snnexp.data.spike_reds import SpikeREDS
-from snnexp.data.spikes import Box, Representation, Stream, packed_rows, tfi_of, tfp_of
+from snnexp.data.spikes import Box, Representation, Stream, middle_tfi_of, packed_rows, tfi_of, tfp_of
 from snnexp.data.video import PIXELS, Augmentation, Enlargement, Recording, VideoClips, moved, samples_of
 from snnexp.engine.loader import budget
 from snnexp.errors import UserError
@@ -87,25 +87,26 @@ def test_what_is_not_augmented_is_the_whole_frame() -> None:
     recording = data.recordings[2]
     view = data.view("val")
     assert len(view) == data.splits["val"] == 2
-    blurry, sharp, spikes, known, video, tfp, tfi = view.__getitems__([(0, 1)])
+    blurry, sharp, spikes, known, video, tfp, tfi, tfi_middle = view.__getitems__([(0, 1)])
     assert np.array_equal(blurry[0], recording.pictures[0, 3:]) and np.array_equal(sharp[0], recording.pictures[1, 3:])
     assert spikes.shape == (1, 3, 3, 20, 24) and spikes.dtype == torch.uint8 and known.all()
     # frame 4, its moment 18: spike frames 14 to 22 in threes; frame 5, its moment 22: moved to 15 to 23
     for d, first in ((1, 14), (2, 15)):
         assert np.array_equal(spikes[0, d], recording.fired[first : first + 9].reshape(3, 3, 20, 24).sum(axis=1))
     assert np.array_equal(tfp[0, 1, 0], tfp_of(recording.stream, 18, 4)) and np.array_equal(tfi[0, 1, 0], tfi_of(recording.stream, 18))
-    prepared = data.prepare((blurry, sharp, spikes, known, video, tfp, tfi))
+    assert np.array_equal(tfi_middle[0, 1, 0], middle_tfi_of(recording.stream, 18))
+    prepared = data.prepare((blurry, sharp, spikes, known, video, tfp, tfi, tfi_middle))
     assert prepared.blurry.dtype == torch.float32 and torch.allclose(prepared.blurry * 255, blurry.float(), atol=1e-4)
     assert torch.allclose(prepared.sharp * 255, sharp.float(), atol=1e-4) and torch.allclose(prepared.spikes * 3, spikes.float())
-    assert prepared.tfp is tfp and prepared.video.tolist() == [2] and blurry.dtype == torch.uint8
+    assert prepared.tfp is tfp and prepared.tfi_middle is tfi_middle and prepared.video.tolist() == [2] and blurry.dtype == torch.uint8
 
 
 def test_frames_that_are_judged_elsewhere_are_empty() -> None:
     recordings = [Made(f"clip{k}", 7, (8, 8), k) for k in range(4)]
     data = clips(recordings)
-    blurry, sharp, _, known, video, tfp, tfi = data.view("val").__getitems__([(0, 2)])
+    blurry, sharp, _, known, video, *plain = data.view("val").__getitems__([(0, 2)])
     assert known.tolist() == [[False, False, True]] and video.tolist() == [2]
-    for part in (sharp, tfp, tfi):
+    for part in (sharp, *plain):
         assert not part[0, :2].any() and part[0, 2].any()
     assert np.array_equal(blurry[0], recordings[2].pictures[0, 4:])
 
@@ -241,7 +242,7 @@ def test_data_without_spikes() -> None:
     data = clips([Silent(f"clip{k}", 6, (20, 24), k) for k in range(4)], representation=None)
     assert data.provides == {"in_channels": 3} and clips().provides == {"in_channels": 3, "spike_channels": 3}
     prepared = data.prepare(data.view("val").__getitems__([(0, 0), (0, 1)]))
-    assert prepared.spikes.shape == (2, 3, 0, 20, 24) and prepared.tfp is None and prepared.tfi is None
+    assert prepared.spikes.shape == (2, 3, 0, 20, 24) and prepared.tfp is None and prepared.tfi is None and prepared.tfi_middle is None
 
 
 def test_names_and_splits() -> None:

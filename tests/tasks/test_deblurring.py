@@ -30,7 +30,7 @@ class Gain(nn.Module):
 def clips(n: int = 2, d: int = 3, side: int = 12, channels: int = 1, videos=None, baselines: bool = True) -> Clips:
     torch.manual_seed(0)
     known = torch.ones(n, d, dtype=torch.bool)
-    plain = torch.rand(2, n, d, 1, side, side) if baselines else (None, None)
+    plain = torch.rand(3, n, d, 1, side, side) if baselines else (None, None, None)
     return Clips(
         torch.rand(n, d, channels, side, side),
         (torch.rand(n, d, channels, side, side) * 255).round() / 255,
@@ -97,7 +97,7 @@ def test_metrics_are_means_over_the_frames_of_a_video_and_then_over_videos():
     found = judged(task, batch, output)
     assert found["PSNR"] == pytest.approx(((four + nine) / 2).item()) and found["Loss"] == 0.25
     assert task.metrics({"Loss": 1.5, "n": 3.0, "PSNR": 60.0}) == {"Loss": 0.5, "PSNR": 20.0}
-    assert list(found) == ["Loss", "PSNR", "PSNR_Y", "SSIM", "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI"]
+    assert list(found) == ["Loss", "PSNR", "PSNR_Y", "SSIM", "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI", "PSNR_TFI_middle"]
     blurry = (batch.blurry * 255).round() / 255
     of_blur = psnr(blurry.flatten(0, 1), batch.sharp.flatten(0, 1)).view(3, 3)
     assert found["PSNR_blur"] == pytest.approx(((torch.cat([of_blur[0], of_blur[1, :1]]).mean() + of_blur[2].mean()) / 2).item())
@@ -123,9 +123,10 @@ def test_a_process_that_saw_no_clip_knows_the_metrics_too():
 
 def test_plain_reconstructions_get_the_factor_that_suits_them_best():
     task, batch = Deblurring(), clips(1)
-    exact = batch._replace(tfp=batch.sharp / 3, tfi=batch.sharp * 2)
+    exact = batch._replace(tfp=batch.sharp / 3, tfi=batch.sharp * 2, tfi_middle=batch.sharp / 7)
     found = judged(task, exact, batch.sharp)
-    assert found["PSNR_TFP"] == found["PSNR_TFI"] == found["PSNR"] == BEST
+    assert found["PSNR_TFP"] == found["PSNR_TFI"] == found["PSNR_TFI_middle"] == found["PSNR"] == BEST
+    assert judged(task, exact._replace(tfi_middle=batch.tfi), batch.sharp)["PSNR_TFI_middle"] < 20
     assert judged(task, batch, batch.sharp)["PSNR_TFP"] < 20
     assert "PSNR_TFP" not in judged(task, clips(1, baselines=False), batch.sharp)
 
@@ -152,7 +153,7 @@ def test_what_is_kept_is_the_middle_of_the_first_judged_frame():
     batch = clips(1, 2, 70)
     batch.known[0, 0] = False
     seen, true, score = Deblurring().predict(batch.blurry, batch)
-    assert seen.shape == true.shape == (1, 1, 64, 64) and seen.dtype == torch.uint8 and score.shape == (1, 2 + 7)
+    assert seen.shape == true.shape == (1, 1, 64, 64) and seen.dtype == torch.uint8 and score.shape == (1, 2 + 8)
     assert torch.equal(true[0], (batch.sharp[0, 1, :, 3:67, 3:67] * 255).round().to(torch.uint8))
     small = clips(1, 1, 12)
     _, true, _ = Deblurring().predict(small.blurry, small)

@@ -8,7 +8,7 @@ from typing import Any
 from snnexp.analysis.panels import figure, grid, lone, panels, whole_numbers
 
 COLOURS = {"Train": "#8c8c8c", "Val": "#1f6fb4"}
-BESIDE = {"PSNR": ("PSNR_blur", "PSNR_TFP", "PSNR_TFI"), "SSIM": ("SSIM_blur",)}
+BESIDE = {"PSNR": ("PSNR_blur", "PSNR_TFP", "PSNR_TFI", "PSNR_TFI_middle"), "SSIM": ("SSIM_blur",)}
 """What a metric is to be compared with: lines in its panel, not panels of their own."""
 NOT_CURVES = ("epoch", "step", "nonfinite")
 

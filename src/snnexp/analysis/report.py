@@ -201,7 +201,10 @@ def _findings(facts: Facts) -> str:
 
 
 def _of_restoring(result: dict[str, Any]) -> list[str]:
-    test, plain = result.get("test"), {"blur": "the blurry input", "TFP": "the mean rate of its spikes", "TFI": "their inverse interval"}
+    plain = {
+        "blur": "the blurry input", "TFP": "the mean rate of its spikes", "TFI": "their inverse interval", "TFI_middle": "their middle TFI",
+    }  # fmt: skip
+    test = result.get("test")
     test = test if isinstance(test, dict) else {}
     own, others = number(test.get("PSNR")), {said: number(test.get(f"PSNR_{name}")) for name, said in plain.items()}
     better = {said: value for said, value in others.items() if None not in (own, value) and value > own}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from snnexp.data.augment import draws
-from snnexp.data.spikes import Box, Representation, Stream, tfi_of, tfp_of
+from snnexp.data.spikes import Box, Representation, Stream, middle_tfi_of, tfi_of, tfp_of
 from snnexp.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -26,9 +26,9 @@ class Clips(NamedTuple):
     """A batch of N clips of D frames.
 
     Shapes: blurry and sharp float32 [N, D, C, H, W] in 0..1; spikes float32 [N, D, K, H, W], K channels for each frame; known bool [N, D],
-    the frames whose sharp picture is known (and not judged with another clip): elsewhere sharp, tfp and tfi may be 0. video int64 [N],
-    the recording that each is of. tfp and tfi float32 [N, D, 1, H, W], rates of what spikes alone show, in spikes a spike frame; None in
-    training, and of data without spikes.
+    the frames whose sharp picture is known (and not judged with another clip): elsewhere sharp, tfp, tfi and tfi_middle may be 0. video
+    int64 [N], the recording that each is of. tfp, tfi and tfi_middle float32 [N, D, 1, H, W], rates of what spikes alone show, in spikes a
+    spike frame; None in training, and of data without spikes.
     """
 
     blurry: Tensor
@@ -38,6 +38,7 @@ class Clips(NamedTuple):
     video: Tensor
     tfp: Tensor | None = None
     tfi: Tensor | None = None
+    tfi_middle: Tensor | None = None
 
 
 class Recording(Protocol):
@@ -180,7 +181,7 @@ class View(Dataset):
         """The clips of `keys` = (epoch, index) pairs; the epoch moves the augmentation only.
 
         Those of Clips before `prepare`: blurry, sharp uint8 (blurry perhaps int16), spikes integers or float32, known, video; not augmented
-        also tfp and tfi float32, if there are spikes. Whole clips of one call are of one size (VideoClips.sizes sees to it).
+        also tfp, tfi and tfi_middle float32, if there are spikes. Whole clips of one call are of one size (VideoClips.sizes sees to it).
         """
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         if self.augmentation is None:
@@ -206,7 +207,8 @@ class View(Dataset):
         )
 
     def clip(self, sample: Sample, box: Box, judged: bool, backwards: bool = False) -> tuple[np.ndarray, ...]:
-        """What `box` holds of a clip: blurry, sharp [D, C, h, w], spikes [D, K, h, w], known [D], and if `judged` tfp, tfi [D, 1, h, w].
+        """What `box` holds of a clip: blurry, sharp [D, C, h, w], spikes [D, K, h, w], known [D], and if `judged` the three of
+        [D, 1, h, w] that spikes alone show.
 
         All in its true order; `backwards` chooses the windows of spikes for one that is to be reversed (`Stream.around`).
         """
@@ -228,11 +230,12 @@ class View(Dataset):
         )
         if not judged:
             return blurry, sharp, spikes, known
-        baselines = np.zeros((2, self.frames, 1, box.height, box.width), dtype=np.float32)
+        baselines = np.zeros((3, self.frames, 1, box.height, box.width), dtype=np.float32)
         for d in np.flatnonzero(known):
             (stream, moment), to_box = seen[d], way[d]
             baselines[0, d, 0] = to_box(tfp_of(stream, moment, self.tfp_window, to_box.inner))
             baselines[1, d, 0] = to_box(tfi_of(stream, moment, to_box.inner))
+            baselines[2, d, 0] = to_box(middle_tfi_of(stream, moment, to_box.inner))
         return blurry, sharp, spikes, known, *baselines
 
 
@@ -258,7 +261,7 @@ def middle(region: Box, side: int) -> Box:
 
 
 class VideoClips:
-    """Clips of blurry video, their sharp frames, and spikes; a split; what is said of spikes alone (TFP, TFI).
+    """Clips of blurry video, their sharp frames, and spikes; a split; what is said of spikes alone (TFP, TFI and middle TFI).
 
     `samples`: the clips of each split, perhaps of "all" too, where that is not all three. `frames`: D. `unit`: what a step of the stored
     blurry pictures is, of a light 0..1. `tfp_window`: spike frames that TFP takes the mean of.

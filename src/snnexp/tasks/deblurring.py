@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 from snnexp.tasks.image_quality import eight_bit, fitted, lpips, lpips_net, luma, psnr, ssim, studio_luma
 from snnexp.tasks.perceptual import PerceptualLoss
 from snnexp.tasks.tiling import tiled
@@ -32,7 +33,8 @@ class Deblurring:
     `perceptual_every`-th step. Clips larger than `tile` (frames, rows, columns) are judged in pieces that share `overlap`.
     Metrics are of 8-bit frames, a mean over the frames of a video, then over videos: PSNR (dB), PSNR_Y (of the Y channel), SSIM, and LPIPS
     of a backbone if asked for; of the blurry input PSNR_blur and SSIM_blur; and of what a spike stream gives without learning PSNR_TFP
-    (mean rate) and PSNR_TFI (inverse interval), each times the factor that least squares give for the clip, against the luma of the truth.
+    (mean rate), PSNR_TFI (inverse interval; both that meet where a spike falls on the moment) and PSNR_TFI_middle (that of the published
+    middle TFI), each times the factor that least squares give for the clip, against the luma of the truth.
     Raises: UserError for options that are not allowed, and for data that are no video.
     """
 
@@ -84,7 +86,7 @@ class Deblurring:
         else:
             restored = tiled(model, batch.blurry, batch.spikes, self.tile, self.overlap)
         with torch.autocast(restored.device.type, enabled=False):
-            restored = restored.float()
+            restored = at_least_fp32(restored)
             # A mask, not a choice of frames: how many those are the host would have to ask the device.
             each = LOSSES[self.kind](restored - batch.sharp).mean((2, 3, 4))
             loss = (each * batch.known).sum() / batch.known.sum().clamp(min=1)
@@ -94,8 +96,9 @@ class Deblurring:
 
     @property
     def names(self) -> list[str]:
-        """The metrics of `predict`, in order; of data without spikes the last two are left out."""
-        return ["PSNR", "PSNR_Y", "SSIM", *(["LPIPS"] if self.lpips else []), "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI"]
+        """The metrics of `predict`, in order; of data without spikes the last three are left out."""
+        of_restored = ["PSNR", "PSNR_Y", "SSIM", *(["LPIPS"] if self.lpips else [])]
+        return [*of_restored, "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI", "PSNR_TFI_middle"]
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: "Clips") -> dict[str, Tensor]:
@@ -121,7 +124,7 @@ class Deblurring:
             if self.lpips:
                 scores["LPIPS"] = lpips(self.lpips, seen, truth)
             scores |= {"PSNR_blur": psnr(blurry, truth), "SSIM_blur": ssim(blurry, truth)}
-            for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi)):
+            for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi), ("PSNR_TFI_middle", batch.tfi_middle)):
                 if plain is not None:
                     scores[name] = psnr(fitted(plain[n][known], luma(truth)), luma(truth))
             rows.append(torch.stack([batch.video[n].double(), known.sum().double(), *(values.sum() for values in scores.values())]))

@@ -4,16 +4,19 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
+from snnexp.fp32 import at_least_fp32
+
 
 def tiled(model: nn.Module, blurry: Tensor, spikes: Tensor, tile: list[int], overlap: list[int]) -> Tensor:
     """What `model` makes of clips [N, D, C, H, W] and their spikes in pieces of at most `tile` (frames, rows, columns).
 
-    Neighbouring pieces share `overlap` or more; there a piece counts the less the nearer its border is, so that no seam shows. In fp32.
+    Neighbouring pieces share `overlap` or more; there a piece counts the less the nearer its border is, so that no seam
+    shows. In fp32 or fp64.
     """
     sides = blurry.shape[1], *blurry.shape[3:]
     if all(side <= most for side, most in zip(sides, tile, strict=True)):
         return model(blurry, spikes)
-    total = torch.zeros(blurry.shape, device=blurry.device)
+    total = at_least_fp32(torch.zeros_like(blurry))
     weight = torch.zeros(sides[0], 1, *sides[1:], device=blurry.device)
     for d in starts(sides[0], tile[0], overlap[0]):
         for h in starts(sides[1], tile[1], overlap[1]):
@@ -22,7 +25,7 @@ def tiled(model: nn.Module, blurry: Tensor, spikes: Tensor, tile: list[int], ove
                 here = slice(None), frames, slice(None), rows, columns
                 ramps = [ramp(first, side, most, shared) for first, side, most, shared in zip((d, h, w), sides, tile, overlap, strict=True)]
                 own = torch.einsum("d,h,w->dhw", *ramps).unsqueeze(1).to(blurry.device)
-                total[here] += own * model(blurry[here], spikes[here]).float()
+                total[here] += own * at_least_fp32(model(blurry[here], spikes[here]))
                 weight[frames, :, rows, columns] += own
                 rest(model)
     return total / weight
