@@ -115,11 +115,10 @@ def firing(model: nn.Module, of_steps: bool = False):
             handle.remove()
 
 
-def trained(upstream: Upstream, model: nn.Module, run: Callable[[], Tensor], loss: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """One forward and backward pass in training: output, loss, rates and norms of running statistics; the gradients stay in the model."""
+def trained(upstream: Upstream, model: nn.Module, run: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """One step of training by `run`, which gives loss and output: these, rates, and norms of running statistics; gradients stay in the model."""
     functional.reset_net(model.train())
     with firing(model) as rates:
-        output = run()
-    value = loss(output)
-    value.backward()
-    return {"train_out": output, "train_loss": value, "train_rate": rates(), "buffer_norm": upstream.buffer_norms(model)}
+        loss, output = run()
+    loss.backward()
+    return {"train_out": output, "train_loss": loss, "train_rate": rates(), "buffer_norm": upstream.buffer_norms(model)}

@@ -15,37 +15,32 @@ from snnexp.models.spiking_gnn import SpikingGNN
 from snnexp.models.svrt.spikes import SpikeFusion
 from snnexp.models.svrt.vrt import VRT
 from snnexp.models.vggsnn import VGGSNN
+from snnexp.tasks.classification import Classification
+from snnexp.tasks.deblurring import LOSSES
+from snnexp.tasks.graph import GraphRegression
 
 ROUNDING = 1e-11
 """Of sums of thousands of float64 numbers up to 100."""
-
-
-def tet(output: Tensor, y: Tensor) -> Tensor:
-    """Of outputs [N, T, C], as the fixtures have it."""
-    steps = torch.stack([F.cross_entropy(output[:, t], y) for t in range(output.shape[1])])
-    return 0.999 * steps.mean() + 0.001 * (output - 1).square().mean()
 
 
 def compare_classifier(name: str, model: nn.Module, by_time: bool, pairs: bool = False) -> None:
     """Evaluation, then a step of training. `by_time`: outputs [N, T, C] and the TET loss; otherwise their mean over time, smoothed."""
     upstream = Upstream(name)
     upstream.fill(model)
-    x, y = upstream.inputs["x"], upstream.number("y")
+    batch = upstream.inputs["x"], upstream.number("y")
+    task = Classification(loss="tet", lamb=0.001) if by_time else Classification(loss="ce", label_smoothing=0.1)
 
-    def run() -> Tensor:
-        output = model(x)
-        return output.transpose(0, 1) if by_time else output.mean(0)
-
-    def loss(output: Tensor) -> Tensor:
-        return tet(output, y) if by_time else F.cross_entropy(output, y, label_smoothing=0.1)
+    def run() -> tuple[Tensor, Tensor]:
+        loss, output = task.loss(model, batch, 0)
+        return loss, output.transpose(0, 1) if by_time else output.mean(0)
 
     def shared(rates: Tensor) -> Tensor:
         """Theirs has one neuron for stem and hidden layer, and one for the two of each block."""
         return torch.stack([(rates[0] + rates[-1]) / 2, *rates[1:-1].view(-1, 2).mean(1)]) if pairs else rates
 
     with torch.no_grad(), firing(model) as rates:
-        found = {"eval_out": run(), "eval_rate": shared(rates())}
-    found |= trained(upstream, model, run, loss)
+        found = {"eval_out": run()[1], "eval_rate": shared(rates())}
+    found |= trained(upstream, model, run)
     found["train_rate"] = shared(found["train_rate"])
     assert max(upstream.differences(found).values()) < ROUNDING, upstream.differences(found)
     assert upstream.largest_gradient_difference(model) < ROUNDING
@@ -80,10 +75,10 @@ def test_spiking_gnn(conv, depth):
         own = (graph[edges[0].long()] == g).nonzero()[:, 0]
         graphs.append(Data(x=x[graph == g], edge_index=edges[:, own].long() - starts[g]))
     with firing(model, of_steps=True) as rates:
-        output = model(Batch.from_data_list(graphs)).mean(0)[:, 0]
-    loss = (output - upstream.number("y")).square().mean()
+        batch = Batch.from_data_list(graphs), upstream.number("y")[:, None], (torch.zeros(1), torch.ones(1))
+        loss, output = GraphRegression(loss="mse").loss(model, batch, 0)
     loss.backward()
-    found = upstream.differences({"eval_out": output, "eval_loss": loss, "eval_rate": rates()})
+    found = upstream.differences({"eval_out": output[:, 0], "eval_loss": loss, "eval_rate": rates()})
     assert max(found.values()) < ROUNDING, found
     assert upstream.largest_gradient_difference(model) < ROUNDING
 
@@ -144,7 +139,7 @@ def test_vrt():
     found = residual(upstream, model)
     assert max(found.values()) < RESTORED, found
     first = upstream.inputs["x"][:, :2]
-    loss = ((model(first) - first.roll(3, -1)).square() + 1e-9).sqrt().mean()
+    loss = LOSSES["charbonnier_eps"](model(first) - first.roll(3, -1)).mean()
     loss.backward()
     assert upstream.differences({"eval_loss": loss})["eval_loss"] < 1e-8
     assert upstream.largest_gradient_difference(model) < RESTORED

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 
 
 class Classification:
@@ -48,7 +49,7 @@ class Classification:
     def _per_sample(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, [N] fp32."""
         with torch.autocast(output.device.type, enabled=False):
-            o = output.float()
+            o = at_least_fp32(output)
             if self.kind == "ce":
                 return F.cross_entropy(o.mean(0), y, reduction="none", label_smoothing=self.label_smoothing)
             T, N = o.shape[:2]

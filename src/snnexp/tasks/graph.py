@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Data
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 
 
 class GraphClassification:
@@ -39,9 +40,9 @@ class GraphClassification:
         graphs, y = batch
         output = model(graphs)
         with torch.autocast(output.device.type, enabled=False):
-            o = output.float().mean(0)
+            o = at_least_fp32(output).mean(0)
             if o.shape[1] == 1:
-                return F.binary_cross_entropy_with_logits(o[:, 0], y.float()), o
+                return F.binary_cross_entropy_with_logits(o[:, 0], y.to(o.dtype)), o
             return F.cross_entropy(o, y), o
 
     @torch.no_grad()
@@ -111,7 +112,7 @@ class GraphRegression:
         graphs, y, (mean, std) = batch
         output = model(graphs)
         with torch.autocast(output.device.type, enabled=False):
-            o, z = output.float().mean(0), (y - mean) / std
+            o, z = at_least_fp32(output).mean(0), (y - mean) / std
             return (F.l1_loss if self.kind == "l1" else F.mse_loss)(o, z), o * std + mean
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
+from snnexp.fp32 import at_least_fp32
 from snnexp.tasks.chamfer import chamfer
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class SetVAELoss:
     def bound(self, coded: Any, stays: "Stays", step: int | None) -> tuple[Tensor, Judged]:
         """The negative evidence lower bound at a step (None: at the end of the schedule)."""
         with torch.autocast(coded.mu.device.type, enabled=False):
-            errors = torch.stack([chamfer(decoded.float(), coded.target, stays.runs) for decoded in coded.decoded]).mean(0)
+            errors = torch.stack([chamfer(at_least_fp32(decoded), coded.target, stays.runs) for decoded in coded.decoded]).mean(0)
             mu, logvar = coded.mu, coded.logvar
             kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar)  # [L, M, D]
             rise = self.rise(step)
@@ -185,7 +186,7 @@ class StayOutcome(SetVAELoss):
         stays, y = batch
         coded = model(stays)
         bound, judged = self.bound(coded, stays, step if torch.is_grad_enabled() else None)
-        logits = coded.logits.float()
+        logits = at_least_fp32(coded.logits)
         weights = torch.tensor(self.class_weights, device=logits.device)
         cross_entropy = (F.cross_entropy(logits, y, reduction="none") * weights[y]).mean()
         judged.cross_entropy, judged.logits, judged.state = cross_entropy.detach(), logits.detach(), coded.state.detach()
