@@ -1,10 +1,11 @@
 """What every test may use: the command line in a process of its own, a tiny experiment, and real data where they are."""
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 
 import forked
 from snnexp import app, config
+from snnexp.engine import layer_speed
 
 TINY = [
     "model.width=0.125", "dataset.size=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "precision=fp32",
@@ -39,6 +41,30 @@ CLIPS = [
     "dataset.crops=1", "dataset.window=9", "epochs=3", "logger=none", "device=cpu",
 ]  # fmt: skip
 """An S-VRT of half the small width on 16 clips of small frames."""
+
+
+MADE = {
+    "convolution": {"fp32": 100.0, "fp32 channels_last": 150.0, "bf16": 100.0, "bf16 channels_last": 150.0},
+    "matmul": {"fp32": 100.0, "bf16": 100.0},
+}
+"""GFLOP/s of layers that nobody measured, by which precision=auto is fp32 and channels_last=auto is true on any machine."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, with made speeds for any number of threads: no test measures a layer, in this process or another."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(layer_speed, "measure", MADE.__getitem__)
+        for count in range(1, (os.cpu_count() or 1) + 1):
+            torch.set_num_threads(count)
+            for kind in layer_speed.KINDS:
+                layer_speed.renewed(kind)
+        torch.set_num_threads(threads)
+        yield
+        kept = [json.loads(path.read_text()) for path in (Path(os.environ["XDG_CACHE_HOME"]) / "snnexp").glob("speed-*.json")]
+        assert kept and all(one["gflops"] == MADE[one["kind"]] for one in kept), "a test has measured this machine"
 
 
 @pytest.fixture(scope="session")

@@ -11,5 +11,5 @@ def test_snnexp_train_without_arguments_learns_the_digits(snnexp, tmp_path):
     [run] = (tmp_path / "outputs").iterdir()
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["Acc1"] >= 95
-    assert result["parameters"] == 9_230_538 and result["epochs"] == 5
+    assert result["parameters"] == 9_230_538 and result["epochs"] == 3
     assert output.rstrip().endswith(str(run.relative_to(tmp_path)))

@@ -19,13 +19,15 @@ from snnexp import config as configuration
 from snnexp import targets
 from snnexp.config import TrainConfig
 from snnexp.data.sampler import TrainBatches, pool
-from snnexp.engine import checkpoint, transfer
+from snnexp.engine import checkpoint, choice, transfer
+from snnexp.engine.choice import OPEN, Choice
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.held_out import HeldOut
 from snnexp.engine.loader import budget, loader
 from snnexp.engine.precision import Precision, resolve
+from snnexp.engine.precision import check as check_precision
 from snnexp.engine.restart import OTHER_SAMPLES
 from snnexp.engine.schedule import Constant
 from snnexp.engine.state import State, seed_everything
@@ -34,7 +36,7 @@ from snnexp.errors import RunFailed, UserError
 from snnexp.loggers.jsonl import MetricsLog
 from snnexp.models.neurons import lif_implementation
 from snnexp.pruning import surgery
-from snnexp.rundir import RunDir
+from snnexp.rundir import RunDir, read_json, write_json
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Experiment:
     net: nn.Module  # what the training step calls: the model, compiled or under DDP if asked for
     optimizer: torch.optim.Optimizer
     schedule: Any
+    choice: Choice  # of precision and layout
     precision: Precision
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
@@ -160,12 +163,7 @@ def model(settings: dict[str, Any], data: Any, task: Any) -> nn.Module:
                 f"model={settings['choices']['model']} needs {name}, which {data.name} does not have: frames, images, graphs and "
                 "stays are for different models. Choose another model= or dataset=."
             )
-    built = instantiate(node, settings["trust"], **there)
-    if settings["channels_last"]:
-        for weight in built.parameters():
-            if weight.dim() == 4:  # the format of five dimensions is another one
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return built
+    return instantiate(node, settings["trust"], **there)
 
 
 def optimizer(settings: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
@@ -215,7 +213,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     device = choose_device(settings["device"], settings["devices"] - 1)
     if settings["devices"] > 1 and ":" in settings["device"]:
         raise UserError(f"device={settings['device']} names one device, but devices={settings['devices']}; use device=cuda.")
-    resolve(settings["precision"], device)
+    check_precision(settings["precision"], device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
     its_data, its_task = data(settings), task(settings)
@@ -320,6 +318,8 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     its_data, its_task = data(settings), task(settings)
     seed_everything(config.seed, rank=0)  # every rank builds the same weights
     its_model = model(settings, its_data, its_task).to(ranks.device)
+    chosen = settled(run, settings, its_model, ranks)
+    chosen.lay_out(its_model)
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
         transfer.transfer(its_model, config.init_from, its_data, terminal)
@@ -328,7 +328,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)
         functional.invalidate_reset_cache(its_model)
 
-    precision = resolve(config.precision, ranks.device)
+    precision = resolve(chosen.precision, ranks.device)
     average = MovingAverage(its_model, config.ema) if config.ema is not None else None
     probe = HeldOut(its_model, its_task, its_data, config.batch_size, ranks.device, precision, average) if its_data.splits["val"] else None
     its_trackers = trackers(settings, its_model, its_task, run, ranks, probe)  # before the model is compiled, which looks at it once
@@ -354,6 +354,7 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         net=training_form(its_model, config, ranks),
         optimizer=its_optimizer,
         schedule=instantiate(settings["scheduler"], config.trust),
+        choice=chosen,
         precision=precision,
         scaler=precision.scaler(),
         ema=average,
@@ -364,6 +365,32 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
         pruner=its_pruner,
         **pruned,
     )
+
+
+def settled(run: RunDir, settings: dict[str, Any], its_model: nn.Module, ranks: Ranks) -> Choice:
+    """What a run computes in, the same on every rank and for its life: where the configuration says auto, it is recorded here.
+
+    Raises: UserError if the record is damaged; RunFailed if the disk refuses it.
+    """
+    if "auto" not in [settings[key] for key in OPEN]:
+        return choice.choose(settings, its_model, ranks.device)
+    chosen = None
+    if ranks.main:
+        chosen = choice.choose(settings, its_model, ranks.device, chosen_before(run, settings))
+        record = read_json(run.arithmetic) if run.arithmetic.exists() else {}
+        if not set(chosen.open) <= record.keys():
+            write_json(run.arithmetic, record | chosen.record())
+    return ranks.gather(chosen)[0]
+
+
+def chosen_before(run: RunDir, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a run has chosen already: by its record; by its checkpoint, if it is older than such records; by the run it is pruned from."""
+    if run.arithmetic.exists():
+        yield choice.recorded(run.arithmetic)
+    if (latest := run.checkpoint("latest")).exists():
+        yield choice.of_checkpoint(checkpoint.load(latest))
+    elif settings.get("prune_from") is not None:
+        yield choice.of_checkpoint(checkpoint.load(source_of(settings)))
 
 
 def pruning_of(settings: dict[str, Any], its_model: nn.Module, its_data: Any, latest: Path) -> tuple[Any, dict[str, Any]]:

@@ -32,7 +32,7 @@ class TrainConfig:
     seed: int
     deterministic: bool
     precision: str
-    channels_last: bool
+    channels_last: bool | str
     compile: bool
     accumulate: int
     clip_grad: float | None
@@ -105,7 +105,11 @@ AT_LEAST = {
     "warmup": 1, "steps": 1,
 }  # fmt: skip
 ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every", "memory_limit", "tune_budget_minutes")
-ONE_OF = {"precision": ("auto", "fp32", "bf16", "fp16"), "split": ("train", "val", "test", "all")}
+ONE_OF = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "channels_last": ("auto", True, False),
+    "split": ("train", "val", "test", "all"),
+}
 
 
 RESOLVER = r"\$\{\s*([\w.]+)\s*:"
@@ -276,7 +280,8 @@ def check_ranges(settings: dict[str, Any]) -> None:
             raise UserError(f"{key}={settings[key]}: must be greater than 0.")
     for key, allowed in ONE_OF.items():
         if key in settings and settings[key] not in allowed:
-            raise UserError(f"{key}={settings[key]}: not one of {', '.join(allowed)}.{nearest(str(settings[key]), allowed)}")
+            words = [str(value).lower() for value in allowed]
+            raise UserError(f"{key}={settings[key]}: not one of {', '.join(words)}.{nearest(str(settings[key]), words)}")
     if settings["val_every"] > 1 and settings["val_every"] % 1:
         raise UserError(f"val_every={settings['val_every']}: a whole number of epochs, or a fraction of one below 1.")
     if (every := settings["val_every"]) < 1 and abs(round(1 / every) * every - 1) > 0.02:

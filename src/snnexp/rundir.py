@@ -27,6 +27,7 @@ class RunDir:
     result = property(lambda self: self.root / "result.json")
     checkpoints = property(lambda self: self.root / "checkpoints")
     logs = property(lambda self: self.root / "logs")
+    arithmetic = property(lambda self: self.root / "arithmetic.json")
     pruning = property(lambda self: self.root / "pruning.json")
     metrics_log = property(lambda self: self.root / "logs" / "metrics.jsonl")
     progress_log = property(lambda self: self.root / "logs" / "progress.jsonl")

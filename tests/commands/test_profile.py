@@ -52,7 +52,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if isinstance(found, trial.Outcome):
                 return found
             facts = {
-                "model": "vggsnn", "dataset": "digits_dvs", "precision": "fp32", "precisions": ["fp32", "bf16"], "device": "cpu",
+                "model": "vggsnn", "dataset": "digits_dvs", "precision": "fp32", "precisions": ["fp32", "bf16"],
+                "channels_last": True, "device": "cpu",
                 "cores": 2, "torch": "2", "training_samples": 64, "device_bytes": None, "peak_bytes": 2**30, "steps": 3,
                 "step_ms": {"median": 1e3 * settings["batch_size"] / found}, "samples_per_s": {"median": found},
             }  # fmt: skip

@@ -10,13 +10,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "name"),
-    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"bf16": True}, "bf16"), ({"avx2": True, "amx_bf16": False}, "fp32")],
+    ("capabilities", "native"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True, "amx_bf16": False}, False)],
 )
-def test_auto_takes_bf16_only_where_the_hardware_computes_it(capabilities, name, monkeypatch):
+def test_which_processors_have_bf16(capabilities, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert precision.resolve("auto", CPU).name == name
-    assert precision.resolve("fp32", CPU).name == "fp32"
+    assert precision.computes_bf16(CPU) is native
     assert precision.resolve("bf16", CPU).name == "bf16"  # asked for, it is taken anywhere
 
 

@@ -34,7 +34,7 @@ class Machine:
 def climbed(machine, space=None, baseline=BASE, budget=1e6, **options) -> Ladder:
     ladder = Ladder(baseline, machine, budget, clock=lambda: machine.now, **options)
     ladder.start()
-    ladder.climb(space or Space(["bf16"], samples=64))
+    ladder.climb(space or Space(["bf16"], samples=64, layouts=[False]))
     return ladder
 
 
@@ -159,7 +159,7 @@ def test_a_time_limit_comes_with_each_measurement():
     machine = Machine(lambda s: 100, seconds=3.0)
     ladder = Ladder(BASE, lambda s, seconds: limits.append(seconds) or machine(s, seconds), 10_000, clock=lambda: machine.now)
     ladder.start()
-    ladder.climb(Space([], samples=4))
+    ladder.climb(Space([], samples=4, layouts=[False]))
     assert limits == [10_000, 5 * 3 + 60, 5 * 3 + 600]  # the baseline, channels_last, compile
 
 
@@ -218,5 +218,5 @@ def test_a_ctrl_c_leaves_the_rows():
     ladder = Ladder(BASE, measure, 1e6)
     ladder.start()
     with pytest.raises(KeyboardInterrupt):
-        ladder.climb(Space([], samples=64))
+        ladder.climb(Space([], samples=64, layouts=[False]))
     assert [row.changed for row in ladder.rows] == [{}, {"channels_last": False}]

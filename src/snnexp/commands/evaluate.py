@@ -56,11 +56,12 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     from snnexp import build
     from snnexp.engine import allocator, checkpoint
     from snnexp.engine.activity import measure
+    from snnexp.engine.choice import choose, of_checkpoint
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
     from snnexp.engine.frames import Frames
     from snnexp.engine.latents import Latents
-    from snnexp.engine.precision import resolve
+    from snnexp.engine.precision import check, resolve
     from snnexp.engine.results import as_json, limited, write_predictions
     from snnexp.engine.terminal import Terminal
     from snnexp.pruning import surgery
@@ -73,7 +74,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     allocator.keep_memory()
     build.set_determinism(settings["deterministic"])
     ranks = Ranks(0, 1, choose_device(settings["device"]))
-    precision = resolve(settings["precision"], ranks.device)
+    check(settings["precision"], ranks.device)
 
     if settings["data_dir"] != before["data_dir"]:
         if not Path(settings["data_dir"]).is_dir():
@@ -92,6 +93,9 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
         terminal.say("These are the very samples of the run, and its split.")
     data.load_state_dict(saved["data"])
     model = build.model(settings, data, task).to(ranks.device)
+    chosen = choose(settings, model, ranks.device, [of_checkpoint(saved)])  # the run's own, as far as it was open there
+    chosen.lay_out(model)
+    precision = resolve(chosen.precision, ranks.device)
     surgery.rebuild(model, saved["pruned"]["kept"], path)
     checkpoint.load_into(model, checkpoint.weights(saved), path)
 

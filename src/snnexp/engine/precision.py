@@ -34,13 +34,16 @@ def computes_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def resolve(requested: str, device: torch.device) -> Precision:
-    """The precision to use: `auto` takes bf16 where the hardware computes it natively, fp32 elsewhere.
-
-    Raises: UserError for fp16 on a CPU, whose convolutions have no fp16 form.
-    """
-    if requested == "auto":
-        requested = "bf16" if computes_bf16(device) else "fp32"
+def check(requested: str, device: torch.device) -> None:
+    """Raises: UserError for fp16 on a CPU, whose convolutions have no fp16 form."""
     if requested == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a CUDA device; on a CPU use precision=bf16, fp32 or auto.")
-    return Precision(requested, device.type)
+
+
+def resolve(name: str, device: torch.device) -> Precision:
+    """The precision of that name (fp32, bf16, fp16; what `auto` is, engine/choice.py says) on a device.
+
+    Raises: UserError for fp16 on a CPU.
+    """
+    check(name, device)
+    return Precision(name, device.type)

@@ -17,7 +17,7 @@ from spikingjelly.activation_based import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from snnexp.engine import loop, memory
+from snnexp.engine import choice, layer_speed, loop, memory
 from snnexp.engine.evaluation import to_device
 from snnexp.engine.precision import computes_bf16
 from snnexp.engine.restart import restore
@@ -133,6 +133,7 @@ def facts(x: "Experiment") -> dict[str, Any]:
         "training_samples": x.train_batches.count,
         "precision": x.precision.name,
         "precisions": kinds,
+        "channels_last": x.choice.channels_last,
         "neuron": x.neuron_implementation,
         "compile": x.config.compile,
         "workers": x.config.workers,
@@ -156,7 +157,7 @@ def profile(x: "Experiment", warmup: int, number: int, before: int = 0) -> dict[
     if device.type == "cuda":
         peak["reserved"] = torch.cuda.max_memory_reserved(device)
     report = facts(x) | measured | {"memory": where_memory_goes(x, state, max(gradients, default=0)) | {"peak": peak}}
-    return report | {"hardware": hardware_share(x, state, measured["step_ms"]["median"])}
+    return report | {"hardware": hardware_share(x, state, measured["step_ms"]["median"]), "layers": layers(x)}
 
 
 @contextlib.contextmanager
@@ -270,6 +271,20 @@ def hardware_share(x: "Experiment", state: State, step_ms: float) -> dict[str, A
         return found | {"flops": None, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "not_counted": []}
     rate = flops / (step_ms / 1e3)
     return found | {"flops": flops, "flops_per_s": rate, "share": rate / found["peak"]["flops_per_s"], "not_counted": left_out}
+
+
+def layers(x: "Experiment") -> dict[str, Any] | None:
+    """GFLOP/s of the network's kinds of layer in each precision and layout, measured now and kept for later runs, and what auto takes.
+
+    None on CUDA, where auto does not measure.
+    """
+    if x.ranks.device.type == "cuda":
+        return None
+    shares = choice.shares(x.model)
+    measured = [layer_speed.renewed(kind) for kind in shares]
+    precision, channels_last = choice.fastest("auto", "auto", shares, measured)
+    rows = {speeds.kind: {"share": shares[speeds.kind], "gflops": speeds.gflops} for speeds in measured}
+    return {"kinds": rows, "precision": precision, "channels_last": channels_last}
 
 
 def matmul_peak(device: torch.device, precision: str, seconds: float = PEAK_SECONDS) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def finish(x: "Experiment", state: State, evaluation: Evaluation | None, active:
         stages["final"] = stage(x, epoch, {"val": best, "test": evaluation.metrics if evaluation else {}}, active)
     if "speedup" not in record:
         dense = build.model(x.settings, x.data, x.task).to(x.ranks.device)
+        x.choice.lay_out(dense)
         record["speedup"] = timed(x, dense, stages.setdefault("dense", {}), stages["final"] if state.epoch else stages["pruned"])
     elif "final" in stages:
         stages["final"] |= times  # of the same structure

@@ -8,6 +8,7 @@ import torch
 
 from snnexp import config
 from snnexp.engine import checkpoint
+from snnexp.engine.choice import OPEN
 from snnexp.engine.state import State, random_state, restore_random_state, seed_everything
 from snnexp.errors import UserError
 
@@ -88,6 +89,7 @@ def circumstances(x: "Experiment") -> dict[str, Any]:
         "threads": torch.get_num_threads() if x.ranks.device.type == "cpu" else None,
         "device": x.ranks.device.type,
         "precision": x.precision.name,
+        "channels_last": x.choice.channels_last,
         "neuron": x.neuron_implementation,
         "torch": str(torch.__version__),  # its own class is no plain value
     }
@@ -207,8 +209,8 @@ def changes(x: "Experiment", saved: dict[str, Any]) -> list[str]:
     """What differs from the run as it was saved, in words; empty if what follows is exact."""
     before, after = saved["args"], x.settings
     config.fill_in_earlier(before)
-    differing = config.differences(before, after)
-    then, here = saved["circumstances"], circumstances(x)
+    differing = config.differences(before, after, ignoring=config.NEUTRAL | set(OPEN))  # what they came to is below
+    then, here = {"channels_last": before["channels_last"]} | saved["circumstances"], circumstances(x)  # older runs name it there alone
     differing += [f"{name} {then.get(name)} -> {here[name]}" for name in here if then.get(name) != here[name]]
     lines = []
     if differing:

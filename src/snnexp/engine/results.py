@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
 def announce(x: "Experiment", state: State) -> None:
     """Say what is about to be trained, on what, and from where."""
-    config, ranks = x.config, x.ranks
+    ranks = x.ranks
     if ranks.main:
         x.run.update_status(monitor=f"Val/{x.monitor}")
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     x.terminal.say(f"{x.data.protocol}")
+    layout = "channels_last" if x.choice.channels_last else "contiguous"
     x.terminal.say(
         f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {' x '.join(map(str, x.data.shape))}; "
-        f"{x.precision.name}{' (auto)' if config.precision == 'auto' else ''} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
+        f"{x.precision.name}, {layout} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
     )
+    if x.choice.open:
+        x.terminal.say(f"{' and '.join(f'{key}=auto' for key in x.choice.open)}: {x.choice.how}.")
     if state.step:
         x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
 
@@ -183,6 +186,7 @@ def write(
         "wall_time_s": round(state.wall_seconds, 1),
         "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2),
         "precision": x.precision.name,
+        "channels_last": x.choice.channels_last,
         "neuron": x.neuron_implementation,
         "processes": x.ranks.world,
         "threads": torch.get_num_threads(),

@@ -56,6 +56,7 @@ class Space:
     eight_bit: bool = False
     workers: list[int] = field(default_factory=list)
     samples: int = 2**31  # of the training split: no batch is larger
+    layouts: list[bool] = field(default_factory=list)  # values of channels_last
 
 
 OUT_OF_TIME = "what is left of tune_budget_minutes is kept for the last comparison"
@@ -155,8 +156,9 @@ class Ladder:
     def _single_moves(self, space: Space) -> Iterator[Setting]:
         for name in space.precisions:
             yield {"precision": name}
-        for key in ("channels_last", "compile"):
-            yield {key: not self.setting[key]}
+        for value in space.layouts:
+            yield {"channels_last": value}
+        yield {"compile": not self.setting["compile"]}
         for key in space.checkpoints:  # computing anew costs time, so what is on is tried off
             if self.setting[key]:
                 yield {key: False}

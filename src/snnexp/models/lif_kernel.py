@@ -7,13 +7,14 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
 
 import torch
+
+from snnexp.machine import cache_folder, only_ours, processor
 
 SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf")
 # No contraction to FMA, no fast math (not even from CC): spikes and membranes must equal SpikingJelly's bit for bit.
@@ -58,11 +59,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
         # -march=native: a library made on another machine of the same home directory may hold unknown instructions.
-        key = "\0".join([SOURCE.read_text(), *options, *FLAGS, version, platform.machine(), _processor()])
+        key = "\0".join([SOURCE.read_text(), *options, *FLAGS, version, platform.machine(), processor()])
         name = f"lif-{_digest(key.encode())}"
         how = (version.splitlines() or [compiler])[0]
         try:
-            library = _cached(command, _cache_folder(), name)
+            library = _cached(command, cache_folder(), name)
         except (OSError, RuntimeError) as error:  # a home that is read-only, full, absent or open to others: good for this process alone
             with tempfile.TemporaryDirectory(prefix="snnexp-") as folder:
                 library = _cached(command, Path(folder), name)
@@ -77,24 +78,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, how
 
 
-def _cache_folder() -> Path:
-    """The folder that keeps the library; PermissionError if another user could put one of his own there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnexp"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _only_ours(folder):
-        raise PermissionError(f"{folder} belongs to, or can be written by, another user")
-    return folder
-
-
-def _only_ours(path: Path) -> bool:
-    status = path.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
 def _cached(command: list[str], folder: Path, name: str) -> ctypes.CDLL:
     # The digest of its content is in the name of a library, so that one damaged on the disk is not loaded but made again.
     for path in sorted(folder.glob(f"{name}-*.so")):
-        if _only_ours(path) and path.name == f"{name}-{_digest(path.read_bytes())}.so":
+        if only_ours(path) and path.name == f"{name}-{_digest(path.read_bytes())}.so":
             return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(_compile(command, folder, name)))
 
@@ -117,15 +104,6 @@ def _compile(command: list[str], folder: Path, name: str) -> Path:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
 def threads() -> int:

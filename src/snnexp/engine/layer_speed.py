@@ -1,0 +1,140 @@
+"""How fast this processor computes a kind of layer in each precision and memory layout: measured once, kept beside the compiled LIF."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from snnexp.engine.precision import Precision, computes_bf16
+from snnexp.errors import RunFailed
+from snnexp.machine import cache_folder, processor
+from snnexp.rundir import now, read_json, write_json
+
+CPU = torch.device("cpu")
+KINDS = ("convolution", "matmul")
+CHANNELS, SIDE, FRAMES = 128, 16, 8
+"""The convolution that is timed, 3 x 3: channels in and out, pixels a side, and frames for each thread."""
+FEATURES, TOKENS = 384, 1024
+"""The matrix product that is timed: features in and out, and tokens for each thread."""
+SECONDS, ROUNDS = 0.25, 5
+"""A kind is timed for so long, in at least so many rounds: what else the machine does must not decide."""
+ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+"""Variables that choose other kernels than the processor's best."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a kind of layer was measured at: GFLOP/s of forward and backward by case (see `case`), and when."""
+
+    kind: str
+    gflops: dict[str, float]
+    when: str
+
+    def of(self, precision: str, channels_last: bool) -> float | None:
+        """GFLOP/s, or None if that was not measured; a matrix product knows no layout."""
+        plain = self.gflops.get(case(precision, False))
+        return self.gflops.get(case(precision, channels_last), plain if self.kind == "matmul" else None)
+
+
+def case(precision: str, channels_last: bool) -> str:
+    """The name of a precision and layout: "fp32", "bf16 channels_last"."""
+    return f"{precision} channels_last" if channels_last else precision
+
+
+def cases(kind: str) -> list[tuple[str, bool]]:
+    """What there is to measure; bf16 only where the processor has it, for elsewhere its convolutions take seconds."""
+    names = ["fp32", *(["bf16"] if computes_bf16(CPU) else [])]
+    return [(name, last) for name in names for last in ((False, True) if kind == "convolution" else (False,))]
+
+
+def speeds(kind: str) -> Speeds:
+    """What was measured of a kind on this machine, with this torch and number of threads; measured now if it was not, or is damaged."""
+    try:
+        return kept(kind)
+    except Exception:  # a folder that is not ours, a file that is not there, or with anything in it
+        return renewed(kind)
+
+
+def renewed(kind: str) -> Speeds:
+    """What a kind is measured at now, kept where that can be done: a cache that cannot be written costs the next run half a second."""
+    found = Speeds(kind, measure(kind), now())
+    about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "processor": processor()}
+    try:
+        write_json(path_of(kind), {"kind": kind, "gflops": found.gflops, "when": found.when} | about)
+    except (OSError, RuntimeError, RunFailed):
+        pass
+    return found
+
+
+def kept(kind: str) -> Speeds:
+    """What is kept of a kind. Raises: whatever a file that is not there, or not whole, leads to."""
+    content = read_json(path_of(kind))
+    gflops = {name: float(content["gflops"][name]) for name in (case(*one) for one in cases(kind))}
+    if not all(math.isfinite(value) and value > 0 for value in gflops.values()):
+        raise ValueError(f"{gflops}: not speeds")
+    return Speeds(kind, gflops, str(content["when"]))
+
+
+def path_of(kind: str) -> Path:
+    """Where a kind's speeds are kept: under all that they depend on. Raises: OSError or RuntimeError where there is no such folder."""
+    shapes = (CHANNELS, SIDE, FRAMES, FEATURES, TOKENS)
+    variables = [os.environ.get(name) for name in ENVIRONMENT]
+    key = json.dumps([kind, processor(), torch.get_num_threads(), str(torch.__version__), CPU.type, shapes, variables])
+    return cache_folder() / f"speed-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def measure(kind: str) -> dict[str, float]:
+    """GFLOP/s of forward and backward of a layer in every case."""
+    threads = torch.get_num_threads()
+    if kind == "convolution":
+        flops = 3 * 2 * FRAMES * threads * CHANNELS**2 * 9 * SIDE**2
+    else:
+        flops = 3 * 2 * TOKENS * threads * FEATURES**2
+    passes = {case(*one): layer(kind, *one, threads) for one in cases(kind)}
+    return {name: flops / seconds / 1e9 for name, seconds in in_turn(passes).items()}
+
+
+def layer(kind: str, precision: str, channels_last: bool, threads: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A layer's forward and backward pass as a training step has them: the gradients of its input and of its fp32 weights."""
+    if kind == "convolution":
+        x, weight = torch.full((FRAMES * threads, CHANNELS, SIDE, SIDE), 0.5), torch.full((CHANNELS, CHANNELS, 3, 3), 0.01)
+        forward: Callable[[Tensor, Tensor], Tensor] = partial(functional.conv2d, padding=1)
+    else:
+        x, weight = torch.full((TOKENS * threads, FEATURES), 0.5), torch.full((FEATURES, FEATURES), 0.01)
+        forward = functional.linear
+    if channels_last:
+        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    inputs = (x.to(torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(), weight.requires_grad_())
+    gradient = torch.ones_like(inputs[0])  # the output is as large
+    autocast = Precision(precision, CPU.type).autocast
+
+    def both() -> tuple[Tensor, Tensor]:
+        with autocast():
+            output = forward(*inputs)
+        return torch.autograd.grad(output, inputs, gradient)
+
+    return both
+
+
+def in_turn(passes: dict[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """The least seconds of each pass, after one to get ready, over rounds in which they take turns."""
+    for run in passes.values():
+        run()
+    least = dict.fromkeys(passes, math.inf)
+    rounds, end = 0, clock() + SECONDS
+    while rounds < ROUNDS or clock() < end:
+        for name, run in passes.items():
+            begun = clock()
+            run()
+            least[name] = min(least[name], clock() - begun)
+        rounds += 1
+    return least
