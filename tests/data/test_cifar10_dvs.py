@@ -1,4 +1,4 @@
-import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import layouts
-from snnexp.data.cifar10_dvs import CIFAR10DVS
+from snnexp.data.cifar10_dvs import ARCHIVES, CIFAR10DVS, CLASSES
 from snnexp.data.events import frame
 from snnexp.errors import MissingData, UserError
 
@@ -88,9 +88,16 @@ def test_download_fetches_the_missing_zips_with_the_published_checksums(tmp_path
     monkeypatch.setattr("snnexp.data.cifar10_dvs.fetch", fetch)
     made = CIFAR10DVS(root=tmp_path / "here", T=2, size=8, download=True)
     assert sum(made.splits.values()) == 8 + 2 * 3
-    assert sorted(asked) == ["bird.zip", "truck.zip"]
-    urls, md5 = asked["bird.zip"]
-    assert urls[0].startswith("https://") and len(md5) == len(hashlib.md5().hexdigest())
+    assert asked == {
+        "bird.zip": (["https://ndownloader.figshare.com/files/7712794"], "a9c207c91c55b9dc2002dc21c684d785"),
+        "truck.zip": (["https://ndownloader.figshare.com/files/7712839"], "89f3922fd147d9aeff89e76a2b0b70a7"),
+    }
+
+
+def test_every_class_has_an_archive_of_its_own() -> None:
+    assert tuple(ARCHIVES) == CLASSES
+    numbers, sums = zip(*ARCHIVES.values(), strict=True)
+    assert len(set(numbers)) == len(set(sums)) == 10 and all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in sums)
 
 
 @pytest.mark.parametrize(("options", "words"), [({"size": 129}, "128x128"), ({"T": 0}, "T is 0"), ({"framing": "x"}, "framing")])
