@@ -87,6 +87,20 @@ def dvs128_gesture(folder: Path, users: int = 3, test_users: int = 2) -> dict[st
     return written
 
 
+def dvs128_precut(root: Path, users: int = 3, test_users: int = 2) -> dict[str, np.ndarray]:
+    """<root>/{ibmGestureTrain,ibmGestureTest}/<user>_<light>/<class>.npy, [E, 4] of x, y, p, t in ms; the first session has no class 0."""
+    written = {}
+    for i in range(2 * (users + test_users)):
+        part, session = "Train" if i < 2 * users else "Test", f"user{i // 2 + 1:02d}_{('lab', 'fluorescent_led')[i % 2]}"
+        folder = root / f"ibmGesture{part}" / session
+        folder.mkdir(parents=True)
+        for label in range(11) if i else range(1, 11):
+            events = some_events(200, (128, 128), 100 * i + label, duration=6000)
+            written[f"{session}/{label}"] = table = np.stack([events.x, events.y, events.p, events.t], axis=1)
+            np.save(folder / f"{label}.npy", table)
+    return written
+
+
 def tar_gz(folder: Path, archive: Path, inside: str) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz") as tar:

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -5,6 +6,9 @@ import numpy as np
 import pytest
 
 from data import layouts
+from data.serving import serving
+from snnexp import cli
+from snnexp.data import nmnist
 from snnexp.data.events import frame, parse_atis
 from snnexp.data.nmnist import NMNIST
 from snnexp.errors import MissingData, UserError
@@ -48,8 +52,8 @@ def test_only_a_test_part_can_be_judged(tmp_path: Path) -> None:
 
 
 def test_not_there_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"Train\.zip \(md5 20959b8e.*Test\.zip"):
-        NMNIST(root=tmp_path, T=3, download=True)
+    with pytest.raises(MissingData, match=r"snnexp data dataset=nmnist.*Train\.zip \(md5 20959b8e.*Test\.zip \(md5 69ca8762.*468j46mzdv"):
+        NMNIST(root=tmp_path, T=3)
     layouts.nmnist(tmp_path, "Train", 2, 0)
     path = tmp_path / "Train" / "8" / "00001.bin"
     path.write_bytes(path.read_bytes() + bytes([40, 3, 0, 0, 0]))
@@ -57,3 +61,50 @@ def test_not_there_or_damaged(tmp_path: Path) -> None:
         NMNIST(root=tmp_path, T=3)
     with pytest.raises(UserError, match="size is 48x48, but the sensor has 34x34"):
         NMNIST(root=tmp_path, T=3, size=48)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place to put data, and small zips at the published addresses with checksums of their own."""
+    served = tmp_path / "served"
+    archives = {}
+    for part, (number, _) in nmnist.ARCHIVES.items():
+        layouts.nmnist(tmp_path / "plain", part, 3, 5000 if part == "Test" else 0)
+        shutil.make_archive(str(served / part), "zip", tmp_path / "plain", part)
+        archives[part] = (number, hashlib.md5((served / f"{part}.zip").read_bytes()).hexdigest())
+        (served / number).mkdir()
+        (served / f"{part}.zip").rename(served / number / "file_downloaded")
+    assert nmnist.ADDRESS == "https://data.mendeley.com/public-files/datasets/468j46mzdv/files/{}/file_downloaded"
+    monkeypatch.setattr(nmnist, "ARCHIVES", archives)
+    with serving(served) as address:
+        monkeypatch.setattr(nmnist, "ADDRESS", address + "{}/file_downloaded")
+        yield tmp_path / "data"
+
+
+def test_data_fetches_the_archives_and_names_their_source(published: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.run(["data", "dataset=nmnist", f"data_dir={published}", "T=3"]) == 0
+    said = capsys.readouterr().out
+    assert "nmnist: 20 train / 10 val / 30 test; test as given" in said and "Train.zip and Test.zip of Mendeley Data 468j46mzdv" in said
+    assert sorted(path.name for path in (published / "nmnist" / "download").glob("*.zip")) == ["Test.zip", "Train.zip"]
+    plain = NMNIST(root=published.parent / "plain", T=3)
+    assert "Mendeley" not in plain.protocol
+    assert np.array_equal(NMNIST(root=published / "nmnist", T=3).entry.samples, plain.entry.samples)
+
+
+def test_the_archive_that_is_still_missing_is_fetched(published: Path) -> None:
+    NMNIST(root=published, T=3, download=True)
+    (published / "download" / "Test.zip").unlink()
+    assert NMNIST(root=published, T=3, download=True).splits["test"] == 30
+
+
+def test_nothing_is_added_to_recordings_that_lie_unpacked(published: Path) -> None:
+    layouts.nmnist(published, "Train", 10, 0)
+    assert NMNIST(root=published, T=3, download=True).splits == {"train": 80, "val": 10, "test": 10}
+    assert not (published / "download").exists()
+
+
+def test_an_archive_with_another_checksum_is_not_kept(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(nmnist.ARCHIVES, "Test", (nmnist.ARCHIVES["Test"][0], "0123"))
+    with pytest.raises(UserError, match=r"Test\.zip .*has md5 .*published is 0123"):
+        NMNIST(root=published, T=3, download=True)
+    assert [path.name for path in (published / "download").glob("*.zip*") if "lock" not in path.name] == ["Train.zip"]

@@ -234,6 +234,14 @@ def parse_numpy(data: bytes, name: str) -> Events:
             columns = by_field(loaded, name)
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
+    return from_columns(columns, name)
+
+
+def from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
+    """The events of arrays t, x, y, p [E] of whole numbers; a polarity above 0 is ON.
+
+    Raises: UserError for anything else.
+    """
     missing = [key for key in "txyp" if key not in columns]
     if missing:
         raise UserError(f"{name}: no array {', '.join(missing)}; needed are t, x, y and p, there are {', '.join(columns)}.")

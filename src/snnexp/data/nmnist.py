@@ -9,6 +9,7 @@ import numpy as np
 
 from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, prepared
+from snnexp.data.download import fetch, md5_of
 from snnexp.data.event_frames import EventFrames, FrameForm
 from snnexp.data.events import check_framing, parse_atis
 from snnexp.data.files import File, in_folder, in_zip
@@ -18,14 +19,20 @@ from snnexp.errors import MissingData
 
 CLASSES = tuple("0123456789")
 SENSOR = (34, 34)
-MD5 = {"Train": "20959b8e626244a1b502305a9e6e2031", "Test": "69ca8762b2fe404d9b9bad1103e97832"}
+# The authors' archives at Mendeley Data: the number of the set, and of each zip its file and md5.
+RECORD = "468j46mzdv"
+ADDRESS = f"https://data.mendeley.com/public-files/datasets/{RECORD}/files/{{}}/file_downloaded"
+ARCHIVES = {
+    "Train": ("39c25547-014b-4137-a934-9d29fa53c7a0", "20959b8e626244a1b502305a9e6e2031"),
+    "Test": ("05a4d654-7e03-4c15-bdfa-9bb2bcbea494", "69ca8762b2fe404d9b9bad1103e97832"),
+}
 
 
 class NMNIST(EventFrames):
     """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437) as frames [T, 2, size, size] (FrameForm).
 
     Files (ATIS .bin), for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
-    `root`/download/Train.zip, `root`/Train.zip. The archives cannot be fetched by a program.
+    `root`/download/Train.zip, `root`/Train.zip. `download` fetches both zips where nothing is there, or the one that is still missing.
     Split: Test is the test; `val_fraction` of Train is the validation part. If there is no Test, `test_fraction` of Train becomes the
     test first, and the protocol says so. If there is only Test, the data can be judged but not trained on.
 
@@ -51,16 +58,21 @@ class NMNIST(EventFrames):
         check_framing(T, (size, size), SENSOR, framing)
         form = FrameForm(normalise, size, SENSOR)
         root = Path(root)
-        of_part = {part: files for part in ("Train", "Test") if (files := recordings(root, part))}
+        if download:
+            fetch_missing(root)
+        of_part = {part: files for part in ARCHIVES if (files := recordings(root, part))}
         if not of_part:
+            zips = " and ".join(f"{part}.zip (md5 {md5})" for part, (_, md5) in ARCHIVES.items())
             raise MissingData(
-                f"nmnist: {root} holds no recordings. They must be fetched by hand: from https://www.garrickorchard.com/datasets/n-mnist "
-                f"get Train.zip (md5 {MD5['Train']}) and Test.zip (md5 {MD5['Test']}), put both into {root / 'download'} as they are, "
-                f"or unpacked as {root}/Train/<0-9>/*.bin and {root}/Test/<0-9>/*.bin; then: snnexp data dataset=nmnist."
+                f"nmnist: {root} holds no recordings. Fetch them with: snnexp data dataset=nmnist. Or get {zips} from "
+                f"https://data.mendeley.com/datasets/{RECORD} by hand and put both into {root / 'download'} as they are, "
+                f"or unpacked as {root}/Train/<0-9>/*.bin and {root}/Test/<0-9>/*.bin."
             )
         files = [file for part in of_part.values() for file in part]
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            zips = {part: files[0].path for part, files in of_part.items() if files[0].archive is not None}
+            notes["published"] = [f"{part}.zip" for part, path in zips.items() if md5_of(path) == ARCHIVES[part][1]]
             return framed(files, parse_atis, T, form.cells, SENSOR, framing)
 
         entry = prepared(
@@ -76,10 +88,12 @@ class NMNIST(EventFrames):
         bounds = np.cumsum([0, *map(len, of_part.values())])
         parts = {part.lower(): np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(of_part)}
         rows, words = divide(entry.labels, parts, val_fraction, test_fraction, split_seed)
+        known = " and ".join(entry.notes.get("published", []))
         super().__init__(
             name="nmnist",
             classes=CLASSES,
             protocol=f"nmnist: {sizes(rows)}; {words}; T={T} frames of equal {framing}, {size}x{size}"
+            + (f"; {known} of Mendeley Data {RECORD}" if known else "")
             + published({part: len(files) for part, files in of_part.items()}, {"Train": 60_000, "Test": 10_000}),
             directory=root,
             entry=entry,
@@ -110,3 +124,14 @@ def recordings(root: Path, part: str) -> list[File]:
         if archive.is_file() and (files := in_zip(archive, [".bin"], label_of)):
             return files
     return []
+
+
+def fetch_missing(root: Path) -> None:
+    """Download the zips that are not there; a part that lies unpacked is somebody's own choice of recordings, to which nothing is added."""
+    there = {part: recordings(root, part) for part in ARCHIVES}
+    if any(files and files[0].archive is None for files in there.values()):
+        return
+    for part, files in there.items():
+        if not files:
+            number, md5 = ARCHIVES[part]
+            fetch([ADDRESS.format(number)], root / "download" / f"{part}.zip", md5)
