@@ -65,15 +65,22 @@ def test_channels_last_passes_through_without_a_copy():
     assert g_x.stride() == x.stride()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (3, 1025), (2, 2048), (5, 1, 1, 1), (40, 3, 1023), (3, 4, 1, 6, 6)])
-def test_odd_sizes(shape, monkeypatch):
-    x = torch.randn(shape, requires_grad=True)
-    g = torch.randn(shape)
+SIZES = [
+    (1, 1), (7, 1), (3, 1025), (2, 2048), (5, 1, 1, 1), (40, 3, 1023), (3, 4, 1, 6, 6), (16, 255), (16, 513), (17, 511), (17, 2049),
+]  # fmt: skip
+"""Beside the edges of the blocks that the C form works in, which are other ones above 16 steps and in bf16."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SIZES)
+def test_odd_sizes(shape, dtype, monkeypatch):
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    g = torch.randn(shape).to(dtype)
     spikes, v_last = multi_step_lif(x, None, TET)
     (g_x,) = torch.autograd.grad(spikes, x, g)
     want, want_g = expected(x, g, monkeypatch)
-    assert v_last.shape == shape[1:] and torch.equal(spikes, want)
-    torch.testing.assert_close(g_x, want_g, rtol=1e-5, atol=1e-6)
+    assert v_last.shape == shape[1:] and torch.equal(spikes.float(), want)
+    torch.testing.assert_close(g_x.float(), want_g, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
 def test_gradient_of_the_membrane_at_both_ends():

@@ -7,6 +7,7 @@
  * x is [T, M]: T frames of M neurons, fp32 or bf16. The membrane lives in fp32 and never leaves the cache, except v0 and
  * v_last at the two ends. The backward computes h again from x, so that x is all that a training step keeps.
  * Spikes are counted, where asked for, while they are still in the cache.
+ * Loops read and write the tensors themselves, without a copy in fp32 in between, so that memory is fetched meanwhile.
  * The order of the arithmetic is SpikingJelly's: built without contraction to FMA, spikes and membranes are equal bit
  * for bit.
  */
@@ -15,7 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 1024 /* neurons worked on at a time: their membranes over T stay in the level 2 cache */
+#define BLOCK 1024 /* the most neurons that are worked on at a time */
+#define VISIT 2048 /* bytes of a frame in a block of many steps: fewer, and the prefetcher hardly starts before the next frame */
+#define FEW_STEPS 16 /* up to so many the prefetcher follows, and all that BLOCK / 4 neurons need stays in the level 1 cache */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
@@ -25,30 +28,28 @@ typedef struct {
 
 enum { SIGMOID, ATAN, TRIANGLE, PIECEWISE_EXP, SOFT_SIGN, SUPER_SPIKE, ERF };
 
-static void load(float *restrict out, const void *restrict in, int64_t at, int n, int bf16) {
-    if (!bf16) {
-        memcpy(out, (const float *)in + at, n * sizeof(float));
-        return;
-    }
-    const uint16_t *half = (const uint16_t *)in + at;
-    for (int i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)half[i] << 16;
-        memcpy(out + i, &bits, 4);
-    }
+static int64_t bytes(int bf16) { return bf16 ? 2 : 4; }
+
+/* Where a tensor of fp32 or bf16 has its number `at`, from which loops count. */
+static void *place(const void *tensor, int64_t at, int bf16) { return (char *)tensor + at * bytes(bf16); }
+
+INLINE float get(const void *restrict in, int i, const int bf16) {
+    if (!bf16) return ((const float *)in)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)in)[i] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 
-static void store(void *restrict out, const float *restrict in, int64_t at, int n, int bf16) {
+INLINE void put(void *restrict out, int i, const float value, const int bf16) {
     if (!bf16) {
-        memcpy((float *)out + at, in, n * sizeof(float));
+        ((float *)out)[i] = value;
         return;
     }
-    uint16_t *half = (uint16_t *)out + at;
-    for (int i = 0; i < n; i++) { /* round to nearest even; a NaN stays one */
-        uint32_t bits;
-        memcpy(&bits, in + i, 4);
-        uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        half[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-    }
+    uint32_t bits; /* round to nearest even; a NaN stays one */
+    memcpy(&bits, &value, 4);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    ((uint16_t *)out)[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
 }
 
 /* A product with 1 / tau equals the quotient exactly when tau is a power of two, and is several times faster. */
@@ -60,33 +61,58 @@ static int power_of_two(float tau) {
 /* The least membrane that fires: above the threshold is from the next number on. */
 INLINE float fires_from(const Lif *p) { return p->strict ? nextafterf(p->threshold, INFINITY) : p->threshold; }
 
-/* One time step: charge, fire, reset. Every flag is a constant at each call, so that each loop vectorises. */
-INLINE void step(const Lif *p, float *restrict h, float *restrict s, float *restrict v, const float *restrict x, int n,
+/* It comes by value: read through a pointer it would keep loops from vectorising. */
+INLINE int fires(const float h, const float least) { return h >= least; }
+
+/* One time step: charge and reset. Every flag is a constant at each call, so that each loop vectorises. */
+INLINE void step(const Lif *p, float *restrict h, float *restrict v, const void *restrict x, int n, const int bf16,
                  const int exact, const int decay_input, const int soft_reset) {
     const float r = soft_reset ? 0.0f : p->reset, tau = p->tau, inverse = 1.0f / p->tau, threshold = p->threshold;
     const float least = fires_from(p);
     for (int i = 0; i < n; i++) {
-        const float drive = decay_input ? x[i] - (v[i] - r) : v[i] - r;
+        const float input = get(x, i, bf16), drive = decay_input ? input - (v[i] - r) : v[i] - r;
         const float part = exact ? drive * inverse : drive / tau;
-        const float charged = decay_input ? v[i] + part : v[i] - part + x[i];
-        const float spike = charged >= least ? 1.0f : 0.0f;
+        const float charged = decay_input ? v[i] + part : v[i] - part + input;
+        const float spike = fires(charged, least) ? 1.0f : 0.0f;
         h[i] = charged;
-        s[i] = spike;
         v[i] = soft_reset ? charged - spike * threshold : spike * r + (1.0f - spike) * charged;
     }
 }
 
-static void advance(const Lif *p, float *restrict h, float *restrict s, float *restrict v, const float *restrict x, int n) {
-    switch (power_of_two(p->tau) * 4 + (p->decay_input != 0) * 2 + (p->soft_reset != 0)) {
-    case 0: step(p, h, s, v, x, n, 0, 0, 0); break;
-    case 1: step(p, h, s, v, x, n, 0, 0, 1); break;
-    case 2: step(p, h, s, v, x, n, 0, 1, 0); break;
-    case 3: step(p, h, s, v, x, n, 0, 1, 1); break;
-    case 4: step(p, h, s, v, x, n, 1, 0, 0); break;
-    case 5: step(p, h, s, v, x, n, 1, 0, 1); break;
-    case 6: step(p, h, s, v, x, n, 1, 1, 0); break;
-    case 7: step(p, h, s, v, x, n, 1, 1, 1); break;
+static void advance(const Lif *p, float *restrict h, float *restrict v, const void *restrict x, int n, int bf16) {
+    switch ((bf16 != 0) * 8 + power_of_two(p->tau) * 4 + (p->decay_input != 0) * 2 + (p->soft_reset != 0)) {
+    case 0: step(p, h, v, x, n, 0, 0, 0, 0); break;
+    case 1: step(p, h, v, x, n, 0, 0, 0, 1); break;
+    case 2: step(p, h, v, x, n, 0, 0, 1, 0); break;
+    case 3: step(p, h, v, x, n, 0, 0, 1, 1); break;
+    case 4: step(p, h, v, x, n, 0, 1, 0, 0); break;
+    case 5: step(p, h, v, x, n, 0, 1, 0, 1); break;
+    case 6: step(p, h, v, x, n, 0, 1, 1, 0); break;
+    case 7: step(p, h, v, x, n, 0, 1, 1, 1); break;
+    case 8: step(p, h, v, x, n, 1, 0, 0, 0); break;
+    case 9: step(p, h, v, x, n, 1, 0, 0, 1); break;
+    case 10: step(p, h, v, x, n, 1, 0, 1, 0); break;
+    case 11: step(p, h, v, x, n, 1, 0, 1, 1); break;
+    case 12: step(p, h, v, x, n, 1, 1, 0, 0); break;
+    case 13: step(p, h, v, x, n, 1, 1, 0, 1); break;
+    case 14: step(p, h, v, x, n, 1, 1, 1, 0); break;
+    case 15: step(p, h, v, x, n, 1, 1, 1, 1); break;
     }
+}
+
+/* The spikes of one time step; returns how many. */
+INLINE int fire(const Lif *p, void *restrict spikes, const float *restrict h, int n, const int bf16) {
+    const float least = fires_from(p);
+    int count = 0;
+    for (int i = 0; i < n; i++) {
+        const int spike = fires(h[i], least);
+        count += spike;
+        if (bf16)
+            ((uint16_t *)spikes)[i] = spike ? 0x3f80 : 0;
+        else
+            ((float *)spikes)[i] = spike ? 1.0f : 0.0f;
+    }
+    return count;
 }
 
 /* exp for x <= 0, within 2 ulp; a loop over it vectorises where a call of libm's expf would not. */
@@ -155,29 +181,32 @@ static void slopes(const Lif *p, float *restrict slope, const float *restrict h,
     }
 }
 
-/* One time step back: dv, the gradient of the membrane after the reset, becomes that of the membrane before the charge;
- * g, the gradient of the spike, becomes that of the input. */
-INLINE void step_back(const Lif *p, float *restrict g, float *restrict dv, const float *restrict h,
-                      const float *restrict slope, int n, const int soft_reset, const int detach_reset) {
+/* One time step back: from g, the gradient of the spike, that of the input; dv, the gradient of the membrane after the
+ * reset, becomes that of the membrane before the charge. */
+INLINE void step_back(const Lif *p, void *restrict g_x, float *restrict dv, const void *restrict g, const float *restrict h,
+                      const float *restrict slope, int n, const int bf16, const int soft_reset, const int detach_reset) {
     const float threshold = p->threshold, least = fires_from(p), reset = p->reset, inverse = 1.0f / p->tau;
     const float input = p->decay_input ? inverse : 1.0f;
     for (int i = 0; i < n; i++) {
         const float charged = h[i], after = dv[i];
         const float through = detach_reset ? 0.0f : after * (soft_reset ? -threshold : reset - charged);
-        const float kept = soft_reset || charged < least ? after : 0.0f;
-        const float dh = (g[i] + through) * slope[i] + kept;
-        g[i] = dh * input;
+        const float kept = !soft_reset && fires(charged, least) ? 0.0f : after;
+        const float dh = (get(g, i, bf16) + through) * slope[i] + kept;
+        put(g_x, i, dh * input, bf16);
         dv[i] = dh - dh * inverse;
     }
 }
 
-static void retreat(const Lif *p, float *restrict g, float *restrict dv, const float *restrict h,
-                    const float *restrict slope, int n) {
-    switch ((p->soft_reset != 0) * 2 + (p->detach_reset != 0)) {
-    case 0: step_back(p, g, dv, h, slope, n, 0, 0); break;
-    case 1: step_back(p, g, dv, h, slope, n, 0, 1); break;
-    case 2: step_back(p, g, dv, h, slope, n, 1, 0); break;
-    case 3: step_back(p, g, dv, h, slope, n, 1, 1); break;
+static void retreat(const Lif *p, void *g_x, float *dv, const void *g, const float *h, const float *slope, int n, int bf16) {
+    switch ((bf16 != 0) * 4 + (p->soft_reset != 0) * 2 + (p->detach_reset != 0)) {
+    case 0: step_back(p, g_x, dv, g, h, slope, n, 0, 0, 0); break;
+    case 1: step_back(p, g_x, dv, g, h, slope, n, 0, 0, 1); break;
+    case 2: step_back(p, g_x, dv, g, h, slope, n, 0, 1, 0); break;
+    case 3: step_back(p, g_x, dv, g, h, slope, n, 0, 1, 1); break;
+    case 4: step_back(p, g_x, dv, g, h, slope, n, 1, 0, 0); break;
+    case 5: step_back(p, g_x, dv, g, h, slope, n, 1, 0, 1); break;
+    case 6: step_back(p, g_x, dv, g, h, slope, n, 1, 1, 0); break;
+    case 7: step_back(p, g_x, dv, g, h, slope, n, 1, 1, 1); break;
     }
 }
 
@@ -188,28 +217,23 @@ static void start(const Lif *p, float *restrict v, const float *restrict v0, int
         for (int i = 0; i < n; i++) v[i] = p->soft_reset ? 0.0f : p->reset;
 }
 
-static int64_t ones(const float *s, int n) {
-    int32_t count = 0;
-    for (int i = 0; i < n; i++) count += (int32_t)s[i];
-    return count;
-}
-
 /* v0 NULL: the membrane starts at its resting value. counts [T] gains the spikes of each step; NULL: not wanted. Returns 0. */
 int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0, void *spikes,
                 float *v_last, int64_t *counts) {
-    const int64_t blocks = (M + BLOCK - 1) / BLOCK, counted = counts ? T : 1;
+    const int64_t block = T > FEW_STEPS ? VISIT / bytes(bf16) : BLOCK / 2;
+    const int64_t blocks = (M + block - 1) / block, counted = counts ? T : 1;
     int64_t unwanted = 0, *const sums = counts ? counts : &unwanted;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : sums[:counted])
     for (int64_t b = 0; b < blocks; b++) {
-        float v[BLOCK], h[BLOCK], s[BLOCK], frame[BLOCK];
-        const int64_t at = b * BLOCK;
-        const int n = M - at < BLOCK ? (int)(M - at) : BLOCK;
+        float v[BLOCK], h[BLOCK];
+        const int64_t at = b * block;
+        const int n = M - at < block ? (int)(M - at) : (int)block;
         start(p, v, v0, at, n);
         for (int64_t t = 0; t < T; t++) {
-            load(frame, x, t * M + at, n, bf16);
-            advance(p, h, s, v, frame, n);
-            store(spikes, s, t * M + at, n, bf16);
-            if (counts) sums[t] += ones(s, n);
+            void *const out = place(spikes, t * M + at, bf16);
+            advance(p, h, v, place(x, t * M + at, bf16), n, bf16);
+            const int fired = bf16 ? fire(p, out, h, n, 1) : fire(p, out, h, n, 0);
+            if (counts) sums[t] += fired;
         }
         memcpy(v_last + at, v, n * sizeof(float));
     }
@@ -219,12 +243,14 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
 /* g_spikes and g_v_last may be NULL (zero), g_v0 may be NULL (not wanted). Returns 1 where memory ran out, else 0. */
 int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0,
                  const void *g_spikes, const float *g_v_last, void *g_x, float *g_v0) {
-    const int64_t blocks = (M + BLOCK - 1) / BLOCK;
+    static const float zeros[BLOCK];
+    const int64_t block = T > FEW_STEPS ? VISIT / bytes(bf16) : BLOCK / 4;
+    const int64_t blocks = (M + block - 1) / block;
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *h = malloc((size_t)T * BLOCK * sizeof(float));
-        float v[BLOCK], s[BLOCK], frame[BLOCK], dv[BLOCK];
+        float *h = malloc((size_t)T * block * sizeof(float));
+        float v[BLOCK], dv[BLOCK], slope[BLOCK];
         if (!h) {
 #pragma omp atomic write
             failed = 1;
@@ -232,25 +258,15 @@ int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, cons
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < blocks; b++) {
             if (!h) continue;
-            const int64_t at = b * BLOCK;
-            const int n = M - at < BLOCK ? (int)(M - at) : BLOCK;
+            const int64_t at = b * block;
+            const int n = M - at < block ? (int)(M - at) : (int)block;
             start(p, v, v0, at, n);
-            for (int64_t t = 0; t < T; t++) {
-                load(frame, x, t * M + at, n, bf16);
-                advance(p, h + t * BLOCK, s, v, frame, n);
-            }
-            if (g_v_last)
-                memcpy(dv, g_v_last + at, n * sizeof(float));
-            else
-                memset(dv, 0, sizeof(dv));
+            for (int64_t t = 0; t < T; t++) advance(p, h + t * block, v, place(x, t * M + at, bf16), n, bf16);
+            memcpy(dv, g_v_last ? g_v_last + at : zeros, n * sizeof(float));
             for (int64_t t = T - 1; t >= 0; t--) {
-                if (g_spikes)
-                    load(frame, g_spikes, t * M + at, n, bf16);
-                else
-                    memset(frame, 0, sizeof(frame));
-                slopes(p, s, h + t * BLOCK, n);
-                retreat(p, frame, dv, h + t * BLOCK, s, n);
-                store(g_x, frame, t * M + at, n, bf16);
+                const void *const g = g_spikes ? place(g_spikes, t * M + at, bf16) : zeros;
+                slopes(p, slope, h + t * block, n);
+                retreat(p, place(g_x, t * M + at, bf16), dv, g, h + t * block, slope, n, bf16);
             }
             if (g_v0) memcpy(g_v0 + at, dv, n * sizeof(float));
         }
