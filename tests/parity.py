@@ -116,7 +116,7 @@ def firing(model: nn.Module, of_steps: bool = False):
 
 
 def trained(upstream: Upstream, model: nn.Module, run: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """One step of training by `run`, which gives loss and output: these, rates, norms of running statistics; gradients stay there."""
+    """One step of training by `run`, which gives loss and output: these, rates and norms of running statistics."""
     functional.reset_net(model.train())
     with firing(model) as rates:
         loss, output = run()

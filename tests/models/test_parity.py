@@ -172,18 +172,19 @@ def test_set_vae(j):
     upstream = Upstream("setvae")
     events = upstream.number(f"events_{j}")
     stays = sets_of(events)
-    model = upstream.fill(Events(**upstream.arguments, residual=False, embeddings=torch.zeros(9, 40)), ("embeddings", "codes"))
-    model.given = events.flatten(0, 1)
+    published = {"residual": False, "decoder": "tanh", "embeddings": torch.zeros(9, 40)}
+    model = upstream.fill(Events(**upstream.arguments, **published), ("embeddings", "codes"))
+    model.given, model.decoder.points = events.flatten(0, 1), upstream.inputs[f"points_{j}"]
     mu, logvar, _ = model.encode(stays)
     x = model.enter(model.given)
     for layer in model.encoder:
         x = layer(x, stays)
-    exchange, last = model.decoder.exchange[-1], mu[-1][:, None]
     found = {
         f"mu_{j}": mu,
         f"logvar_{j}": logvar,
         f"encoded_{j}": x.view(events.shape),
-        f"exchanged_{j}": exchange(last, stays) - last,  # theirs has no path around it
+        f"exchanged_{j}": model.decoder.exchange[-1].exchanged(mu[-1][:, None], stays),
+        f"recon_{j}": model(stays).decoded[0].view(events.shape),
     }
     if j == 0:
         found["eval_loss"] = mu.square().sum() + logvar.sin().sum()

@@ -15,6 +15,8 @@ from stays import batch_of, made_stays, places_of
 
 DESCRIBED = {"width": 256, "heads": 2, "inducing": 16, "levels": 2, "decoder_layers": 2}
 SMALL = {"num_variables": 7, "width": 16, "heads": 2, "inducing": 3}
+PUBLISHED = {"residual": False, "events": "scaled", "decoder": "tanh", "decoder_layers": 2}
+either_form = pytest.mark.parametrize("form", [{}, PUBLISHED], ids=["ours", "published"])
 
 
 def parameters(model):
@@ -75,8 +77,9 @@ def test_attention_of_sets_of_unlike_sizes_is_that_of_each_set_alone():
 
 
 @torch.no_grad()
-def test_a_stay_alone_gives_what_it_gives_among_others():
-    model, stays = small(context_decoder=True), made_stays(12, 7)
+@either_form
+def test_a_stay_alone_gives_what_it_gives_among_others(form):
+    model, stays = small(context_decoder=True, **form), made_stays(12, 7)
     many = batch_of(stays)
     together, rows = model(many), places_of(many)
     ends = torch.tensor([n * k for n, k in many.runs]).cumsum(0)
@@ -171,15 +174,42 @@ def test_fixed_points_are_normal_and_the_same_however_many():
     assert "points" not in {name.rpartition(".")[2] for name, _ in model.named_buffers()}  # which ranks with other sets would overwrite
 
 
-def test_every_parameter_has_a_gradient():
-    model, batch = small(context_decoder=True).train(), batch_of(made_stays(6, 7))
+@either_form
+def test_every_parameter_has_a_gradient(form):
+    model, batch = small(context_decoder=True, **form).train(), batch_of(made_stays(6, 7))
     coded = model(batch)
     (sum(decoded.square().mean() for decoded in coded.decoded) + coded.logits.sum() + coded.logvar.mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@torch.no_grad()
+def test_as_published_an_event_is_its_variable_times_its_value_and_so_is_what_it_is_to_become():
+    model, batch = small(**PUBLISHED), batch_of([[[(3, 2.0), (1, -0.5)], [(3, 0.0)]]])
+    assert sorted(model.set_vae.events(batch).norm(dim=1).tolist()) == pytest.approx([0.0, 0.5, 2.0])
+    coded = model(batch)
+    assert torch.equal(coded.target, model.set_vae.events(batch)) and coded.decoded[0].abs().max() < 1
+
+
+@torch.no_grad()
+@either_form
+def test_in_fp64_it_is_the_same_model(form):
+    model, batch = small(context_decoder=True, **form), batch_of(made_stays(6, 7))
+    coded = model(batch)
+    exact = model.double()(batch)
+    assert exact.logits.dtype == exact.mu.dtype == exact.decoded[0].dtype == exact.decoded[1].dtype == torch.float64
+    torch.testing.assert_close(exact.logits.float(), coded.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(exact.decoded[1].float(), coded.decoded[1], atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
-    ("options", "said"), [({"width": 15}, "model.width=15"), ({"heads": 3}, "heads=3"), ({"inducing": 0}, "inducing=0")]
+    ("options", "said"),
+    [
+        ({"width": 15}, "model.width=15"),
+        ({"heads": 3}, "heads=3"),
+        ({"inducing": 0}, "inducing=0"),
+        ({"events": "scale"}, "model.events: 'scale' is not known; allowed: split, scaled. Did you mean 'scaled'"),
+        ({"decoder": "mlp"}, "model.decoder: 'mlp' is not known; allowed: linear, tanh"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, said):
     with pytest.raises(UserError, match=said):

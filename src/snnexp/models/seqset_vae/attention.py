@@ -55,6 +55,14 @@ def first_to_each(x: Tensor, sets: Sets) -> Tensor:
     return torch.cat([x[:n].repeat(k, 1) for n, k in sets.runs])
 
 
+@torch.compiler.disable
+def one_to_all(x: Tensor, sets: Sets) -> Tensor:
+    """The one row of each set [M, 1, W] for each of its members, [E, W]."""
+    return torch.cat(
+        [part.expand(-1, n, -1).flatten(0, 1) for part, (n, _) in zip(x.split([k for _, k in sets.runs]), sets.runs, strict=True)]
+    )
+
+
 def rows_of_heads(x: Tensor, rows: int, heads: int) -> Tensor:
     return x.reshape(-1, rows, heads, x.shape[-1] // heads).transpose(1, 2)
 
@@ -108,4 +116,8 @@ class InducedAttention(nn.Module):
 
     def forward(self, x: Tensor, sets: Sets) -> Tensor:
         """Exchange within each set."""
-        return x + self.spread(x, self.gather(self.points, x, sets, share=all_to_each), sets)
+        return x + self.exchanged(x, sets)
+
+    def exchanged(self, x: Tensor, sets: Sets) -> Tensor:
+        """The same without the residual path."""
+        return self.spread(x, self.gather(self.points, x, sets, share=all_to_each), sets)

@@ -24,8 +24,8 @@ class SeqSetVAE(nn.Module):
     set enters through a small network of its minute and, with its position p, as sin(p / 100) times a learned vector. With
     `context_decoder` the states are decoded too, each back to its set, beside the latents. The SetVAE lies in `set_vae`, so that a
     pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE.
-    `residual` and `events` are the SetVAE's, the first that of the context decoder too. Sizes as of SetVAE; with those named there,
-    feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
+    `residual`, `events` and `decoder` are the SetVAE's, the first and the last also those of the context decoder. Sizes as of SetVAE; with
+    those named there, feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
     Raises: UserError for sizes that do not fit.
     """
 
@@ -43,6 +43,7 @@ class SeqSetVAE(nn.Module):
         feed_forward: int = 128,
         residual: bool = True,
         events: str = "split",
+        decoder: str = "linear",
         context_decoder: bool = False,
         dropout: float = 0.2,
         embeddings: Tensor | None = None,
@@ -61,12 +62,13 @@ class SeqSetVAE(nn.Module):
             decoder_layers=decoder_layers,
             residual=residual,
             events=events,
+            decoder=decoder,
             embeddings=embeddings,
         )
         self.of_minute = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, width))
         self.of_place = nn.Parameter(torch.zeros(width))
         self.transformer = nn.ModuleList(CausalLayer(width, heads, feed_forward, dropout) for _ in range(layers))
-        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual) if context_decoder else None
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual, decoder) if context_decoder else None
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(width // 2, num_outputs))
 
     @property
@@ -89,7 +91,8 @@ class SeqSetVAE(nn.Module):
 
     def states(self, z: Tensor, stays: "Stays") -> Tensor:
         """The state of each set [M, W] after those of its stay up to itself, from latents [M, W]."""
-        time = self.of_minute(stays.minute.unsqueeze(1) / MINUTES_OF_A_DAY) + torch.sin(stays.place / 100).unsqueeze(1) * self.of_place
+        day = (stays.minute.unsqueeze(1) / MINUTES_OF_A_DAY).to(self.of_place.dtype)
+        time = self.of_minute(day) + torch.sin(stays.place / 100).unsqueeze(1) * self.of_place
         rows = stays.stay * stays.longest + stays.place
         # What stands beyond a stay's end is seen by no set of it, because a state never looks ahead.
         x = z.new_zeros(len(stays.lengths) * stays.longest, z.shape[1]).index_copy(0, rows, z + time.to(z.dtype))

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
-from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each
+from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each, one_to_all
 
 if TYPE_CHECKING:
     from snnexp.data.medical import Stays
 
 LARGEST_LOG_VARIANCE = 10.0
 EVENTS = ("split", "scaled")
+DECODERS = ("linear", "tanh")
 
 
 @dataclass
@@ -45,7 +46,7 @@ class SetVAE(nn.Module):
     posterior N(mu, exp(logvar)) is read from the mean over the set's members; all levels share that layer. The decoder turns the levels'
     latents and one fixed point for each event into as many events as the set has; it knows nothing of their order.
     As published (SeqSetVAE), and so for published weights: `residual` false, no residual path around the feed-forward layers of the
-    attention blocks; `events` "scaled", a unit vector of the variable times the value. The published decoder is another one.
+    attention blocks; `events` "scaled", a unit vector of the variable times the value; `decoder` "tanh", to those vectors (SetDecoder).
 
     What it should reconstruct is fixed: the variable as one of V orthonormal codes (drawn once; unit vectors where V exceeds W - 1), and
     the standardised value. `posterior` is (mu, logvar) [L, M, D], fp32, of the latest forward pass, without gradient.
@@ -64,6 +65,7 @@ class SetVAE(nn.Module):
         decoder_layers: int = 1,
         residual: bool = True,
         events: str = "split",
+        decoder: str = "linear",
         embeddings: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -73,8 +75,9 @@ class SetVAE(nn.Module):
                 raise UserError(f"model.{option}={value}: must be at least 1.")
         if width % 2 or width % heads:
             raise UserError(f"model.width={width}: must be even, and a multiple of model.heads={heads}.")
-        if events not in EVENTS:
-            raise UserError(f"model.events: {events!r} is not known; allowed: {', '.join(EVENTS)}.{nearest(events, EVENTS)}")
+        for option, value, known in (("events", events, EVENTS), ("decoder", decoder, DECODERS)):
+            if value not in known:
+                raise UserError(f"model.{option}: {value!r} is not known; allowed: {', '.join(known)}.{nearest(value, known)}")
         self.width, self.form = width, events
         if embeddings is None:
             self.names = nn.Embedding(num_variables, width)
@@ -84,7 +87,7 @@ class SetVAE(nn.Module):
         self.enter = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU())
         self.encoder = nn.ModuleList(InducedAttention(width, heads, inducing, residual) for _ in range(levels))
         self.to_posterior = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual)
+        self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual, decoder)
         self.register_buffer("codes", variable_codes(num_variables, width - 1))
         self.posterior: tuple[Tensor, Tensor] | None = None
 
@@ -117,15 +120,22 @@ class SetVAE(nn.Module):
         return torch.cat([name, direction * stays.value.unsqueeze(1)], dim=1)
 
     def target(self, stays: "Stays") -> Tensor:
-        """What a reconstruction should be, fp32 [E, W]: the code of the variable, then the value."""
+        """What a reconstruction should be, fp32 [E, W]: the code of the variable, then the value; of "tanh" the vectors of events."""
+        if self.decoder.form == "tanh":
+            return at_least_fp32(self.events(stays).detach())
         return torch.cat([F.embedding(stays.variable, self.codes), stays.value.unsqueeze(1)], dim=1)
 
 
 class SetDecoder(nn.Module):
-    """From latents [M, L, W] and sizes of sets to rows [E, W]: each layer an ISAB, and attention of fixed points to what it gives."""
+    """From latents [M, L, W] and sizes of sets to rows [E, W]: each layer an ISAB, and attention of fixed points to what it gives.
 
-    def __init__(self, width: int, heads: int, inducing: int, layers: int, residual: bool = True) -> None:
+    `form` "tanh" is the published one, but for fixed points in the place of random ones: it begins with the last latent alone, goes through
+    its layers from the last to the first, has residual paths around each of them and not around the ISAB, and ends in a tanh.
+    """
+
+    def __init__(self, width: int, heads: int, inducing: int, layers: int, residual: bool = True, form: str = "linear") -> None:
         super().__init__()
+        self.form = form
         self.exchange = nn.ModuleList(InducedAttention(width, heads, inducing, residual) for _ in range(layers))
         self.expand = nn.ModuleList(AttentionBlock(width, heads, residual) for _ in range(layers))
         self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()) for _ in range(layers))
@@ -135,18 +145,28 @@ class SetDecoder(nn.Module):
     def forward(self, latents: Tensor, sets: Sets) -> Tensor:
         """Decode; the rows of a set are in no order that its events have."""
         self.make_points(sets)
+        if self.form == "tanh":
+            return self.as_published(latents[:, -1:], sets)
         x = latents
         for exchange, expand, mix in zip(self.exchange, self.expand, self.mix, strict=True):
             x = mix(expand(self.points, exchange(x, sets), sets, share=first_to_each))
         return self.out(x)
 
+    def as_published(self, x: Tensor, sets: Sets) -> Tensor:
+        """From one latent [M, 1, W] for each set."""
+        points, before = first_to_each(self.points, sets), one_to_all(x, sets)
+        for exchange, expand, (linear, norm, activate) in reversed(list(zip(self.exchange, self.expand, self.mix, strict=True))):
+            context = norm(activate(linear(exchange.exchanged(x, sets))))
+            x = before = before + points + expand(points, context, sets)
+        return self.out(x).tanh()
+
     @torch.compiler.disable
     def make_points(self, sets: Sets) -> None:
-        """See to it that there are points for the largest of the sets, on the device of the weights."""
-        largest, device = sets.runs[-1][0], self.out.weight.device
+        """See to it that there are points for the largest of the sets, where the weights are and as precise."""
+        largest = sets.runs[-1][0]
         if largest > len(self.points):
             self.points = fixed_points(2 * largest, self.points.shape[1])
-        self.points = self.points.to(device)
+        self.points = self.points.to(self.out.weight)
 
 
 @torch.compiler.disable
