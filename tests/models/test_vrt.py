@@ -357,3 +357,7 @@ def test_flow_weights_of_a_file(tmp_path):
     torch.save({"params": {"basic_module.0.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of SpyNet"):
         SpyNet(4, 4, weights=tmp_path / "other.pth")
+    nn.init.constant_(donor.basic_module[2].basic_module[0].weight, torch.inf)
+    torch.save(donor.state_dict(), tmp_path / "broken.pth")
+    with pytest.raises(UserError, match="basic_module.2.basic_module.0.weight holds other than finite real numbers"):
+        SpyNet(4, 4, weights=tmp_path / "broken.pth")

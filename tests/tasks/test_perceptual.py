@@ -40,6 +40,12 @@ def test_it_is_the_mean_difference_after_relu3_3(tmp_path):
 def test_a_file_that_is_not_there_or_not_vgg16(tmp_path):
     with pytest.raises(UserError, match="vgg_weights=.*no such file"):
         PerceptualLoss(tmp_path / "nowhere.pth")
+    torch.save(weights() | {"features.34.weight": torch.zeros(1)}, tmp_path / "vgg19.pth")  # whose first layers have the same names
+    with pytest.raises(UserError, match="not torchvision's weights of VGG16.*features.34.weight is no layer of it"):
+        PerceptualLoss(tmp_path / "vgg19.pth")
+    torch.save(weights() | {"features.5.bias": torch.full((128,), torch.nan)}, tmp_path / "broken.pth")
+    with pytest.raises(UserError, match="features.5.bias holds NaN"):
+        PerceptualLoss(tmp_path / "broken.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not torchvision's weights of VGG16"):
         PerceptualLoss(tmp_path / "other.pth")

@@ -10,6 +10,8 @@ from snnexp.errors import UserError
 
 RELU3_3 = 16
 """Layers of VGG16 up to and with its seventh ReLU."""
+ALL_LAYERS = {f"features.{i}.{part}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28) for part in ("weight", "bias")}
+"""Names of the convolutions of VGG16 in torchvision's files."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -44,6 +46,10 @@ def features(path: Path, names: list[str]) -> dict[str, Tensor]:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        if more := sorted(name for name in saved if name.startswith("features.") and name not in ALL_LAYERS):
+            raise ValueError(f"{more[0]} is no layer of it; VGG19 begins with the same")
+        if odd := next((name for name in names if not saved[f"features.{name}"].isfinite().all()), None):
+            raise ValueError(f"features.{odd} holds NaN or infinite numbers")
         return {name: saved[f"features.{name}"].float() for name in names}
     except FileNotFoundError as error:
         raise UserError(f"task.vgg_weights={path}: no such file.") from error

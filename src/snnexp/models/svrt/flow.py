@@ -87,7 +87,10 @@ def load_flow(net: SpyNet, path: Path) -> None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         saved = saved.get("params", saved)
-        net.load_state_dict({name: saved[name] for name in net.state_dict()})
+        taken = {name: saved[name] for name in net.state_dict()}
+        if odd := next((name for name, value in taken.items() if not value.is_floating_point() or not value.isfinite().all()), None):
+            raise ValueError(f"{odd} holds other than finite real numbers")
+        net.load_state_dict(taken)
     except FileNotFoundError as error:
         raise UserError(f"model.flow_weights={path}: no such file.") from error
     except Exception as error:  # a file may be wrong in any way
