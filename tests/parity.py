@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
+from snnexp.engine import transfer
 from snnexp.models.neurons import LIFNode
 
 FOLDER = Path(__file__).parents[2] / "shared/parity"
@@ -55,7 +57,7 @@ class Upstream:
         return {ours: slice(0, 3)} if cut is None else {ours.replace(cut, own): part for own, part in THIRDS[cut].items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """All entries of theirs under our names."""
+        """All entries of theirs under our names, by the fixture's own table."""
         out = {}
         for name, array in self.fixture.weights(self.spec).items():
             entry = torch.from_numpy(array)
@@ -64,12 +66,18 @@ class Upstream:
                 out[ours] = entry if whole else torch.cat(entry.chunk(3)[part])
         return out
 
-    def fill(self, model: nn.Module, lacking: tuple[str, ...] = ()) -> nn.Module:
-        """The model in float64 with their weights, in evaluation; only entries of ours named in `lacking` may be missing."""
-        own = model.double().eval().state_dict()
-        weights = {name: value.view(own[name].shape) for name, value in self.weights().items()}  # a Conv1d of 1 is a linear layer
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        assert set(missing) == set(lacking) and not unexpected
+    def save(self, folder: Path, which: int = 0) -> Path:
+        """A file as their code saves it, by one of the ways in which it does."""
+        path = folder / self.spec["saved_as"][which]["file"]
+        torch.save(self.fixture.content(self.spec, torch.from_numpy, which), path)
+        return path
+
+    def fill(self, model: nn.Module, which: int = 0) -> nn.Module:
+        """The model in float64, in evaluation, with all their weights, as `init_from` reads them from such a file."""
+        with TemporaryDirectory() as folder:
+            path = self.save(Path(folder), which)
+            _, record = transfer.transfer(model.double().eval(), str(path), data=None, partial=False, arguments={})
+        assert record["not_placed"] == record["as_initialised"] == []
         return model
 
     def differences(self, got: dict[str, Tensor]) -> dict[str, float]:

@@ -219,6 +219,13 @@ def test_weights_go_over_to_another_number_of_classes(trained, said, tmp_path):
     assert "no checkpoint" in said("train", *mine, "init_from=nowhere", code=2)
 
 
+def test_a_checkpoint_of_another_network_is_not_judged_in_its_place(trained, said, tmp_path):
+    run, _ = trained
+    said("train", *TINY, "epochs=1", "model.lif.tau=4", "exp_name=leaky")
+    theirs = tmp_path / "outputs/leaky/checkpoints/checkpoint_best.pth"
+    assert f"{theirs} is of another network than this run's (model.lif.tau 4 -> " in said("evaluate", run, f"checkpoint={theirs}", code=2)
+
+
 def test_the_table_of_runs_shows_it(trained, said):
     run, _ = trained
     table = said("runs", run.parent)

@@ -100,7 +100,7 @@ def test_the_loop_makes_no_objects_and_analysis_draws_from_files():
 def test_no_import_of_a_package_that_is_not_declared():
     declared = {
         "torch", "torchvision", "spikingjelly", "hydra", "omegaconf", "numpy", "bitsandbytes", "sklearn", "PIL", "tensorboard", "rich",
-        "torch_geometric", "matplotlib", "rdkit", "timm", "umap", "pyarrow", "torchmetrics", "lpips",
+        "torch_geometric", "matplotlib", "rdkit", "safetensors", "timm", "umap", "pyarrow", "torchmetrics", "lpips",
         "yaml",  # Hydra's own
         "wandb", "snnexp",
     }  # fmt: skip

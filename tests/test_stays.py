@@ -9,7 +9,6 @@ import torch
 
 from conftest import STAYS
 from snnexp.engine import transfer
-from snnexp.engine.terminal import Terminal
 from snnexp.errors import UserError
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
 from snnexp.models.seqset_vae.set_vae import SetVAE
@@ -93,7 +92,8 @@ def test_a_pretrained_set_vae_goes_where_most_of_it_fits(tmp_path):
     torch.save({"state_dict": set_vae.state_dict()}, tmp_path / "weights.pth")
     whole = SeqSetVAE(num_variables=5, width=8, heads=2, context_decoder=True)  # whose own decoder has the same names
     before = whole.decoder.out.weight.clone()
-    transfer.transfer(whole, str(tmp_path / "weights.pth"), None, Terminal(None, main=False))
+    said, record = transfer.transfer(whole, str(tmp_path / "weights.pth"), data=None, partial=False, arguments={})
+    assert ", into set_vae:" in said and record["into"] == "set_vae" and not record["not_placed"]
     for name, value in set_vae.state_dict().items():
         assert torch.equal(whole.set_vae.state_dict()[name], value)
     assert torch.equal(whole.decoder.out.weight, before)

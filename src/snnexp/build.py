@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from snnexp import config as configuration
-from snnexp import targets
+from snnexp import provenance, targets
 from snnexp.config import TrainConfig
 from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine import checkpoint, choice, transfer
@@ -234,8 +234,13 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     check_splits(settings, its_data, listens=type(schedule).observe is not Constant.observe)
     if settings["logger"].get("_target_"):
         targets.locate(settings["logger"]["_target_"], trust)
-    if settings["init_from"] is not None:
-        transfer.weights_of(settings["init_from"])
+    if settings["init_from"] is not None and not begun:
+        transfer.fit(its_model, settings["init_from"], its_data, settings["init_partial"], judged_alone=judges_alone(settings))
+
+
+def judges_alone(settings: dict[str, Any]) -> bool:
+    """True if a run trains nothing, but judges the weights that it is given."""
+    return settings["epochs"] == 0 and "stages" not in settings
 
 
 def check_pruning(settings: dict[str, Any], its_model: nn.Module, its_data: Any) -> None:
@@ -322,7 +327,10 @@ def experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Te
     chosen.lay_out(its_model)
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
-        transfer.transfer(its_model, config.init_from, its_data, terminal)
+        said, record = transfer.transfer(its_model, config.init_from, its_data, config.init_partial, settings["model"])
+        terminal.say(said)
+        if ranks.main:
+            provenance.add(run.root, "init_from", record)
     its_pruner, pruned = pruning_of(settings, its_model, its_data, latest) if settings["pruner"] else (None, {})
     if config.sync_bn:
         its_model = nn.SyncBatchNorm.convert_sync_batchnorm(its_model)

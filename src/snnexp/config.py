@@ -48,6 +48,7 @@ class TrainConfig:
     keep_last: int | None
     keep_best: int
     init_from: str | None
+    init_partial: bool
     exp_name: str | None
     output_dir: str
     data_dir: str
@@ -161,7 +162,7 @@ def _leaves(node: DictConfig | ListConfig) -> Iterator[tuple[Any, Any]]:
             yield node, name
 
 
-EARLIER: dict[str, Any] = {"pruner": {}, "prefetch": 2}
+EARLIER: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True}
 """What a run did that was made before there was a key at the top, by key."""
 
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -261,10 +262,11 @@ def check_ranges(settings: dict[str, Any]) -> None:
     Raises: UserError.
     """
     for key, least in AT_LEAST.items():
-        if key == "epochs" and "stages" in settings:
-            least = 0  # pruned and not fine-tuned
+        if key == "epochs" and ("stages" in settings or settings["init_from"] is not None):
+            least = 0  # pruned and not fine-tuned, or given weights judged
         if settings.get(key) is not None and settings[key] < least:
-            raise UserError(f"{key}={settings[key]}: must be at least {least}.")
+            alone = " With init_from=FILE, 0 tests the weights of that file." if (key, settings[key]) == ("epochs", 0) else ""
+            raise UserError(f"{key}={settings[key]}: must be at least {least}.{alone}")
     if settings["seed"] >= 2**63:
         raise UserError(f"seed={settings['seed']}: must be below 2^63.")
     if settings["batch_size"] < settings["devices"]:
@@ -295,8 +297,8 @@ def check_ranges(settings: dict[str, Any]) -> None:
 
 NEUTRAL = {
     "exp_name", "output_dir", "data_dir", "workers", "prefetch", "save_freq", "save_minutes", "keep_last", "keep_best", "epochs",
-    "early_stop", "devices", "logger", "tracker", "start", "shapes", "trust", "init_from", "choices", "extra", "checkpoint", "split",
-    "dataset.root",
+    "early_stop", "devices", "logger", "tracker", "start", "shapes", "trust", "init_from", "init_partial", "choices", "extra",
+    "checkpoint", "split", "dataset.root",
 }  # fmt: skip
 """Keys that may change without changing the next training step."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import snnexp
-from snnexp.rundir import now, write_json
+from snnexp.rundir import now, read_json, write_json
 
 PATCH_BYTES = 1 << 20
 """A longer diff is cut, and says so."""
@@ -73,6 +73,21 @@ def write(run_dir: Path, argv: list[str], seed: int) -> None:
 def collect(argv: list[str], seed: int, source_dir: Path | None = None) -> dict[str, Any]:
     """The record that `write` writes, without the diff; `source_dir`: where snnexp's own code lies (default: found)."""
     return _record(argv, seed, source_dir, None)[0]
+
+
+def add(run_dir: Path, name: str, value: Any) -> None:
+    """Add to the record of a run what only its work brings to light.
+
+    Raises: RunFailed if the disk refuses.
+    """
+    path = Path(run_dir) / "provenance.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | {name: value})
+
+
+def added(run_dir: Path, name: str) -> Any:
+    """What was added to the record of a run under a name, or None."""
+    path = Path(run_dir) / "provenance.json"
+    return read_json(path).get(name) if path.exists() else None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnexp.engine import checkpoint
+from snnexp.engine import checkpoint, weights
 from snnexp.errors import RunFailed, UserError
 
 
@@ -132,8 +132,8 @@ def test_a_checkpoint_never_runs_code(form, tmp_path):
         torch.save(evil, path, _use_new_zipfile_serialization=form == "torch")
     with pytest.raises(UserError, match="never runs code"):
         checkpoint.load(path)
-    with pytest.raises(UserError):
-        checkpoint.load_weights(path)
+    with pytest.raises(UserError, match="code"):
+        weights.read(path)
     assert not mark.exists()
     try:  # the mark does show where pickle is let loose
         torch.load(path, weights_only=False)
@@ -150,8 +150,6 @@ def test_foreign_files_are_told_by_what_they_lack(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="found: list"):
         checkpoint.load(path)
-    with pytest.raises(UserError, match="holds no weights"):
-        checkpoint.load_weights(path)
     (tmp_path / "there.pth").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint .*missing.pth. There is: theirs.pth, there.pth"):
         checkpoint.load(tmp_path / "missing.pth")
@@ -181,13 +179,3 @@ def test_a_damaged_file_is_one_message_whatever_the_damage(legacy, tmp_path):
             refused += 1
             assert str(path) in str(error)
     assert refused > 150
-
-
-def test_weights_of_a_run_and_of_a_bare_file(tmp_path):
-    path = tmp_path / "weights.pth"
-    torch.save({"module.weight": torch.ones(2)}, path)
-    assert list(checkpoint.load_weights(path)) == ["weight"]
-    torch.save({"params": {"weight": torch.ones(2)}, "other": 1}, path)
-    assert torch.equal(checkpoint.load_weights(path)["weight"], torch.ones(2))
-    checkpoint.save(path, content() | {"ema": {"weight": torch.zeros(2)}})
-    assert torch.equal(checkpoint.load_weights(path)["weight"], torch.zeros(2))  # a run is judged by its moving average

@@ -173,7 +173,7 @@ def test_set_vae(j):
     events = upstream.number(f"events_{j}")
     stays = sets_of(events)
     published = {"residual": False, "decoder": "tanh", "embeddings": torch.zeros(9, 40)}
-    model = upstream.fill(Events(**upstream.arguments, **published), ("embeddings", "codes"))
+    model = upstream.fill(Events(**upstream.arguments, **published))
     model.given, model.decoder.points = events.flatten(0, 1), upstream.inputs[f"points_{j}"]
     mu, logvar, _ = model.encode(stays)
     x = model.enter(model.given)
@@ -199,7 +199,7 @@ def test_set_vae_with_events_as_published():
     upstream = Upstream("setvae")
     table = upstream.inputs["var_0"].flatten(0, 1)
     model = SetVAE(**upstream.arguments | {"num_variables": len(table)}, residual=False, events="scaled", embeddings=table)
-    upstream.fill(model, ("embeddings", "codes"))
+    upstream.fill(model)
     stays = sets_of(upstream.inputs["var_0"])
     stays.value = upstream.inputs["val_0"].flatten()
     with torch.no_grad():

@@ -1,15 +1,16 @@
 """snnexp evaluate RUN: a checkpoint on a split, written to RUN/evaluations/<stamp>/."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from snnexp import app, config
+from snnexp import app, config, targets
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, now, write_json
 
@@ -24,12 +25,52 @@ def run(argv: list[str]) -> int:
             "statistics. Data that were named by their place are named so again: dataset.root=, dataset.file=."
         )
         return 0
+    if (word := app.run_argument(argv)) is not None and (file := Path(word).expanduser()).is_file() and not lies_in_a_run(file):
+        raise UserError(how_to_judge(word, file, argv))
     source, checkpoint, argv = app.take_run("evaluate", argv)
     if app.read_command_line(argv).multirun:
         raise UserError("evaluate judges one checkpoint on one split; -m has no meaning here.")
     app.refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
     app.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
     return 0
+
+
+def lies_in_a_run(file: Path) -> bool:
+    """True for a checkpoint in its run directory."""
+    return file.suffix == ".pth" and (file.resolve().parents[1] / "config.json").is_file()
+
+
+def how_to_judge(word: str, file: Path, argv: list[str]) -> str:
+    """What to type to judge weights that lie in no run, with what the file and the command line tell of their network and data."""
+    from snnexp.engine import weights
+
+    known = made_with(weights.read(file).settings or {})
+    given = {name: value for name, _, value in (each.partition("=") for each in argv if each != word) if value}
+    known |= {name: value for name, value in given.items() if name not in ("split", "checkpoint")}
+    first = {name: known.pop(name, "...") for name in ("model", "dataset")}
+    settings = " ".join(
+        shlex.quote(f"{name}={str(value).lower() if isinstance(value, bool) else value}")
+        for name, value in ({"init_from": word, "epochs": 0} | first | known).items()
+    )
+    return (
+        f"{word} lies in no run: it holds weights, but nothing tells evaluate of which network they are, or on which data to judge them.\n"
+        f"This tests them and trains nothing:\n  snnexp train {settings}"
+    )
+
+
+def made_with(settings: dict[str, Any]) -> dict[str, Any]:
+    """By what a run chose its network and data, and what it changed about the network."""
+    choices, node = settings.get("choices") or {}, settings.get("model") or {}
+    chosen: dict[str, Any] = {group: choices[group] for group in ("model", "dataset", "task", "experiment") if choices.get(group)}
+    chosen |= {"T": settings["T"]} if "T" in settings else {}
+    with suppress(UserError, KeyError):  # of a class that is not here or not trusted, nothing more is known
+        usual = targets.parameters(targets.locate(node["_target_"], trust=[]))
+        chosen |= {
+            f"model.{name}": value
+            for name, value in node.items()
+            if name in usual and name != "T" and isinstance(value, bool | int | float | str) and value != usual[name].default
+        }
+    return chosen
 
 
 def latents(run: RunDir, checkpoint: str = "best", split: str = "test", max_batches: int | None = None) -> Path:
@@ -70,6 +111,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     settings = config.finish(cfg, before["choices"], saved=True)
     path = given or checkpoint_path(run, settings["checkpoint"])
     saved = checkpoint.load(path)
+    refuse_another_network(path, saved["args"], before)
     terminal = Terminal(None, main=True)
     allocator.keep_memory()
     build.set_determinism(settings["deterministic"])
@@ -165,6 +207,13 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     values = "  ".join(f"{name} {value:.4g}" for name, value in judged.metrics.items())
     terminal.say(f"{protocol}\n{split} ({len(judged.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
     return folder
+
+
+def refuse_another_network(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raises: UserError if a checkpoint is of a network that was made otherwise than a run's: its weights may fit, and mean another one."""
+    config.fill_in_earlier(theirs)
+    if differing := config.differences(*({"model": made["model"], "T": made["T"]} for made in (theirs, ours)), ignoring=set()):
+        raise UserError(f"{path} is of another network than this run's ({', '.join(differing[:4])}). Judge it by its own run.")
 
 
 def checkpoint_path(run: RunDir, name: str) -> Path:

@@ -67,33 +67,6 @@ def load(path: Path) -> dict[str, Any]:
     return {"pruned": {"kept": {}, "ratio": 0.0}} | content  # older ones are dense
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint of ours, or in a file that holds a bare state dict, or one under `params` as restoration models have it.
-
-    Raises: UserError if there are none.
-    """
-    content = _read(path)
-    found = weights(content) if isinstance(content, dict) and "state_dict" in content else content
-    if isinstance(found, dict) and isinstance(found.get("params"), dict):
-        found = found["params"]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError(f"{path} holds no weights: neither a checkpoint of snnexp nor a plain state dict.")
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
-def variables(path: Path) -> list[str] | None:
-    """The variables of the medical events that a checkpoint was trained on, in its order; None if it was not, or does not say."""
-    content = _read(path)
-    data = content.get("data") if isinstance(content, dict) else None
-    return list(data["variables"]) if isinstance(data, dict) and "variables" in data else None
-
-
-def is_pruned(path: Path) -> bool:
-    """True if a file holds the checkpoint of a pruned network."""
-    content = _read(path)
-    return isinstance(content, dict) and bool((content.get("pruned") or {}).get("kept"))
-
-
 def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
     """Raises: UserError that names the first entries of a state dict that do not fit a model."""
     own = model.state_dict()
@@ -125,7 +98,7 @@ def weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}. There is: {_listing(path.parent)}")
+        raise UserError(f"no checkpoint {path}. There is: {listing(path.parent)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -151,5 +124,6 @@ def _sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
+    """The names of the checkpoints in a folder."""
     return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"

@@ -295,6 +295,8 @@ def test(x: Experiment, state: State, stop: StopFlag) -> None:
 
     Raises: Stopped if a signal came meanwhile; the checkpoints are those of the last epoch.
     """
+    if state.step == 0 and not x.kept:  # weights of init_from that are judged as they are; what is pruned is saved already
+        save(x, state, "latest")
     link(x, "latest", "final")
     with results.best_weights(x, state):
         latents = results.latents_of(x, "test")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from snnexp import provenance
 from snnexp.engine import checkpoint
 from snnexp.engine.activity import Activity, enough, measure
 from snnexp.engine.evaluation import Evaluation
@@ -178,7 +179,7 @@ def write(
     result = {
         "best": state.best,
         "test": as_json(evaluation.metrics) if evaluation else {},
-        "protocol": limited(x.data.protocol, x.config.limit_train and x.train_batches.count, x.config.limit_val),
+        "protocol": limited(x.data.protocol, state.samples and x.config.limit_train and x.train_batches.count, x.config.limit_val),
         "split": "test",
         "seed": x.config.seed,
         "epochs": round(state.epoch + state.batch / len(x.train_batches), 4) if state.batch else state.epoch,
@@ -191,6 +192,7 @@ def write(
         "processes": x.ranks.world,
         "threads": torch.get_num_threads(),
         "activity": active.summary() if active else None,
+        **({"init_from": start} if (start := provenance.added(x.run.root, "init_from")) else {}),
         **({"pruning": pruned} if pruned else {}),
     }
     if evaluation:
@@ -212,7 +214,7 @@ def as_json(metrics: dict[str, float | None]) -> dict[str, float | None]:
 
 def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
     """A protocol, with what `limit_train` and `limit_val` left of it."""
-    if trained_on is not None:
+    if trained_on:
         protocol += f"; trained on {trained_on} samples only"
     if judged_on is not None:
         protocol += f"; judged on at most {judged_on} samples of a split"
@@ -240,7 +242,7 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
     rows += [
         ("parameters", f"{result['parameters']:,}"),
         ("precision", result["precision"]),
-        ("training", f"{result['samples_per_s']:.1f} samples/s"),
+        *([("training", f"{result['samples_per_s']:.1f} samples/s")] if result["epochs"] else []),
         ("wall time", f"{result['wall_time_s']:.0f} s"),
     ]
     if "pruning" in result:

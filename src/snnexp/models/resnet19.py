@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
+from snnexp.published import Published, counted
 
 STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of the first block
 
@@ -45,6 +46,25 @@ class ResNet19(nn.Module):
     `conv_init` "kaiming", normal by fan-out (He et al. 2015), or "torch", torch's own, which the authors' code leaves in place.
     Raises UserError for a smaller size or an input of another number of channels.
     """
+
+    published = (
+        Published(
+            "ResNet-19 of TET",
+            [
+                (r"\.seqbn\.|^bn1\.seqbn", None),  # the norms once more, and the layers, each inside of what repeats it over the steps
+                (r"(^|\.)(conv|fc)[12]_s\.", None),
+                (r"^conv1\.", "stem.0."),
+                (r"^bn1\.bn\.", "stem.1."),
+                *((rf"^layer{i + 1}\.(\d+)\.", counted("blocks.#.", sum(n for _, n, _ in STAGES[:i]))) for i in range(len(STAGES))),
+                (r"\.conv([12])\.", r".conv\1.0."),
+                (r"\.bn([12])\.bn\.", r".conv\1.1."),
+                (r"\.downsample\.layer\.module\.", ".shortcut.0."),
+                (r"\.downsample\.bn\.bn\.", ".shortcut.1."),
+                (r"^fc([12])\.", r"fc\1.0."),
+            ],
+            form={"neuron": "tet"},
+        ),
+    )
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
 from snnexp.models.resnet19 import conv_norm
+from snnexp.published import Published
 
 STAGES = 4  # of the patch splitting, the last of all features, each one before of half the next one's
 ATTENTION_THRESHOLD = 0.5  # of the LIF that the attention feeds
@@ -125,6 +126,25 @@ class Spikformer(nn.Module):
     own, as those for events do in the authors' code, where they are convolutions.
     Raises UserError for numbers that are not allowed and for an input of another shape.
     """
+
+    published = (
+        Published(
+            "Spikformer",
+            [
+                (r"\.norm[12]\.|^norm\.|^pos_embed$", None),  # not used there either
+                (r"^patch_embed\.proj_(conv|bn)\.", r"patch_embed.proj_\g<1>0."),
+                (r"^patch_embed\.proj_conv(\d)\.", r"sps.stages.\1.conv.0."),
+                (r"^patch_embed\.proj_bn(\d)\.", r"sps.stages.\1.conv.1."),
+                (r"^patch_embed\.rpe_conv\.", "sps.rpe.conv.0."),
+                (r"^patch_embed\.rpe_bn\.", "sps.rpe.conv.1."),
+                (r"^block\.(\d+)\.attn\.(\w+?)_(?:linear|conv)\.", r"blocks.\1.attention.\2.0."),
+                (r"^block\.(\d+)\.attn\.(\w+?)_bn\.", r"blocks.\1.attention.\2.1."),
+                (r"^block\.(\d+)\.mlp\.(\w+?)_(?:linear|conv)\.", r"blocks.\1.mlp.\2.0."),
+                (r"^block\.(\d+)\.mlp\.(\w+?)_bn\.", r"blocks.\1.mlp.\2.1."),
+            ],
+            form={"neuron": "spikingjelly"},
+        ),
+    )
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Spiking graph networks: message passing by PyTorch Geometric, LayerNorm and LIF, over T steps of the same graph."""
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,32 @@ from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
+from snnexp.published import Published, Table, counted
 
 NAMES = {"gcn": "GCN", "gin": "GIN", "gat": "GAT", "gatv2": "GATv2", "sage": "SAGE", "graphconv": "GraphConv"}
 """The convolutions, and what the statistics of a run call them."""
 
 for told in ("Sparse CSR tensor support is in beta state", "Sparse invariant checks are implicitly disabled"):
     warnings.filterwarnings("ignore", message=told)
+
+
+def sgt_names(names: list[str]) -> Table:
+    """From the names of SGT's files, of its three-layer networks and of those of any number of layers, to ours; those tell how many."""
+    last = 2 + max((int(match[1]) for name in names if (match := re.match(r"gnn_model\.blocks\.(\d+)\.", name))), default=-1)
+    return [
+        (r"^gnn_model\.bn(\d+)\.", r"gnn_model.norm\1."),
+        (r"^gnn_model\.blocks\.(\d+)\.conv\.", counted("gnn_model.conv#.", 1)),
+        (r"^gnn_model\.blocks\.(\d+)\.bn\.", counted("gnn_model.norm#.", 1)),
+        (r"^gnn_model\.final_conv\.", f"gnn_model.conv{last}."),
+        (r"^gnn_model\.final_bn\.", f"gnn_model.norm{last}."),
+        # Of GIN: linear, norm, LIF, linear, norm, LIF in each.
+        (r"^gnn_model\.lin\.", "gnn_model.output."),
+        (r"^gnn_model\.convs\.(\d+)\.", counted("gnn_model.conv#.", 1)),
+        (r"^gnn_model\.conv(\d+)\.nn\.0\.", r"gnn_model.conv\1.nn."),
+        (r"^gnn_model\.conv(\d+)\.nn\.1\.", lambda match: f"gnn_model.norm{2 * int(match[1]) - 1}."),
+        (r"^gnn_model\.conv(\d+)\.nn\.3\.", r"gnn_model.linear\1."),
+        (r"^gnn_model\.conv(\d+)\.nn\.4\.", lambda match: f"gnn_model.norm{2 * int(match[1])}."),
+    ]
 
 
 class SpikingGNN(nn.Module):
@@ -32,6 +53,8 @@ class SpikingGNN(nn.Module):
     134,401 parameters for gcn of 3 x 256 on one feature, 135,937 on 7, 136,449 on 9.
     Raises UserError for an unknown convolution and for numbers that are not allowed.
     """
+
+    published = (Published("SGT", sgt_names, form={"neuron": "spikingjelly", "spiking": True}),)
 
     def __init__(
         self,

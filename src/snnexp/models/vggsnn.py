@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif
+from snnexp.published import Published
 
 STAGES = ((64, 128), (256, 256), (512, 512), (512, 512))
 SMALLEST = 16
@@ -34,6 +35,14 @@ class VGGSNN(nn.Module):
     9,271,498 parameters at 2 channels, 48x48, 10 classes, width 1, with either way of halving.
     Raises UserError for a size below 16, for numbers that are no positive count, and for an input of another shape.
     """
+
+    published = (
+        Published(
+            "VGGSNN of TET",
+            [(r"^features\.(\d+)\.fwd\.module\.([01])\.", r"features.\1.conv.\2."), (r"^classifier\.module\.", "classifier.1.")],
+            form={"neuron": "tet"},
+        ),
+    )
 
     def __init__(
         self,

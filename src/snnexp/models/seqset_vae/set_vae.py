@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each, one_to_all
+from snnexp.published import Published
 
 if TYPE_CHECKING:
     from snnexp.data.medical import Stays
@@ -53,6 +54,33 @@ class SetVAE(nn.Module):
     With width 256, 16 inducing points, 2 heads, 2 levels, 2 decoder layers and embeddings of 768: 5,946,880 parameters.
     Raises: UserError for sizes that do not fit.
     """
+
+    published = (
+        Published(
+            "SetVAE of SeqSetVAE",
+            [
+                (r"^dim_reducer\.", "names."),
+                (r"^embed\.", "enter."),
+                (r"^encoder_layers\.", "encoder."),
+                (r"^mu_logvar\.4\.", "to_posterior.3."),
+                (r"^mu_logvar\.", "to_posterior."),
+                (r"^out\.0\.", "decoder.out."),
+                (r"^decoder_layers\.(\d+)\.isab\.", r"decoder.exchange.\1."),
+                (r"^decoder_layers\.(\d+)\.pma\.mab\.", r"decoder.expand.\1."),
+                (r"^decoder_layers\.(\d+)\.pma\.ff\.", r"decoder.mix.\1.0."),
+                (r"^decoder_layers\.(\d+)\.pma\.ln\.", r"decoder.mix.\1.1."),
+                (r"\.mab1\.", ".gather."),
+                (r"\.mab2\.", ".spread."),
+                (r"\.inducing$", ".points"),
+                (r"\.multihead\.out_proj\.", ".attention.out."),
+                (r"\.multihead\.in_proj_(weight|bias)$", r".attention.query+key+value.\1"),
+                (r"\.ln([12])\.", r".norm\1."),
+                (r"\.ff\.", ".feed_forward."),
+            ],
+            lacks=r"^(codes|embeddings)$",
+            form={"residual": False, "events": "scaled", "decoder": "tanh"},
+        ),
+    )
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """The spikes' part of S-VRT: an encoder at four scales, attention along time, and the frames' attention to what comes of it."""
 
+import re
 from typing import Any
 
 from spikingjelly.activation_based.layer import SeqToANNContainer
@@ -9,8 +10,29 @@ from torch.nn import functional as F
 from snnexp.errors import UserError
 from snnexp.models.neurons import make_lif
 from snnexp.models.svrt.window_attention import recomputed
+from snnexp.published import Published, Table, counted
 
 ENCODERS = ("conv", "lif")
+
+
+def published_names(under: str = "") -> Table:
+    """From the names of the parts of S-VRT that see spikes to those of SpikeFusion, with the name that this has in a model in front."""
+    layers = rf"^({re.escape(under)}(?:attention|cross_attention)\.\d+\.)"
+    return [
+        (r"^spike_encoder\.in_proj\.", f"{under}encoder.stem."),
+        (r"^spike_encoder\.downs\.", f"{under}encoder.down."),
+        (r"^spike_encoder\.res0\.", f"{under}encoder.blocks.0."),
+        (r"^spike_encoder\.residuals\.(\d+)\.", counted(f"{under}encoder.blocks.#.", 1)),
+        (r"^spike_temporal_sa\.blocks\.", f"{under}attention."),
+        (r"^cross_attn_fuse\.fuse_blocks\.", f"{under}cross_attention."),
+        (rf"{layers}(?:ln1|ln_q)\.", r"\1norm1."),
+        (rf"{layers}(?:ln2|ln_ffn)\.", r"\1norm2."),
+        (rf"{layers}ln_kv\.", r"\1norm_spikes."),
+        (rf"{layers}mlp\.", r"\1ffn."),
+        (rf"{layers}attn\.attn\.", r"\1attn."),
+        (rf"{layers}attn\.out_proj\.", r"\1proj."),
+        (rf"{layers}attn\.in_proj_(weight|bias)$", r"\1q+kv.\2"),
+    ]
 
 
 class SpikeFusion(nn.Module):
@@ -20,6 +42,8 @@ class SpikeFusion(nn.Module):
     (preset `neuron`, overrides `lif`).
     Raises: UserError for another encoder, and for sizes that do not fit.
     """
+
+    published = (Published("S-VRT's parts that see spikes", published_names(), form={"encoder_relu": True}),)
 
     def __init__(
         self,

@@ -10,13 +10,17 @@ from torch.nn import functional as F
 
 from snnexp.errors import UserError, nearest
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest
-from snnexp.models.svrt.spikes import SpikeFusion
+from snnexp.models.svrt.spikes import SpikeFusion, published_names
 from snnexp.models.svrt.window_attention import GEGLU, AttentionGroup, ReconstructionGroup
+from snnexp.published import Published
 
 SCALES = (0, 1, 2, 3, 2, 1, 0)
 """Of the seven stages: how often the frames are halved."""
 
 INITS = ("torch", "small")
+
+CONSTANTS = r"(relative_position_index|position_bias|spynet\.(mean|std))$"
+"""Entries of published files that follow from the sizes."""
 
 Flows = tuple[Tensor, Tensor]
 """From each frame to the next, and from each to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
@@ -40,6 +44,10 @@ class VRT(nn.Module):
     Raises: UserError for sizes that do not fit together.
     """
 
+    published = (
+        Published("VRT", [(CONSTANTS, None)]),
+        Published("S-VRT", [(rf"^vrt\..*{CONSTANTS}", None), (r"^vrt\.", ""), *published_names("spikes.")], form={"encoder_relu": True}),
+    )
     deterministic_on_cuda = False  # neither the backward pass of grid_sample is, nor that of torchvision's deformable convolution
 
     def __init__(

@@ -1,0 +1,179 @@
+"""Weights in a file, whoever wrote it and however it wraps them; no code in it is run."""
+
+import pickle
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snnexp.engine import checkpoint
+from snnexp.errors import UserError
+
+WRAPPINGS = (
+    "state_dict_ema", "params_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "params", "net", "network",
+    "weights", "module",
+)  # fmt: skip
+"""Keys under which files keep weights, a moving average before what it is the average of."""
+BESIDE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper|config|args")
+"""What a key says that holds something else."""
+WAY_OUT = "In the program that made it, save the weights alone: torch.save(model.state_dict(), FILE)."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The entries of a file, and what it says of them."""
+
+    path: Path
+    entries: dict[str, torch.Tensor]
+    kept_under: str = ""  # the keys that lead to them
+    variables: list[str] | None = None  # those of the medical events that a run of ours was trained on, in its order
+    pruned: bool = False  # a run of ours took channels out
+    settings: dict[str, Any] | None = None  # of the run of ours
+
+
+def read(path: Path) -> Weights:
+    """The weights in a checkpoint of ours, as a run is judged by them, or in a file of others.
+
+    Raises: UserError if the file is missing, damaged, would run code, or holds no weights.
+    """
+    content = read_tensors(path) if is_safetensors(path) else read_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a single {type(content).__name__}, and no weights. {WAY_OUT}")
+    if all(name in content for name in checkpoint.REQUIRED):
+        data = content["data"] if isinstance(content["data"], dict) else {}
+        return Weights(
+            path,
+            checkpoint.weights(content),
+            "ema" if content.get("ema") else "state_dict",
+            list(data["variables"]) if "variables" in data else None,
+            bool((content.get("pruned") or {}).get("kept")),
+            content["args"] if isinstance(content["args"], dict) else None,
+        )
+    found = weights_in(content)
+    if found is None:
+        raise UserError(f"{path} holds no weights; it holds {_contents(content)}. {WAY_OUT}")
+    return replace(found, path=path)
+
+
+def weights_in(content: dict[Any, Any], under: tuple[str, ...] = ()) -> Weights | None:
+    """The entries that a dictionary wraps, or is; of several parts side by side all, by the names of their parts."""
+    for key in WRAPPINGS:
+        if isinstance(content.get(key), dict) and (found := weights_in(content[key], (*under, key))):
+            return found
+    entries = tensors(content)
+    if not entries:
+        parts = {key: part for key, part in content.items() if isinstance(part, dict) and not BESIDE.search(str(key).lower())}
+        entries = {f"{key}.{name}": value for key, part in parts.items() for name, value in tensors(part).items()}
+    return Weights(Path(), entries, ".".join(under)) if entries else None
+
+
+def tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    """The entries of a dictionary that are tensors."""
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+# ---- files
+
+
+def is_safetensors(path: Path) -> bool:
+    """True for a file that begins with the length of a JSON header, and that header."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The entries of a safetensors file.
+
+    Raises: UserError if it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # a type of number that torch does not know is a KeyError
+        raise UserError(f"{path} is no whole safetensors file ({error}); fetch it again.") from error
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a file of `torch.save`, in which objects of some harmless classes are stand-ins without a meaning.
+
+    Raises: UserError.
+    """
+    if not path.is_file():
+        what = "a directory that is no run" if path.is_dir() else "no such file"
+        raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds {named[1]}, which is no number and no plain value; it was not loaded, because a checkpoint never runs code"
+        else:
+            words = re.search(r"WeightsUnpickler error: (.*)", str(error))
+            reason = f"it is damaged, no file of torch.save, or would run code ({words[1] if words else _first_line(error)})"
+        raise UserError(f"{path}: {reason}. {WAY_OUT}") from error
+    except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript program. {WAY_OUT}") from error
+        raise UserError(
+            f"{path} is no whole file of torch.save and no safetensors file ({_first_line(error)}): fetch it again, or give another."
+        ) from error
+
+
+class Blank:
+    """What stands in for an object: takes whatever is said of it, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Blank":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class PlainDict:
+    """What stands in for a dictionary of another class, or for an object that is its attributes: a plain one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+_BLANK = [
+    "numpy.dtype", "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"pathlib.{place}{name}" for place in ("", "_local.") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    "datetime.datetime", "datetime.date", "datetime.timedelta",
+    *(f"builtins.{name}" for name in ("list", "dict", "tuple", "int", "float", "str", "bool", "frozenset", "slice", "range")),
+    *(f"{lightning}.callbacks.{place}" for lightning in ("pytorch_lightning", "lightning.pytorch")
+      for place in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")),
+    *(f"omegaconf.{place}" for place in ("base.ContainerMetadata", "base.Metadata", "listconfig.ListConfig", "dictconfig.DictConfig")),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")), "typing.Any",
+]  # fmt: skip
+_PLAIN = [
+    "argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "yacs.config.CfgNode", "easydict.EasyDict",
+    *(f"{place}.AttributeDict" for place in (
+        "pytorch_lightning.utilities.parsing", "lightning.pytorch.utilities.parsing", "lightning_fabric.utilities.data",
+        "lightning.fabric.utilities.data")),
+]  # fmt: skip
+STAND_INS = [(type(name, (kind,), {}), name) for kind, names in ((Blank, _BLANK), (PlainDict, _PLAIN)) for name in names]
+"""Classes and functions that occur beside the weights of published files, and what is made of them instead; none of theirs is called."""
+
+
+# ---- words
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _contents(content: dict[Any, Any]) -> str:
+    """The first keys of a dictionary, with what kind of thing each of them holds."""
+    kinds = [f"{key} ({type(value).__name__})" for key, value in list(content.items())[:8]]
+    return ", ".join(kinds) + (" ..." if len(content) > 8 else "") if kinds else "nothing"
