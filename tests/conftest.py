@@ -52,16 +52,12 @@ MADE = {
 
 @pytest.fixture(scope="session", autouse=True)
 def made_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own, with made speeds for any number of threads: no test measures a layer, in this process or another."""
-    threads = torch.get_num_threads()
+    """A cache of the tests' own, with made speeds: no test measures a layer, in this process or another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(layer_speed, "measure", MADE.__getitem__)
-        for count in range(1, (os.cpu_count() or 1) + 1):
-            torch.set_num_threads(count)
-            for kind in layer_speed.KINDS:
-                layer_speed.renewed(kind)
-        torch.set_num_threads(threads)
+        for kind in layer_speed.KINDS:
+            layer_speed.renewed(kind)
         yield
         kept = [json.loads(path.read_text()) for path in (Path(os.environ["XDG_CACHE_HOME"]) / "snnexp").glob("speed-*.json")]
         assert kept and all(one["gflops"] == MADE[one["kind"]] for one in kept), "a test has measured this machine"

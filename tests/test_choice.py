@@ -45,7 +45,7 @@ def test_what_was_measured_is_said_and_recorded_and_later_commands_keep_it(snnex
     run = tmp_path / "outputs/run"
     speeds = "convolution fp32 100, fp32 channels_last 150, bf16 100, bf16 channels_last 150 (measured 20"
     assert "fp32, channels_last on 1 x CPU" in said and said.index(speeds) < said.index("epoch 1/1")
-    assert f"precision=auto and channels_last=auto: forward and backward in GFLOP/s: {speeds}" in said
+    assert f"precision=auto and channels_last=auto: forward and backward on one thread in GFLOP/s: {speeds}" in said
     record, config, result = (read(run / f"{name}.json") for name in ("arithmetic", "config", "result"))
     assert (record["precision"], record["channels_last"]) == ("fp32", True) == (result["precision"], result["channels_last"])
     assert (config["precision"], config["channels_last"]) == ("auto", "auto")

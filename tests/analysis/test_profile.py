@@ -60,6 +60,19 @@ def test_the_share_of_the_hardware():
     assert "not counted (Error: no)" in text.hardware({"peak": peak, "flops": None, "reason": "Error: no", "not_counted": []})
 
 
+def test_the_speeds_of_layers_and_what_auto_takes():
+    convolution = {"fp32": 123.4, "fp32 channels_last": 145.0, "bf16": 386.0, "bf16 channels_last": 1644.0}
+    kinds = {"convolution": {"share": 0.25, "gflops": convolution}, "matmul": {"share": 0.75, "gflops": {"fp32": 113.0, "bf16": 457.0}}}
+    lines = text.layers({"kinds": kinds, "precision": "bf16", "channels_last": True}).splitlines()
+    assert lines[0].split() == ["layers,", "GFLOP/s", "weights", "fp32", "fp32", "channels_last", "bf16", "bf16", "channels_last"]
+    assert lines[1].split() == ["convolution", "25%", "123", "145", "386", "1644"] and lines[2].split() == ["matmul", "75%", "113", "457"]
+    for name in ("bf16", "fp32"):  # each number ends below the end of its case
+        end = lines[0].index(f"  {name}  ") + 2 + len(name)
+        assert lines[2][:end].endswith({"fp32": "113", "bf16": "457"}[name])
+    assert "precision=auto takes bf16, channels_last=auto takes true" in lines[-1]
+    assert text.layers(None) == "" == text.layers({"kinds": {}, "precision": "fp32", "channels_last": False})
+
+
 def test_the_ladder_is_aligned_and_marks_what_changes_training():
     rows = [
         rung(),

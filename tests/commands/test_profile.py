@@ -78,7 +78,7 @@ def test_a_profile_is_said_and_kept_and_is_no_run(said, tmp_path):
     found = json.loads((where / "profile.json").read_text())
     assert found["steps"] == 3 and found["warmup"] == 1 and found["command"].startswith("snnexp profile dataset.size=16")
     assert found["tree"][0]["name"] == "step" and {"data", "forward", "backward"} <= {row["name"] for row in found["tree"]}
-    for part in ("where the time goes", "activations", "share of the hardware", f"outputs/{where.name}"):
+    for part in ("where the time goes", "activations", "share of the hardware", "layers, GFLOP/s", f"outputs/{where.name}"):
         assert part in output
     assert output.strip().splitlines()[5] in (where / "profile.txt").read_text()
     assert find(tmp_path / "outputs") == []

@@ -1,6 +1,7 @@
 """What is timed, how it is kept, and that nothing kept wrong is believed; nothing here measures this machine."""
 
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -47,7 +48,7 @@ def test_passes_take_turns_and_the_best_of_each_counts():
 def test_quick_passes_have_more_rounds():
     clock = Clock()
     assert in_turn({"quick": clock.taking("quick", 2**-7)}, clock) == {"quick": 2**-7}
-    assert len(clock.done) == 1 + SECONDS / 2**-7
+    assert len(clock.done) == 1 + math.ceil(SECONDS / 2**-7)
 
 
 def test_bf16_is_tried_only_where_the_processor_has_it(monkeypatch):
@@ -61,7 +62,7 @@ def test_bf16_is_tried_only_where_the_processor_has_it(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_convolution_as_a_training_step_has_it(precision, channels_last):
-    g_x, g_weight = layer("convolution", precision, channels_last, threads=1)()
+    g_x, g_weight = layer("convolution", precision, channels_last)()
     assert g_x.shape == (FRAMES, 128, 16, 16) and g_weight.shape == (128, 128, 3, 3)
     assert g_x.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32) and g_weight.dtype == torch.float32
     assert g_x.is_contiguous(memory_format=torch.channels_last) is channels_last
@@ -71,24 +72,39 @@ def test_a_convolution_as_a_training_step_has_it(precision, channels_last):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_matrix_product_as_a_training_step_has_it(precision):
-    g_x, g_weight = layer("matmul", precision, False, threads=2)()
-    assert g_x.shape == (2 * TOKENS, 384) and g_x[0, 0].item() == pytest.approx(384 * 0.01, rel=0.01)
-    assert g_weight[0, 0].item() == pytest.approx(2 * TOKENS * 0.5, rel=0.01) and g_weight.dtype == torch.float32
+    g_x, g_weight = layer("matmul", precision, False)()
+    assert g_x.shape == (TOKENS, 384) and g_x[0, 0].item() == pytest.approx(384 * 0.01, rel=0.01)
+    assert g_weight[0, 0].item() == pytest.approx(TOKENS * 0.5, rel=0.01) and g_weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_speeds_are_operations_by_seconds(kind, monkeypatch):
     monkeypatch.setattr(layer_speed, "in_turn", lambda passes: dict.fromkeys(passes, 0.5))
-    flops, left_out = count_flops(layer(kind, "fp32", False, torch.get_num_threads()))
+    flops, left_out = count_flops(layer(kind, "fp32", False))
     assert left_out == []
     assert measure(kind) == {case(*one): pytest.approx(flops / 0.5 / 1e9) for one in cases(kind)}
 
 
-def test_measuring_draws_no_random_number(monkeypatch):
-    monkeypatch.setattr(layer_speed, "in_turn", lambda passes: {name: run() and 1.0 for name, run in passes.items()})
+def test_measuring_has_one_thread_and_draws_no_random_number(monkeypatch):
+    threads, seen = torch.get_num_threads(), set()
+
+    def once(passes):
+        seen.add(torch.get_num_threads())
+        return {name: run() and 1.0 for name, run in passes.items()}
+
+    monkeypatch.setattr(layer_speed, "in_turn", once)
     before = torch.random.get_rng_state()
-    for kind in KINDS:
-        measure(kind)
+    try:
+        torch.set_num_threads(2)
+        for kind in KINDS:
+            measure(kind)
+        assert seen == {1} and torch.get_num_threads() == 2
+        monkeypatch.setattr(layer_speed, "in_turn", lambda passes: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure("matmul")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -121,12 +137,8 @@ def test_a_kind_is_measured_once(measured, tmp_path):
     assert names == {"speed-convolution", "speed-matmul"}
     (path,) = (tmp_path / "snnexp").glob("speed-matmul-*")
     content = json.loads(path.read_text())
-    assert content["gflops"] == MADE["matmul"] and content["threads"] == torch.get_num_threads() and content["torch"] == torch.__version__
+    assert content["gflops"] == MADE["matmul"] and content["torch"] == torch.__version__
     assert stat.S_IMODE((tmp_path / "snnexp").stat().st_mode) == 0o700
-
-
-def other_threads(patch):
-    patch.setattr(torch, "get_num_threads", lambda: 17)
 
 
 def other_processor(patch):
@@ -141,7 +153,7 @@ def other_kernels(patch):
     patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
-@pytest.mark.parametrize("change", [other_threads, other_processor, other_torch, other_kernels])
+@pytest.mark.parametrize("change", [other_processor, other_torch, other_kernels])
 def test_what_the_speed_depends_on_is_measured_for_itself(change, measured, monkeypatch):
     speeds("matmul")
     with monkeypatch.context() as patch:

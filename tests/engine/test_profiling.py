@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import MADE
 from snnexp.engine import profiling
 from snnexp.engine.profiling import Meter, count_flops, matmul_peak, profile, steps, summary
 
@@ -94,6 +95,9 @@ def test_a_profile_of_a_tiny_network(make, monkeypatch):
     assert {"step", "data", "forward", "backward", "optimizer"} <= rows.keys() and "forward/features" in rows
     assert rows["step"]["inclusive_ms"] == pytest.approx(found["step_ms"]["mean"], rel=0.1)
     assert found["steps"] == 3 and found["batch_size"] == 16 and found["training_samples"] == 64
+    kinds = {"convolution": {"share": pytest.approx(1, abs=0.02), "gflops": MADE["convolution"]}}
+    assert found["layers"] == {"kinds": kinds, "precision": "fp32", "channels_last": True}
+    assert (found["precision"], found["channels_last"]) == ("fp32", True)
     share = found["hardware"]
     convolutions = [m for m in x.model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 8 and share["flops"] > 0 and 0 < share["share"] < 1.5

@@ -34,7 +34,7 @@ class Choice:
     def record(self) -> dict[str, Any]:
         """What arithmetic.json says: the value of each key that was open, and why."""
         found = {speed.kind: {"gflops": speed.gflops, "when": speed.when} for speed in self.measured}
-        return {key: getattr(self, key) for key in self.open} | {"how": self.how, "measured": found, "threads": torch.get_num_threads()}
+        return {key: getattr(self, key) for key in self.open} | {"how": self.how, "measured": found}
 
     def lay_out(self, model: nn.Module) -> None:
         """Give the weights of a model their layout."""
@@ -107,7 +107,7 @@ def in_words(measured: Iterable[Speeds]) -> str:
         f"{speed.kind} {', '.join(f'{name} {value:.0f}' for name, value in speed.gflops.items())} (measured {speed.when[:10]})"
         for speed in measured
     ]
-    return f"forward and backward in GFLOP/s: {'; '.join(told)}" if told else "no layer to measure"
+    return f"forward and backward on one thread in GFLOP/s: {'; '.join(told)}" if told else "no layer to measure"
 
 
 def recorded(path: Path) -> dict[str, Any]:

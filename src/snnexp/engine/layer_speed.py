@@ -1,4 +1,8 @@
-"""How fast this processor computes a kind of layer in each precision and memory layout: measured once, kept beside the compiled LIF."""
+"""How fast this processor computes a kind of layer in each precision and memory layout: measured once, kept beside the compiled LIF.
+
+One thread is timed, by the processor's time that it gets: a machine that does something else too, or a sweep whose jobs all begin with
+this, still finds which is the faster. Wall time of several threads would tell who was interrupted.
+"""
 
 import hashlib
 import json
@@ -22,18 +26,18 @@ from snnexp.rundir import now, read_json, write_json
 CPU = torch.device("cpu")
 KINDS = ("convolution", "matmul")
 CHANNELS, SIDE, FRAMES = 128, 16, 8
-"""The convolution that is timed, 3 x 3: channels in and out, pixels a side, and frames for each thread."""
+"""The convolution that is timed, 3 x 3: channels in and out, pixels a side, frames."""
 FEATURES, TOKENS = 384, 1024
-"""The matrix product that is timed: features in and out, and tokens for each thread."""
-SECONDS, ROUNDS = 0.25, 5
-"""A kind is timed for so long, in at least so many rounds: what else the machine does must not decide."""
+"""The matrix product that is timed: features in and out, tokens."""
+SECONDS, ROUNDS = 0.2, 5
+"""A kind is timed for so long, in at least so many rounds."""
 ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 """Variables that choose other kernels than the processor's best."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a kind of layer was measured at: GFLOP/s of forward and backward by case (see `case`), and when."""
+    """What a kind of layer was measured at: GFLOP/s of forward and backward on one thread by case (see `case`), and when."""
 
     kind: str
     gflops: dict[str, float]
@@ -57,7 +61,7 @@ def cases(kind: str) -> list[tuple[str, bool]]:
 
 
 def speeds(kind: str) -> Speeds:
-    """What was measured of a kind on this machine, with this torch and number of threads; measured now if it was not, or is damaged."""
+    """What was measured of a kind on this machine with this torch; measured now if it was not, or if what is kept is damaged."""
     try:
         return kept(kind)
     except Exception:  # a folder that is not ours, a file that is not there, or with anything in it
@@ -67,7 +71,7 @@ def speeds(kind: str) -> Speeds:
 def renewed(kind: str) -> Speeds:
     """What a kind is measured at now, kept where that can be done: a cache that cannot be written costs the next run half a second."""
     found = Speeds(kind, measure(kind), now())
-    about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "processor": processor()}
+    about = {"torch": str(torch.__version__), "processor": processor()}
     try:
         write_json(path_of(kind), {"kind": kind, "gflops": found.gflops, "when": found.when} | about)
     except (OSError, RuntimeError, RunFailed):
@@ -88,28 +92,29 @@ def path_of(kind: str) -> Path:
     """Where a kind's speeds are kept: under all that they depend on. Raises: OSError or RuntimeError where there is no such folder."""
     shapes = (CHANNELS, SIDE, FRAMES, FEATURES, TOKENS)
     variables = [os.environ.get(name) for name in ENVIRONMENT]
-    key = json.dumps([kind, processor(), torch.get_num_threads(), str(torch.__version__), CPU.type, shapes, variables])
+    key = json.dumps([kind, processor(), str(torch.__version__), CPU.type, shapes, variables])
     return cache_folder() / f"speed-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def measure(kind: str) -> dict[str, float]:
-    """GFLOP/s of forward and backward of a layer in every case."""
+    """GFLOP/s of forward and backward of a layer on one thread in every case."""
+    products = {"convolution": FRAMES * SIDE**2 * 9 * CHANNELS**2, "matmul": TOKENS * FEATURES**2}[kind]
     threads = torch.get_num_threads()
-    if kind == "convolution":
-        flops = 3 * 2 * FRAMES * threads * CHANNELS**2 * 9 * SIDE**2
-    else:
-        flops = 3 * 2 * TOKENS * threads * FEATURES**2
-    passes = {case(*one): layer(kind, *one, threads) for one in cases(kind)}
-    return {name: flops / seconds / 1e9 for name, seconds in in_turn(passes).items()}
+    torch.set_num_threads(1)
+    try:
+        least = in_turn({case(*one): layer(kind, *one) for one in cases(kind)})
+    finally:
+        torch.set_num_threads(threads)
+    return {name: 3 * 2 * products / seconds / 1e9 for name, seconds in least.items()}
 
 
-def layer(kind: str, precision: str, channels_last: bool, threads: int) -> Callable[[], tuple[Tensor, Tensor]]:
+def layer(kind: str, precision: str, channels_last: bool) -> Callable[[], tuple[Tensor, Tensor]]:
     """A layer's forward and backward pass as a training step has them: the gradients of its input and of its fp32 weights."""
     if kind == "convolution":
-        x, weight = torch.full((FRAMES * threads, CHANNELS, SIDE, SIDE), 0.5), torch.full((CHANNELS, CHANNELS, 3, 3), 0.01)
+        x, weight = torch.full((FRAMES, CHANNELS, SIDE, SIDE), 0.5), torch.full((CHANNELS, CHANNELS, 3, 3), 0.01)
         forward: Callable[[Tensor, Tensor], Tensor] = partial(functional.conv2d, padding=1)
     else:
-        x, weight = torch.full((TOKENS * threads, FEATURES), 0.5), torch.full((FEATURES, FEATURES), 0.01)
+        x, weight = torch.full((TOKENS, FEATURES), 0.5), torch.full((FEATURES, FEATURES), 0.01)
         forward = functional.linear
     if channels_last:
         x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
@@ -125,7 +130,7 @@ def layer(kind: str, precision: str, channels_last: bool, threads: int) -> Calla
     return both
 
 
-def in_turn(passes: dict[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+def in_turn(passes: dict[str, Callable[[], object]], clock: Callable[[], float] = time.thread_time) -> dict[str, float]:
     """The least seconds of each pass, after one to get ready, over rounds in which they take turns."""
     for run in passes.values():
         run()
