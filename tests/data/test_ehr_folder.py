@@ -81,6 +81,13 @@ def test_one_flat_folder_is_split_by_outcome(tmp_path: Path) -> None:
     assert data.stored["y"][data.rows["test"]].sum() == 2 and data.positive == 0.5
 
 
+def test_a_fold_is_of_all_stays_whatever_their_folders(tmp_path: Path) -> None:
+    folds = [EHRFolder(root=divided(tmp_path), cv_folds=2, cv_fold=number, val_fraction=0) for number in range(2)]
+    assert sorted(np.concatenate([data.rows["test"] for data in folds]).tolist()) == [0, 1, 2, 3]
+    assert all(data.splits == {"train": 2, "val": 0, "test": 2} and data.stored["y"][data.rows["test"]].sum() == 1 for data in folds)
+    assert "test is fold 1 of 2 (counted from 0), val 0% of the rest" in folds[1].protocol and "as given" not in folds[1].protocol
+
+
 def test_given_statistics_are_used_and_the_others_measured(tmp_path: Path) -> None:
     divided(tmp_path)
     (tmp_path / "stats.csv").write_text("variable,mean,std\nHR,100,10\nTemp,37,0\nother,1,1\n")

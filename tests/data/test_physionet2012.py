@@ -274,6 +274,32 @@ def test_the_split_of_strats(tmp_path: Path) -> None:
         PhysioNet2012(root=tmp_path, split="seft")
 
 
+def test_every_stay_is_the_test_of_one_fold(tmp_path: Path) -> None:
+    folds = [PhysioNet2012(root=ten(tmp_path), cv_folds=3, cv_fold=number, val_fraction=0.3) for number in range(3)]
+    assert sorted(np.concatenate([data.rows["test"] for data in folds]).tolist()) == list(range(10))
+    for number, data in enumerate(folds):
+        assert data.splits == {"train": 4, "val": [2, 3, 3][number], "test": [4, 3, 3][number]}
+        assert sorted(np.concatenate(list(data.rows.values())).tolist()) == list(range(10))
+        assert data.stored["y"][data.rows["test"]].sum() == 1  # of three deaths
+        assert f"test is fold {number} of 3 (counted from 0), val 30% of the rest to choose the epoch, stratified by class" in data.protocol
+        assert data.scale.mean[NUMBER["HR"]] == pytest.approx(np.mean([[73, 75 + k, 90] for k in data.rows["train"]]))
+    other = PhysioNet2012(root=tmp_path, cv_folds=3, cv_fold=0, split_seed=1)
+    assert other.rows["test"].tolist() != folds[0].rows["test"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cv_fold": 5}, "dataset.cv_fold is 5; with dataset.cv_folds=5 allowed are 0 to 4"),
+        ({"cv_fold": 0, "cv_folds": 11}, "dataset.cv_folds is 11; allowed are 2 to 10, the number of samples"),
+        ({"cv_fold": 0, "split": "strats"}, "dataset.cv_fold is 0, but dataset.split=strats fixes the test; take split=random"),
+    ],
+)
+def test_folds_that_are_not_there(tmp_path: Path, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PhysioNet2012(root=ten(tmp_path), **options)
+
+
 @pytest.mark.parametrize("deaths", [0, 10, 1])
 def test_few_stays_or_one_outcome_can_be_judged_with_the_statistics_of_a_run(tmp_path: Path, deaths: int) -> None:
     run = PhysioNet2012(root=ten(tmp_path / "run"))

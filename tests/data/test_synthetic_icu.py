@@ -34,6 +34,14 @@ def test_stays_are_made_in_a_moment_and_the_same_every_time(tmp_path: Path) -> N
         SyntheticICU(root=tmp_path, stays=5)
 
 
+def test_a_fold_and_its_best_auroc(tmp_path: Path) -> None:
+    folds = [SyntheticICU(root=tmp_path, stays=60, cv_fold=number) for number in range(5)]
+    assert sorted(np.concatenate([data.rows["test"] for data in folds]).tolist()) == list(range(60))
+    for number, data in enumerate(folds):
+        best = auroc(data.log_odds["test"], data.stored["y"][data.rows["test"]])
+        assert data.splits["test"] == 12 and f"test is fold {number} of 5" in data.protocol and f"{best:.3f} on test" in data.protocol
+
+
 def test_the_best_auroc_is_the_one_it_says(tmp_path: Path) -> None:
     data = SyntheticICU(root=tmp_path)
     odds, y = data.log_odds["test"], data.stored["y"][data.rows["test"]]

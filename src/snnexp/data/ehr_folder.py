@@ -16,7 +16,7 @@ from snnexp.data.cache import Notes, loose
 from snnexp.data.files import SPLIT_FOLDERS, natural
 from snnexp.data.graphs import SPLITS
 from snnexp.data.medical import MedicalStays
-from snnexp.data.splits import divide
+from snnexp.data.splits import divide, fold
 from snnexp.data.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
 from snnexp.errors import MissingData, UserError
 
@@ -47,8 +47,9 @@ class EHRFolder(MedicalStays):
     set is what has one set_index, at the last of its minutes, or without that column one minute. `root`/oc.csv holds
     ts_id,in_hospital_mortality (0 or 1) for each stay: one without is refused, never taken for a survivor. `root`/stats.csv, if there
     is one, holds variable,mean,std: values are standardised by it, others by the training split; no range and no logarithm is applied.
-    Split: what is not there is carved by outcome, test before val (`test_fraction`, `val_fraction`, `split_seed`). `strict` false: what
-    is at fault is skipped and counted. The other options are those of MedicalStays.
+    Split: what is not there is carved by outcome, test before val (`test_fraction`, `val_fraction`, `split_seed`). `cv_fold` =
+    0..`cv_folds` - 1 goes before it, whatever folders there are: that fold of all stays is the test, `val_fraction` of the rest the
+    validation part. `strict` false: what is at fault is skipped and counted. The other options are those of MedicalStays.
 
     Raises: MissingData without stays or outcomes, UserError naming the file for what is not as described.
     """
@@ -57,6 +58,8 @@ class EHRFolder(MedicalStays):
         self,
         *,
         root: str | Path | None,
+        cv_folds: int = 5,
+        cv_fold: int | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 42,
@@ -83,7 +86,10 @@ class EHRFolder(MedicalStays):
         )
         variables, y, part = entry.notes["variables"], entry.arrays["y"], entry.arrays["part"]
         parts = {"all": np.arange(len(y))} if "all" in places else {name: np.flatnonzero(part == SPLITS.index(name)) for name in places}
-        rows, words = divide(y, parts, val_fraction, test_fraction, split_seed)
+        if cv_fold is not None:
+            rows, words = fold(y, cv_fold, cv_folds, val_fraction, split_seed)
+        else:
+            rows, words = divide(y, parts, val_fraction, test_fraction, split_seed)
         given, source = {}, ""
         if (path := next((p for p in (root / "stats.csv", root / "patient_ehr" / "stats.csv") if p.is_file()), None)) is not None:
             given = read_statistics(path)

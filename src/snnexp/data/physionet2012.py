@@ -21,7 +21,7 @@ from snnexp.data.cache import Notes, Source, loose
 from snnexp.data.download import fetch
 from snnexp.data.medical import MedicalStays
 from snnexp.data.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
-from snnexp.data.splits import apportion, carve, published
+from snnexp.data.splits import apportion, carve, fold, published
 from snnexp.data.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
 from snnexp.errors import MissingData, UserError, nearest
 
@@ -110,7 +110,8 @@ class PhysioNet2012(MedicalStays):
     Outcomes-x.txt beside each; `download` fetches all three sets if none is there. Of a file's lines HH:MM,Parameter,Value the value -1
     (and a line without a name) is missing; a value outside its range (physionet2012_rules) is impossible; both are dropped and counted.
     `split`: "random" (`val_fraction` and `test_fraction` of all, stratified by outcome, `split_seed`), or "strats": set a is test, sets b
-    and c are 80 % train and 20 % val (seed 123). `strict` false: lines and stays at fault are skipped and counted.
+    and c are 80 % train and 20 % val (seed 123). `cv_fold` = 0..`cv_folds` - 1, of "random" only: that fold of all is the test and
+    `val_fraction` of the rest the validation part. `strict` false: lines and stays at fault are skipped and counted.
     The other options are those of MedicalStays.
 
     Raises: MissingData without any set, UserError naming file and line for what is not as published.
@@ -121,6 +122,8 @@ class PhysioNet2012(MedicalStays):
         *,
         root: str | Path,
         split: str = "random",
+        cv_folds: int = 5,
+        cv_fold: int | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 42,
@@ -133,6 +136,8 @@ class PhysioNet2012(MedicalStays):
     ) -> None:
         if split not in ("random", "strats"):
             raise UserError(f"dataset.split is {split!r}; allowed are random and strats.")
+        if split == "strats" and cv_fold is not None:
+            raise UserError(f"dataset.cv_fold is {cv_fold}, but dataset.split=strats fixes the test; take split=random, or cv_fold=null.")
         root = Path(root)
         sets = find(root)
         if download and not any(records.place.parent != root / "download" for records in sets):
@@ -163,7 +168,9 @@ class PhysioNet2012(MedicalStays):
             len(VARIABLES),
         )
         y, letters = entry.arrays["y"], entry.arrays["letter"]
-        if split == "random":
+        if cv_fold is not None:
+            rows, words = fold(y, cv_fold, cv_folds, val_fraction, split_seed)
+        elif split == "random":
             rows, words = apportion(y, val_fraction, test_fraction, split_seed)
         else:
             rows, words = as_strats(y, letters)

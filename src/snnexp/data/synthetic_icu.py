@@ -9,7 +9,7 @@ import numpy as np
 
 from snnexp.data.cache import Notes, Source
 from snnexp.data.medical import MedicalStays
-from snnexp.data.splits import apportion
+from snnexp.data.splits import apportion, fold
 from snnexp.data.stay_arrays import Block, prepared_stays
 from snnexp.errors import UserError
 
@@ -42,7 +42,8 @@ class SyntheticICU(MedicalStays):
     A hidden severity starts at random and walks at random, half an hour at a time. It shifts what is measured, how often, and decides the
     odds of death with age: log odds = -2 + 1.1 * severity at the end + 0.9 * its mean + 0.5 * age (standardised). The AUROC of these odds
     themselves, which nothing that sees only measurements can be expected to exceed, is said in the protocol. The stays follow from
-    `data_seed`. Split: `val_fraction` and `test_fraction` of all, stratified by outcome (`split_seed`).
+    `data_seed`. Split: `val_fraction` and `test_fraction` of all, stratified by outcome (`split_seed`), or with `cv_fold` =
+    0..`cv_folds` - 1 that fold of all as the test and `val_fraction` of the rest.
     The other options are those of MedicalStays.
 
     Raises: UserError for fewer than 10 stays.
@@ -54,6 +55,8 @@ class SyntheticICU(MedicalStays):
         root: str | Path,
         stays: int = 600,
         data_seed: int = 0,
+        cv_folds: int = 5,
+        cv_fold: int | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 42,
@@ -74,7 +77,10 @@ class SyntheticICU(MedicalStays):
         sources = [Source("made", stays, VERSION)]
         entry = prepared_stays(root, settings, sources, produce, "synthetic_icu", len(VARIABLES), stays)
         y, odds = entry.arrays["y"], entry.arrays["log_odds"]
-        rows, words = apportion(y, val_fraction, test_fraction, split_seed)
+        if cv_fold is not None:
+            rows, words = fold(y, cv_fold, cv_folds, val_fraction, split_seed)
+        else:
+            rows, words = apportion(y, val_fraction, test_fraction, split_seed)
         best = {split: auroc(odds[rows[split]], y[rows[split]]) for split in ("val", "test")}
         said = ", ".join(f"{value:.3f} on {split}" for split, value in best.items())
         super().__init__(
