@@ -1,4 +1,4 @@
-"""A training step of the default SeqSetVAE on real stays beside a loop over patients and sets, in one process and in turn: stays/s, ratios.
+"""A step of a SeqSetVAE of width 64 on real stays beside a loop over patients and sets, in one process and in turn: stays/s, ratios.
 
 The loop is the way of the system this one replaces: each set of each stay is encoded, decoded and compared by itself, and each stay goes
 through the transformer by itself. It uses the same layers with the same weights and the same AdamW, and must come to the same loss (1e-4,

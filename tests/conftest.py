@@ -32,7 +32,7 @@ GRAPHS = [
 """A spiking GCN of a sixteenth of the width on 64 pixel graphs."""
 
 STAYS = [
-    "model=seqset_vae", "model.width=16", "model.heads=2", "dataset.stays=80", "batch_size=8", "epochs=3", "logger=none", "device=cpu",
+    "model=seqset_vae", "model.width=16", "model.levels=2", "dataset.stays=80", "batch_size=8", "epochs=3", "logger=none", "device=cpu",
 ]  # fmt: skip
 """A SeqSetVAE of a quarter of the width on 80 made stays."""
 

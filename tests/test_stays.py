@@ -1,11 +1,13 @@
 """Whole commands on stays: pre-training, fine-tuning, judging elsewhere; exact resume with the posterior watched; two processes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from conftest import STAYS
 from snnexp.engine import transfer
@@ -78,6 +80,32 @@ def test_pretrain_finetune_and_judge_elsewhere(snnexp, tmp_path):
     }
 
 
+def test_a_run_of_before_goes_on_without_folds_and_statistics(snnexp, tmp_path):
+    snnexp("train", *STAYS, "model.latest=false", "model.statistics=false", "epochs=1", "exp_name=new", cwd=tmp_path)
+    new, old = tmp_path / "outputs/new", tmp_path / "outputs/old"
+    shutil.copytree(new, old)
+    settings, unresolved = json.loads((old / "config.json").read_text()), OmegaConf.load(old / ".hydra/config.yaml")
+    for tree in (settings, unresolved):
+        for node, keys in (("dataset", ("cv_fold", "cv_folds")), ("model", ("latest", "statistics", "statistics_dropout"))):
+            for key in keys:
+                del tree[node][key]
+    (old / "config.json").write_text(json.dumps(settings))
+    OmegaConf.save(unresolved, old / ".hydra/config.yaml")
+    for run in (new, old):
+        snnexp("resume", run, "epochs=2", cwd=tmp_path)
+    assert_same_run(new, old)
+
+
+def test_a_fold_is_tested_by_the_run_that_did_not_see_it(snnexp, tmp_path):
+    snnexp("train", "-m", *STAYS, "epochs=1", "dataset.cv_fold=0,1", "dataset.cv_folds=2", "exp_name=cv", cwd=tmp_path)
+    runs = sorted((tmp_path / "outputs/cv").glob("*/config.json"))
+    assert [json.loads(path.read_text())["dataset"]["cv_fold"] for path in runs] == [0, 1]
+    assert [len(np.load(path.parent / "test_y_true.npy")) for path in runs] == [40, 40]
+    assert "test is fold 1 of 2" in json.loads((runs[1].parent / "result.json").read_text())["protocol"]
+    said = snnexp("runs", "outputs/cv", "--over", "dataset.cv_fold", cwd=tmp_path)
+    assert "runs over dataset.cv_fold" in said and "AUROC" in said
+
+
 def test_two_processes_watch_one_posterior(snnexp, tmp_path):
     settings = [*WATCHED, "devices=2", "accumulate=2", "epochs=2"]
     snnexp("train", *settings, "exp_name=two", cwd=tmp_path)
@@ -104,6 +132,12 @@ def test_what_belongs_to_a_variable_follows_it_to_other_data():
     moved = transfer.by_variable(weights, ["a", "b", "c"], ("c", "a", "b"), "RUN")
     assert moved["names.weight"].flatten().tolist() == [2, 0, 1] and moved["codes"].flatten().tolist() == [12, 10, 11]
     assert moved["head.weight"] is weights["head.weight"]
+    columns = {"statistics.enter.weight": torch.tensor([[0.0, 0.5, 1, 1.5, 2, 2.5]]), "latest.value.weight": torch.tensor([[0.0, 1, 2]])}
+    head = {"statistics.mean": torch.arange(3.0)[:, None]} | columns
+    moved = transfer.by_variable(head, ["a", "b", "c"], ("c", "a", "b"), "RUN")
+    assert moved["statistics.mean"].flatten().tolist() == [2, 0, 1]
+    assert moved["statistics.enter.weight"].tolist() == [[2, 2.5, 0, 0.5, 1, 1.5]]
+    assert moved["latest.value.weight"].tolist() == [[2, 0, 1]]
     text = {"embeddings": torch.arange(3.0)[:, None], "names.weight": torch.ones(3, 1)}  # a layer, whose rows are no variables
     assert transfer.by_variable(text, ["a", "b", "c"], ("c", "a", "b"), "RUN")["names.weight"] is text["names.weight"]
     with pytest.raises(UserError, match="other variables.*only one of them has c, d"):

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from snnexp.errors import UserError
 from snnexp.models.seqset_vae.attention import attend
+from snnexp.models.seqset_vae.latest import latest_values
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
 from snnexp.models.seqset_vae.set_vae import SetVAE, fixed_points, variable_codes
+from snnexp.models.seqset_vae.statistics import StatisticsHeads, statistics_of
 from stays import batch_of, made_stays, places_of
 
 DESCRIBED = {"width": 256, "heads": 2, "inducing": 16, "levels": 2, "decoder_layers": 2}
@@ -21,6 +23,19 @@ either_form = pytest.mark.parametrize("form", [{}, PUBLISHED], ids=["ours", "pub
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def statistics_one_by_one(stays, variables):
+    """The statistics of stays, [N, V, 10], each looked up in its lists of sets."""
+    rows = []
+    for stay in stays:
+        for variable in range(variables):
+            by_set = [found for events in stay if (found := [value for number, value in events if number == variable])]
+            values = [value for found in by_set for value in found]
+            last = sum(by_set[-1]) / len(by_set[-1]) if by_set else 0
+            four = [sum(values) / len(values), min(values), max(values), last] if values else [0] * 4
+            rows.append([*four, *(min(x * x, 6) for x in four), math.log(1 + len(values)), float(bool(values))])
+    return torch.tensor(rows).view(len(stays), variables, 10)
 
 
 def small(**options):
@@ -79,7 +94,7 @@ def test_attention_of_sets_of_unlike_sizes_is_that_of_each_set_alone():
 @torch.no_grad()
 @either_form
 def test_a_stay_alone_gives_what_it_gives_among_others(form):
-    model, stays = small(context_decoder=True, **form), made_stays(12, 7)
+    model, stays = small(context_decoder=True, latest=True, statistics=True, **form), made_stays(12, 7)
     many = batch_of(stays)
     together, rows = model(many), places_of(many)
     ends = torch.tensor([n * k for n, k in many.runs]).cumsum(0)
@@ -100,7 +115,7 @@ def test_a_stay_alone_gives_what_it_gives_among_others(form):
 
 @torch.no_grad()
 def test_the_order_within_a_set_means_nothing():
-    model, stays = small(), made_stays(6, 7)
+    model, stays = small(latest=True, statistics=True), made_stays(6, 7)
     other = [[events[::-1] for events in stay] for stay in stays]
     one, two = model(batch_of(stays)), model(batch_of(other))
     torch.testing.assert_close(one.mu, two.mu, atol=1e-6, rtol=1e-5)
@@ -110,7 +125,7 @@ def test_the_order_within_a_set_means_nothing():
 
 @torch.no_grad()
 def test_a_state_never_sees_what_comes_after_it():
-    model, stays = small(context_decoder=True), made_stays(5, 7, longest=8)
+    model, stays = small(context_decoder=True, latest=True), made_stays(5, 7, longest=8)
     changed = [[*stay[:2], *([[(3, 4.0), (1, -4.0)]] * (len(stay) - 2))] for stay in stays]
     minutes = [[0.0, 60.0] + [1000.0 + place for place in range(len(stay) - 2)] for stay in stays]
     states = []
@@ -174,9 +189,59 @@ def test_fixed_points_are_normal_and_the_same_however_many():
     assert "points" not in {name.rpartition(".")[2] for name, _ in model.named_buffers()}  # which ranks with other sets would overwrite
 
 
+def test_statistics_of_a_stay_are_those_that_its_sets_have():
+    stays = made_stays(9, 7)
+    stays[2][-1] = [(3, 1.5), (3, -0.5), (3, 5.0)]  # several values at the last time
+    torch.testing.assert_close(statistics_of(batch_of(stays), 7), statistics_one_by_one(stays, 7))
+
+
+def test_the_latest_values_of_a_set_are_those_of_the_sets_so_far():
+    stays = made_stays(9, 7)
+    stays[2][-1] = [(3, 1.5), (3, -0.5)]  # two values in a set
+    batch = batch_of(stays)
+    latest, measured = latest_values(batch, 7)
+    for (n, place), row in places_of(batch).items():
+        wanted = torch.zeros(7)
+        for events in stays[n][: place + 1]:
+            for variable in {variable for variable, _ in events}:
+                values = [value for number, value in events if number == variable]
+                wanted[variable] = sum(values) / len(values)
+        torch.testing.assert_close(latest[row], wanted)
+        assert measured[row].tolist() == [float(variable in {number for number, _ in stays[n][place]}) for variable in range(7)]
+
+
+def test_statistics_are_standardised_by_what_training_has_seen():
+    stays = made_stays(24, 7)
+    head = StatisticsHeads(7, 2, 0.0)
+    for first in range(0, 24, 8):
+        head(batch_of(stays[first : first + 8]))
+    of_all = statistics_one_by_one(stays, 7)
+    torch.testing.assert_close(head.mean, of_all.mean(0))
+    torch.testing.assert_close(head.square, of_all.square().mean(0))
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    seen = []
+    for layer in (head.enter, head.linear):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].view(24, 7, 10)))
+    head.eval()(batch_of(stays))
+    for standard in seen:
+        torch.testing.assert_close(standard, (of_all - of_all.mean(0)) / of_all.std(0, correction=0).clamp(min=0.1))
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())  # evaluation learns nothing
+
+
+@torch.no_grad()
+def test_the_logits_are_the_mean_of_the_heads_and_one_head_is_as_before():
+    batch, many, one = batch_of(made_stays(5, 7)), small(statistics=True), small()
+    one.load_state_dict({name: value for name, value in many.state_dict().items() if not name.startswith("statistics.")})
+    coded, alone = many(batch), one(batch)
+    of_states, linear, *members = coded.heads
+    assert len(members) == 4 and len({tuple(member.flatten().tolist()) for member in members}) == 4
+    torch.testing.assert_close(coded.logits, (of_states + linear + sum(members) / 4) / 3)
+    assert torch.equal(alone.logits, coded.heads[0]) and len(alone.heads) == 1
+
+
 @either_form
 def test_every_parameter_has_a_gradient(form):
-    model, batch = small(context_decoder=True, **form).train(), batch_of(made_stays(6, 7))
+    model, batch = small(context_decoder=True, latest=True, statistics=True, **form).train(), batch_of(made_stays(6, 7))
     coded = model(batch)
     (sum(decoded.square().mean() for decoded in coded.decoded) + coded.logits.sum() + coded.logvar.mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -214,5 +279,7 @@ def test_in_fp64_it_is_the_same_model(form):
 def test_sizes_that_do_not_fit_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         SetVAE(**SMALL | options)
-    with pytest.raises(UserError, match="dropout"):
+    with pytest.raises(UserError, match=r"model\.dropout=1\.0"):
         SeqSetVAE(**SMALL, dropout=1.0)
+    with pytest.raises(UserError, match=r"model\.statistics_dropout=-0\.1"):
+        SeqSetVAE(**SMALL, statistics_dropout=-0.1)

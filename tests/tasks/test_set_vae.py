@@ -102,6 +102,21 @@ def test_the_outcome_is_weighed():
     assert torch.equal(true, y)
 
 
+def test_each_of_several_heads_learns_for_itself_and_their_mean_is_judged():
+    heads, y = [torch.tensor([[1.0, 0.0], [0.5, 2.5]]), torch.tensor([[0.0, 2.0], [3.0, 0.0]])], torch.tensor([0, 1])
+    model, task = made(logits=(heads[0] + heads[1]) / 2), StayOutcome(weight=3.0, positive_weight=2.0)
+    model.coded.heads = heads
+    weights = torch.tensor([1.0, 2.0])
+    each = [(F.cross_entropy(head, y, reduction="none") * weights).mean().item() for head in heads]
+    loss, judged = task.loss(model, (STAYS, y), step=0)
+    assert loss.item() == pytest.approx(3 * sum(each)) and task.terms["CE"].item() == pytest.approx(sum(each))
+    wanted = (F.cross_entropy(model.coded.logits, y, reduction="none") * weights).mean().item()
+    assert judged.cross_entropy.item() == pytest.approx(wanted) and torch.equal(judged.logits, model.coded.logits)
+    with torch.no_grad():
+        loss, judged = task.loss(model, (STAYS, y), step=0)
+    assert judged.cross_entropy.item() == pytest.approx(wanted) and loss.item() == pytest.approx(3 * wanted)
+
+
 def test_sums_over_batches_are_those_of_all_sets():
     task, y = SetVAELoss(), torch.tensor([0, 1])
     parts = []

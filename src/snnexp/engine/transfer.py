@@ -222,5 +222,10 @@ def by_variable(entries: dict[str, Tensor], theirs: list[str] | None, ours: Sequ
         )
     order = [list(theirs).index(name) for name in ours]
     text = any(name.endswith("embeddings") for name in entries)  # then a layer makes the vectors, and has no row for each
-    with_rows = ("codes", "embeddings" if text else "names.weight")
-    return {name: value[order] if name.endswith(with_rows) else value for name, value in entries.items()}
+    with_rows = ("codes", "embeddings" if text else "names.weight", "statistics.mean", "statistics.square")
+    moved = {name: value[order] if name.endswith(with_rows) else value for name, value in entries.items()}
+    with_columns = ("statistics.linear.weight", "statistics.enter.weight", "latest.value.weight", "latest.measured.weight")
+    for name, value in entries.items():
+        if name.endswith(with_columns):  # those of a variable lie together
+            moved[name] = value.unflatten(1, (len(order), -1))[:, order].flatten(1)
+    return moved

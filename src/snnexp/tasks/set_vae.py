@@ -147,6 +147,8 @@ class SetVAELoss:
 class StayOutcome(SetVAELoss):
     """The loss of a set VAE + `weight` times the cross entropy of the stays' outcome.
 
+    Of a model with several heads each learns for itself: in training the loss has the sum of their cross entropies. What is reported as CE
+    is that of the prediction, which the model makes of them.
     `positive_weight` weighs the stays that had it: a number, "balanced" (survivors / deaths of the training split) or null (1).
     """
 
@@ -188,10 +190,14 @@ class StayOutcome(SetVAELoss):
         bound, judged = self.bound(coded, stays, step if torch.is_grad_enabled() else None)
         logits = at_least_fp32(coded.logits)
         weights = torch.tensor(self.class_weights, device=logits.device)
-        cross_entropy = (F.cross_entropy(logits, y, reduction="none") * weights[y]).mean()
-        judged.cross_entropy, judged.logits, judged.state = cross_entropy.detach(), logits.detach(), coded.state.detach()
-        self.terms |= {"CE": judged.cross_entropy, "Weight": self.weight}
-        return bound + self.weight * cross_entropy, judged
+
+        def cross_entropy(of: Tensor) -> Tensor:
+            return (F.cross_entropy(of.float(), y, reduction="none") * weights[y]).mean()
+
+        learned = sum(map(cross_entropy, coded.heads if torch.is_grad_enabled() and coded.heads else [logits]))
+        judged.cross_entropy, judged.logits, judged.state = cross_entropy(logits).detach(), logits.detach(), coded.state.detach()
+        self.terms |= {"CE": learned.detach(), "Weight": self.weight}
+        return bound + self.weight * learned, judged
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import Attention, rows_of_heads
+from snnexp.models.seqset_vae.latest import LatestValues
 from snnexp.models.seqset_vae.set_vae import Coded, SetDecoder, SetVAE
+from snnexp.models.seqset_vae.statistics import StatisticsHeads
 
 if TYPE_CHECKING:
     from snnexp.data.medical import Stays
@@ -23,7 +25,10 @@ class SeqSetVAE(nn.Module):
     The transformer reads the posterior's means, averaged over the levels. A state sees its own set and those before it. The time of a
     set enters through a small network of its minute and, with its position p, as sin(p / 100) times a learned vector. With
     `context_decoder` the states are decoded too, each back to its set, beside the latents. The SetVAE lies in `set_vae`, so that a
-    pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE.
+    pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE. With `latest` a linear function of each
+    variable's latest value enters beside the latent, with `dropout`. With `statistics` more heads see plain statistics of the stay,
+    with `statistics_dropout`: a linear one and four with a hidden layer. Each head learns the outcome for itself, and the logits are the
+    mean of three votes: of the head on the states, of the linear one, and of the mean of the four.
     `residual`, `events` and `decoder` are the SetVAE's, the first and the last also those of the context decoder. Sizes as of SetVAE; with
     those named there, feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
     Raises: UserError for sizes that do not fit.
@@ -46,13 +51,17 @@ class SeqSetVAE(nn.Module):
         decoder: str = "linear",
         context_decoder: bool = False,
         dropout: float = 0.2,
+        latest: bool = False,
+        statistics: bool = False,
+        statistics_dropout: float = 0.4,
         embeddings: Tensor | None = None,
     ) -> None:
         super().__init__()
         if layers < 1 or feed_forward < 1:
             raise UserError(f"model.layers={layers}, model.feed_forward={feed_forward}: both must be at least 1.")
-        if not 0 <= dropout < 1:
-            raise UserError(f"model.dropout={dropout}: allowed is 0 to below 1.")
+        for option, rate in (("dropout", dropout), ("statistics_dropout", statistics_dropout)):
+            if not 0 <= rate < 1:
+                raise UserError(f"model.{option}={rate}: allowed is 0 to below 1.")
         self.set_vae = SetVAE(
             num_variables=num_variables,
             width=width,
@@ -70,6 +79,8 @@ class SeqSetVAE(nn.Module):
         self.transformer = nn.ModuleList(CausalLayer(width, heads, feed_forward, dropout) for _ in range(layers))
         self.decoder = SetDecoder(width, heads, inducing, decoder_layers, residual, decoder) if context_decoder else None
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(width // 2, num_outputs))
+        self.latest = LatestValues(num_variables, width, dropout) if latest else None
+        self.statistics = StatisticsHeads(num_variables, num_outputs, statistics_dropout) if statistics else None
 
     @property
     def posterior(self) -> tuple[Tensor, Tensor] | None:
@@ -87,12 +98,19 @@ class SeqSetVAE(nn.Module):
             total = states.new_zeros(len(stays.lengths), states.shape[1]).index_add(0, stays.stay, states)
             coded.state = total / stays.lengths.unsqueeze(1)
             coded.logits = self.head(coded.state)
+            coded.heads = [coded.logits]
+            if self.statistics is not None:
+                linear, members = self.statistics(stays)
+                coded.heads += [linear, *members]
+                coded.logits = torch.stack([coded.logits, linear, members.mean(0)]).mean(0)
         return coded
 
     def states(self, z: Tensor, stays: "Stays") -> Tensor:
         """The state of each set [M, W] after those of its stay up to itself, from latents [M, W]."""
         day = (stays.minute.unsqueeze(1) / MINUTES_OF_A_DAY).to(self.of_place.dtype)
         time = self.of_minute(day) + torch.sin(stays.place / 100).unsqueeze(1) * self.of_place
+        if self.latest is not None:
+            time = time + self.latest(stays)
         rows = stays.stay * stays.longest + stays.place
         # What stands beyond a stay's end is seen by no set of it, because a state never looks ahead.
         x = z.new_zeros(len(stays.lengths) * stays.longest, z.shape[1]).index_copy(0, rows, z + time.to(z.dtype))

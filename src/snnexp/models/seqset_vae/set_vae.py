@@ -1,7 +1,7 @@
 """SetVAE: a variational autoencoder of sets of medical events, after Kim et al., "SetVAE" (CVPR 2021)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ class Coded:
 
     Shapes: mu, logvar and z [L, M, D], the posterior of each of the L levels and a draw from it (in evaluation its mean); `decoded`, one
     or two reconstructions [E, W], the rows of a set where its events are; `target` [E, W], what they should be;
-    logits [N, 2] and state [N, W] of the stays, of a model with a head.
+    logits [N, 2] and state [N, W] of the stays, of a model with a head; `heads`, the logits [N, 2] of each that learns.
     """
 
     mu: Tensor
@@ -37,6 +37,7 @@ class Coded:
     target: Tensor
     logits: Tensor | None = None
     state: Tensor | None = None
+    heads: list[Tensor] = field(default_factory=list)
 
 
 class SetVAE(nn.Module):
