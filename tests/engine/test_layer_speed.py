@@ -12,7 +12,7 @@ import torch
 
 from snnexp import machine
 from snnexp.engine import layer_speed
-from snnexp.engine.layer_speed import FRAMES, KINDS, ROUNDS, SECONDS, TOKENS, case, cases, in_turn, layer, speeds
+from snnexp.engine.layer_speed import FRAMES, KINDS, ROUNDS, SECONDS, STAGES, TOKENS, case, cases, in_turn, passes, speeds
 from snnexp.engine.profiling import count_flops
 
 measure = layer_speed.measure  # the real one, before the tests put a made one in its place
@@ -40,8 +40,8 @@ class Clock:
 
 def test_passes_take_turns_and_the_best_of_each_counts():
     clock = Clock()
-    passes = {"slow": clock.taking("slow", 9.0, 0.5, 0.25, 0.5), "fast": clock.taking("fast", 0.001, 5.0, 0.125)}
-    assert in_turn(passes, clock) == {"slow": 0.25, "fast": 0.125}  # the first of each only gets it ready
+    tries = {"slow": clock.taking("slow", 9.0, 0.5, 0.25, 0.5), "fast": clock.taking("fast", 0.001, 5.0, 0.125)}
+    assert in_turn(tries, clock) == {"slow": 0.25, "fast": 0.125}  # the first of each only gets it ready
     assert clock.done == ["slow", "fast"] * (1 + ROUNDS)
 
 
@@ -61,26 +61,29 @@ def test_bf16_is_tried_only_where_the_processor_has_it(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_convolution_as_a_training_step_has_it(precision, channels_last):
-    g_x, g_weight = layer("convolution", precision, channels_last)()
-    assert g_x.shape == (FRAMES, 128, 16, 16) and g_weight.shape == (128, 128, 3, 3)
-    assert g_x.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32) and g_weight.dtype == torch.float32
-    assert g_x.is_contiguous(memory_format=torch.channels_last) is channels_last
-    assert g_x[0, 0, 5, 5].item() == pytest.approx(128 * 9 * 0.01, rel=0.01)  # a sum of weights
-    assert g_weight[0, 0, 1, 1].item() == pytest.approx(FRAMES * 16 * 16 * 0.5, rel=0.01)  # a sum of inputs
+def test_convolutions_as_a_training_step_has_them(precision, channels_last):
+    gradients = passes("convolution", precision, channels_last)()
+    assert len(gradients) == len(STAGES)
+    for (channels, side), (g_x, g_weight) in zip(STAGES, gradients, strict=True):
+        assert g_x.shape == (FRAMES, channels, side, side) and g_weight.shape == (channels, channels, 3, 3)
+        assert g_x.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32) and g_weight.dtype == torch.float32
+        assert g_x.is_contiguous(memory_format=torch.channels_last) is channels_last
+        assert g_x[0, 0, 5, 5].item() == pytest.approx(channels * 9 * 0.01, rel=0.01)  # a sum of weights
+        assert g_weight[0, 0, 1, 1].item() == pytest.approx(FRAMES * side**2 * 0.5, rel=0.01)  # a sum of inputs
+    assert len({channels * side for channels, side in STAGES}) == 1  # all cost the same
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_matrix_product_as_a_training_step_has_it(precision):
-    g_x, g_weight = layer("matmul", precision, False)()
+    [(g_x, g_weight)] = passes("matmul", precision, False)()
     assert g_x.shape == (TOKENS, 384) and g_x[0, 0].item() == pytest.approx(384 * 0.01, rel=0.01)
     assert g_weight[0, 0].item() == pytest.approx(TOKENS * 0.5, rel=0.01) and g_weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_speeds_are_operations_by_seconds(kind, monkeypatch):
-    monkeypatch.setattr(layer_speed, "in_turn", lambda passes: dict.fromkeys(passes, 0.5))
-    flops, left_out = count_flops(layer(kind, "fp32", False))
+    monkeypatch.setattr(layer_speed, "in_turn", lambda tries: dict.fromkeys(tries, 0.5))
+    flops, left_out = count_flops(passes(kind, "fp32", False))
     assert left_out == []
     assert measure(kind) == {case(*one): pytest.approx(flops / 0.5 / 1e9) for one in cases(kind)}
 
@@ -88,9 +91,9 @@ def test_speeds_are_operations_by_seconds(kind, monkeypatch):
 def test_measuring_has_one_thread_and_draws_no_random_number(monkeypatch):
     threads, seen = torch.get_num_threads(), set()
 
-    def once(passes):
+    def once(tries):
         seen.add(torch.get_num_threads())
-        return {name: run() and 1.0 for name, run in passes.items()}
+        return {name: run() and 1.0 for name, run in tries.items()}
 
     monkeypatch.setattr(layer_speed, "in_turn", once)
     before = torch.random.get_rng_state()
@@ -99,7 +102,7 @@ def test_measuring_has_one_thread_and_draws_no_random_number(monkeypatch):
         for kind in KINDS:
             measure(kind)
         assert seen == {1} and torch.get_num_threads() == 2
-        monkeypatch.setattr(layer_speed, "in_turn", lambda passes: 1 / 0)
+        monkeypatch.setattr(layer_speed, "in_turn", lambda tries: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure("matmul")
         assert torch.get_num_threads() == 2

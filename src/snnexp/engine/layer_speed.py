@@ -25,8 +25,11 @@ from snnexp.rundir import now, read_json, write_json
 
 CPU = torch.device("cpu")
 KINDS = ("convolution", "matmul")
-CHANNELS, SIDE, FRAMES = 128, 16, 8
-"""The convolution that is timed, 3 x 3: channels in and out, pixels a side, frames."""
+STAGES, FRAMES = ((64, 32), (128, 16), (256, 8)), 4
+"""The 3 x 3 convolutions that are timed: channels in and out and pixels a side of stages that cost the same, and frames.
+
+Three of them, because wide images of few channels gain most by channels_last, and small ones of many lose.
+"""
 FEATURES, TOKENS = 384, 1024
 """The matrix product that is timed: features in and out, tokens."""
 SECONDS, ROUNDS = 0.2, 5
@@ -90,39 +93,48 @@ def kept(kind: str) -> Speeds:
 
 def path_of(kind: str) -> Path:
     """Where a kind's speeds are kept: under all that they depend on. Raises: OSError or RuntimeError where there is no such folder."""
-    shapes = (CHANNELS, SIDE, FRAMES, FEATURES, TOKENS)
+    shapes = (STAGES, FRAMES, FEATURES, TOKENS)
     variables = [os.environ.get(name) for name in ENVIRONMENT]
     key = json.dumps([kind, processor(), str(torch.__version__), CPU.type, shapes, variables])
     return cache_folder() / f"speed-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def measure(kind: str) -> dict[str, float]:
-    """GFLOP/s of forward and backward of a layer on one thread in every case."""
-    products = {"convolution": FRAMES * SIDE**2 * 9 * CHANNELS**2, "matmul": TOKENS * FEATURES**2}[kind]
+    """GFLOP/s of forward and backward of a kind's layers on one thread in every case."""
+    convolved = sum(FRAMES * side**2 * 9 * channels**2 for channels, side in STAGES)
+    products = {"convolution": convolved, "matmul": TOKENS * FEATURES**2}[kind]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        least = in_turn({case(*one): layer(kind, *one) for one in cases(kind)})
+        least = in_turn({case(*one): passes(kind, *one) for one in cases(kind)})
     finally:
         torch.set_num_threads(threads)
     return {name: 3 * 2 * products / seconds / 1e9 for name, seconds in least.items()}
 
 
-def layer(kind: str, precision: str, channels_last: bool) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A layer's forward and backward pass as a training step has them: the gradients of its input and of its fp32 weights."""
-    if kind == "convolution":
-        x, weight = torch.full((FRAMES, CHANNELS, SIDE, SIDE), 0.5), torch.full((CHANNELS, CHANNELS, 3, 3), 0.01)
-        forward: Callable[[Tensor, Tensor], Tensor] = partial(functional.conv2d, padding=1)
+def passes(kind: str, precision: str, channels_last: bool) -> Callable[[], list[tuple[Tensor, ...]]]:
+    """The forward and backward passes of a kind's layers, which give the gradients of each one's input and weights."""
+    if kind == "matmul":
+        both = [layer(functional.linear, (TOKENS, FEATURES), (FEATURES, FEATURES), precision, channels_last)]
     else:
-        x, weight = torch.full((TOKENS, FEATURES), 0.5), torch.full((FEATURES, FEATURES), 0.01)
-        forward = functional.linear
+        convolve = partial(functional.conv2d, padding=1)
+        shapes = [((FRAMES, channels, side, side), (channels, channels, 3, 3)) for channels, side in STAGES]
+        both = [layer(convolve, *shape, precision, channels_last) for shape in shapes]
+    return lambda: [run() for run in both]
+
+
+def layer(
+    forward: Callable[[Tensor, Tensor], Tensor], of_input: tuple[int, ...], of_weight: tuple[int, ...], precision: str, channels_last: bool
+) -> Callable[[], tuple[Tensor, ...]]:
+    """One layer as a training step has it: an input of the precision, fp32 weights, autocast, an output of the input's shape."""
+    x, weight = torch.full(of_input, 0.5), torch.full(of_weight, 0.01)
     if channels_last:
         x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
     inputs = (x.to(torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(), weight.requires_grad_())
-    gradient = torch.ones_like(inputs[0])  # the output is as large
+    gradient = torch.ones_like(inputs[0])
     autocast = Precision(precision, CPU.type).autocast
 
-    def both() -> tuple[Tensor, Tensor]:
+    def both() -> tuple[Tensor, ...]:
         with autocast():
             output = forward(*inputs)
         return torch.autograd.grad(output, inputs, gradient)
@@ -130,14 +142,14 @@ def layer(kind: str, precision: str, channels_last: bool) -> Callable[[], tuple[
     return both
 
 
-def in_turn(passes: dict[str, Callable[[], object]], clock: Callable[[], float] = time.thread_time) -> dict[str, float]:
-    """The least seconds of each pass, after one to get ready, over rounds in which they take turns."""
-    for run in passes.values():
+def in_turn(tries: dict[str, Callable[[], object]], clock: Callable[[], float] = time.thread_time) -> dict[str, float]:
+    """The least seconds of each try, after one to get ready, over rounds in which they take turns."""
+    for run in tries.values():
         run()
-    least = dict.fromkeys(passes, math.inf)
+    least = dict.fromkeys(tries, math.inf)
     rounds, end = 0, clock() + SECONDS
     while rounds < ROUNDS or clock() < end:
-        for name, run in passes.items():
+        for name, run in tries.items():
             begun = clock()
             run()
             least[name] = min(least[name], clock() - begun)
