@@ -111,6 +111,8 @@ def test_only_what_nobody_has_chosen_is_measured(machine):
     machine([])  # asking would be a KeyError
     found = choose(settings, model, CPU, [{"precision": "fp32"}, {"precision": "bf16", "channels_last": False}])
     assert (found.precision, found.channels_last, found.how) == ("fp32", False, "as chosen before")
+    found = choose(settings | {"precision": "fp32"}, nn.Linear(4, 4), CPU)  # which has no convolution to lay out
+    assert (found.precision, found.channels_last, found.open, found.how) == ("fp32", False, ("channels_last",), "")
     found = choose({"precision": "bf16", "channels_last": False}, model, CPU, [{"precision": "fp32"}])
     assert (found.precision, found.channels_last, found.open, found.how) == ("bf16", False, (), "")
 

@@ -61,7 +61,8 @@ def choose(settings: dict[str, Any], model: nn.Module, device: torch.device, ear
         given = {key: value for key, value in wanted.items() if value != "auto"}
         return Choice(**ruled | given, open=left_open, how="by rule on CUDA, not measured")
     parts = shares(model)
-    measured = tuple(speeds(kind) for kind in parts)
+    decisive = [kind for kind in parts if kind == "convolution" or wanted["precision"] == "auto"]  # a layout is convolutions' alone
+    measured = tuple(speeds(kind) for kind in decisive)
     return Choice(*fastest(wanted["precision"], wanted["channels_last"], parts, measured), left_open, in_words(measured), measured)
 
 
@@ -102,12 +103,12 @@ def fastest(precision: str, channels_last: bool | str, parts: dict[str, float], 
 
 
 def in_words(measured: Iterable[Speeds]) -> str:
-    """What was measured, in a line."""
+    """What was measured, in a line; "" if there was nothing to."""
     told = [
         f"{speed.kind} {', '.join(f'{name} {value:.0f}' for name, value in speed.gflops.items())} (measured {speed.when[:10]})"
         for speed in measured
     ]
-    return f"forward and backward on one thread in GFLOP/s: {'; '.join(told)}" if told else "no layer to measure"
+    return f"forward and backward on one thread in GFLOP/s: {'; '.join(told)}" if told else ""
 
 
 def recorded(path: Path) -> dict[str, Any]:

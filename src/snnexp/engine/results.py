@@ -32,12 +32,12 @@ def announce(x: "Experiment", state: State) -> None:
         x.run.update_status(monitor=f"Val/{x.monitor}")
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     x.terminal.say(f"{x.data.protocol}")
-    layout = "channels_last" if x.choice.channels_last else "contiguous"
+    layout = ", channels_last" if x.choice.channels_last else ""
     x.terminal.say(
         f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {' x '.join(map(str, x.data.shape))}; "
-        f"{x.precision.name}, {layout} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
+        f"{x.precision.name}{layout} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
     )
-    if x.choice.open:
+    if x.choice.how:
         x.terminal.say(f"{' and '.join(f'{key}=auto' for key in x.choice.open)}: {x.choice.how}.")
     if state.step:
         x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
