@@ -1,8 +1,10 @@
 """How long a person waits: `snnexp --help`, and from Enter to the first training step.
 
-python scripts/bench_cli.py [RUNS]
+python scripts/bench_cli.py                 # medians of 5
+python scripts/bench_cli.py --runs 1
 """
 
+import argparse
 import re
 import statistics
 import subprocess
@@ -12,24 +14,29 @@ import time
 
 
 def seconds(*command: str, cwd: str | None = None, until: str | None = None) -> float:
-    """Wall time of a command, or until it prints `until`."""
-    began = time.perf_counter()
+    """Wall time of a command, or until it prints `until`.
+
+    Raises: SystemExit if it fails, or never prints it.
+    """
+    began, output = time.perf_counter(), []
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if until is None:
-        process.communicate()
-        return time.perf_counter() - began
     for line in process.stdout:
-        if re.search(until, line):
-            break
-    elapsed = time.perf_counter() - began
-    process.kill()
-    process.wait()
-    return elapsed
+        output.append(line)
+        if until and re.search(until, line):
+            elapsed = time.perf_counter() - began
+            process.kill()
+            process.wait()
+            return elapsed
+    if process.wait() or until:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}:\n{''.join(output)}")
+    return time.perf_counter() - began
 
 
 def main() -> None:
     """Medians."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
     snnexp = (sys.executable, "-m", "snnexp.cli")
     with tempfile.TemporaryDirectory() as folder:
         seconds(*snnexp, "data", "dataset=digits_dvs", cwd=folder)

@@ -29,13 +29,13 @@ from snnexp.models.spiking_gnn import SpikingGNN
 class Plain(nn.Module):
     """The same network, one step after another: output [T, G, K]."""
 
-    def __init__(self, T: int, classes: int) -> None:
+    def __init__(self, T: int, classes: int, width: int) -> None:
         super().__init__()
         self.T = T
-        self.convs = nn.ModuleList(GCNConv(channels, 256) for channels in (3, 256, 256))
-        self.norms = nn.ModuleList(nn.LayerNorm(256) for _ in range(3))
+        self.convs = nn.ModuleList(GCNConv(channels, width) for channels in (3, width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.lifs = nn.ModuleList(neuron.LIFNode() for _ in range(2))
-        self.output_mlp = nn.Sequential(neuron.LIFNode(detach_reset=True), nn.Linear(768, classes))
+        self.output_mlp = nn.Sequential(neuron.LIFNode(detach_reset=True), nn.Linear(3 * width, classes))
 
     def forward(self, graphs: Data) -> Tensor:
         return torch.stack([self.step(graphs) for _ in range(self.T)])
@@ -64,13 +64,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--T", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--data-dir", default="data")
     arguments = parser.parse_args()
     allocator.keep_memory()  # for both: one process has one allocator
     torch.manual_seed(0)
     data = DigitsGraph(root=f"{arguments.data_dir}/digits_graph")
-    ours = SpikingGNN(num_features=3, num_outputs=10, T=arguments.T)
-    plain = Plain(arguments.T, 10)
+    ours = SpikingGNN(num_features=3, num_outputs=10, T=arguments.T, width=arguments.width)
+    plain = Plain(arguments.T, 10, arguments.width)
     plain.take(ours)
     models = {"plain": plain, "ours": ours}
     streams = {"plain": plainly_loaded(data, arguments.batch), "ours": as_the_runner_does(data, arguments.batch)}
@@ -91,7 +92,7 @@ def main() -> None:
             if number >= arguments.warmup:
                 taken[side].append(time.perf_counter() - began)
 
-    print(f"spiking GCN 3 x 256, digits_graph, T={arguments.T}, batch {arguments.batch}; {torch.get_num_threads()} threads")
+    print(f"spiking GCN 3 x {arguments.width}, digits_graph, T={arguments.T}, batch {arguments.batch}; {torch.get_num_threads()} threads")
     for side, seconds in taken.items():
         median = statistics.median(seconds)
         print(f"  {side:<6}{1e3 * median:7.1f} ms a step (min {1e3 * min(seconds):.1f}), {arguments.batch / median:.0f} graphs/s, ", end="")

@@ -36,13 +36,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--every", nargs=2, type=int, metavar=("UPDATE", "FIGURE"), help="steps between them, instead of the preset's")
     arguments = parser.parse_args()
     data = PhysioNet2012(root=arguments.root)
     allocator.keep_memory()
     print(f"{torch.get_num_threads()} threads, batch {arguments.batch}, {arguments.steps} steps")
     print("| preset | step without it, ms | observe, ms a step | updates, ms a step | of a step |\n|---|---|---|---|---|")
     for preset in arguments.presets:
-        update_every, plot_every = PRESETS[preset]
+        update_every, plot_every = arguments.every or PRESETS[preset]
         with tempfile.TemporaryDirectory() as folder:
             step, observed, updated = share(data, arguments.steps, arguments.batch, update_every, plot_every, Path(folder))
         print(f"| `{preset}` | {step:.1f} | {observed:.2f} | {updated:.2f} | {(observed + updated) / step:.2%} |", flush=True)

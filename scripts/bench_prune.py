@@ -24,14 +24,10 @@ from snnexp.models.vggsnn import VGGSNN
 from snnexp.pruning.pruner import Pruner
 from snnexp.pruning.scores import RandomChoice
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "vggsnn": (lambda: VGGSNN(in_channels=2, num_classes=10, size=48, T=10), (10, 8, 2, 48, 48), "VGGSNN, T=10, 48x48, batch 8"),
-    "resnet19": (lambda: ResNet19(in_channels=3, num_classes=10, size=32, T=4), (8, 3, 32, 32), "ResNet-19, T=4, 32x32, batch 8"),
-    "spikformer": (
-        lambda: Spikformer(in_channels=3, num_classes=10, size=32, T=4),
-        (8, 3, 32, 32),
-        "Spikformer 4-384, T=4, 32x32, batch 8",
-    ),
+NETWORKS: dict[str, tuple[str, Callable[..., nn.Module], dict[str, int]]] = {
+    "vggsnn": ("VGGSNN", VGGSNN, {"in_channels": 2, "size": 48, "T": 10}),
+    "resnet19": ("ResNet-19", ResNet19, {"in_channels": 3, "size": 32, "T": 4}),
+    "spikformer": ("Spikformer 4-384", Spikformer, {"in_channels": 3, "size": 32, "T": 4}),
 }
 
 
@@ -41,15 +37,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, help="of the images, instead of the network's own")
+    parser.add_argument("--T", type=int, help="instead of the network's own")
+    parser.add_argument("--width", type=float, default=1.0, help="multiplier of the channels, or features")
     arguments = parser.parse_args()
     keep_memory()
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; dense -> pruned in ms, (median ratio of a round)")
     for name in arguments.models:
-        make, shape, title = NETWORKS[name]
-        dense, x, y = make().to(memory_format=torch.channels_last), torch.rand(shape) * 2, torch.randint(0, 10, (8,))
+        title, make, numbers = NETWORKS[name]
+        numbers = numbers | {key: value for key in ("size", "T") if (value := getattr(arguments, key)) is not None}
+        width = {"dim": round(384 * arguments.width)} if name == "spikformer" else {"width": arguments.width}
+        dense = make(**numbers, **width, num_classes=10).to(memory_format=torch.channels_last)
+        image = (arguments.batch, numbers["in_channels"], numbers["size"], numbers["size"])
+        x, y = torch.rand((numbers["T"], *image) if name == "vggsnn" else image) * 2, torch.randint(0, 10, image[:1])
         before = count(dense)
-        print(f"{title}: {before:,} parameters")
+        scaled = "" if arguments.width == 1 else f", width {arguments.width:g}"
+        print(f"{title}{scaled}, T={numbers['T']}, {image[2]}x{image[3]}, batch {image[0]}: {before:,} parameters")
         for ratio in arguments.ratios:
             pruned = copy.deepcopy(dense)
             pruner = Pruner(pruned, RandomChoice(), ratio=ratio, round_to=arguments.round_to)

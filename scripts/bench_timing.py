@@ -66,7 +66,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
         x.trackers = {}
         seed_everything(0, 0)
         state = State()
-        tracker = TimingTracker(model=x.model, folder=run.root, depth=arguments.depth)
+        tracker = TimingTracker(model=x.model, folder=run.root, depth=arguments.depth, warmup=arguments.warmup)
 
         def batches() -> Iterator[Any]:
             while True:
@@ -106,7 +106,8 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
         name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
         ratio = statistics.median(a / b for a, b in zip(with_it, plain, strict=True))
         first, second = (1e3 * statistics.median(seconds) for seconds in (plain, with_it))
-        print(f"{case} ({' '.join(CASES[case][2:])}), depth {arguments.depth}: {parts} parts; {name}; {arguments.rounds} rounds")
+        told = " ".join(CASES[case][2:] + arguments.set)
+        print(f"{case} ({told}), depth {arguments.depth}: {parts} parts; {name}; {arguments.rounds} rounds")
         print(f"  without {first:.3f} ms, with {second:.3f} ms: {100 * (second / first - 1):+.2f} %; by rounds {100 * (ratio - 1):+.2f} %")
         print(f"  a block of the file: {1e3 * block:.3f} ms", flush=True)
 

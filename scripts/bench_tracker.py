@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="vggsnn, gnn, memory; all of them if none is named")
     parser.add_argument("--rounds", type=int, default=50, help="steps of each kind")
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--forwards", type=int, default=10_000, help="of memory")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides, such as compile=true")
@@ -37,7 +38,7 @@ def main() -> None:
     for case in arguments.cases or known:
         if case not in known:
             parser.error(f"{case}: choose from {', '.join(known)}")
-        memory() if case == "memory" else steps(case, arguments)
+        memory(arguments.forwards) if case == "memory" else steps(case, arguments)
 
 
 def compose(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
 
         def observing(tracker: LIFTracker, batch: Any, times: int = 1000) -> float:
             """Seconds of `observe` for one forward, its share of the flushes included."""
+            for node in nodes:
+                node.count_spikes = True
             with torch.no_grad(), x.precision.autocast():
                 x.task.loss(x.net, x.data.prepare(to_device(batch, device)), 0)
             began = time.perf_counter()
@@ -138,7 +141,8 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
             waited[kind] = observing(tracker, batch)
 
         name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
-        print(f"{case} ({' '.join(CASES[case][2:])}), {x.precision.name}, {x.neuron_implementation}; {name}; {arguments.rounds} rounds")
+        told = " ".join(CASES[case][2:] + arguments.set)
+        print(f"{case} ({told}), {x.precision.name}, {x.neuron_implementation}; {name}; {arguments.rounds} rounds")
         plain = statistics.median(taken["none"])
         for kind, seconds in taken.items():
             line = (
@@ -151,8 +155,8 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
-def memory(forwards: int = 10_000, warmup: int = 1_000) -> None:
-    """Resident memory before and after many forwards of lif_full on three layers of 8 neurons (Linux)."""
+def memory(forwards: int) -> None:
+    """Resident memory before and after so many forwards of lif_full on three layers of 8 neurons, warmed up by a tenth as many (Linux)."""
     import resource
 
     import torch
@@ -169,8 +173,8 @@ def memory(forwards: int = 10_000, warmup: int = 1_000) -> None:
     inputs = torch.rand(4, 1, 8) * 3
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         tracker = LIFTracker(model=model, every_forward=True, folder=Path(folder))
-        for number in range(warmup + forwards + 1):
-            if number == warmup:
+        for number in range(forwards // 10 + forwards + 1):
+            if number == forwards // 10:
                 before = resident()
             model(inputs)
             tracker.observe()

@@ -1,10 +1,12 @@
-"""Our training step beside a plain one, in one run: two processes take turns, step by step; medians and ratios.
+"""Our training step beside a plain one, in one run: processes take turns, step by step; medians and ratios.
 
 Plain is what people write: fp32, contiguous layout, SpikingJelly's LIFNode over a folded VGGSNN, cross entropy of the time mean, Adam,
-torch's and the C library's defaults. Ours is the runner's own step (of `engine/loop.py`) with default settings and
-the same loss. Both see the same batches of digits_dvs, from the same initial weights.
+torch's and the C library's defaults. Ours is the runner's own step (of `engine/loop.py`) with default settings, the same loss, and each
+precision that is named. All see the same batches of digits_dvs, from the same initial weights. Last come the network's convolutions alone,
+forward and backward in channels_last: the rate at which a step could run at best.
 
-    python scripts/bench_train.py                      # T=10, 48x48, batch 8, 50 steps
+    python scripts/bench_train.py                      # T=10, 48x48, batch 8, 20 steps of plain, auto, fp32 and bf16: some 5 minutes
+    python scripts/bench_train.py --precision auto --steps 50
     python scripts/bench_train.py --steps 10 --size 24
 """
 
@@ -18,83 +20,111 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from snnexp.provenance import cpu
+
 
 def main() -> None:
     """Take turns, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--T", type=int, default=10)
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", nargs="+", choices=["auto", "fp32", "bf16"], default=["auto", "fp32", "bf16"])
     parser.add_argument("--side", choices=["ours", "plain", "convolutions"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         {"ours": ours, "plain": plain, "convolutions": convolutions}[arguments.side](arguments)
         return
 
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
-    losses: dict[str, list[float]] = {"plain": [], "ours": []}
-    waits: dict[str, list[float]] = {"plain": [], "ours": []}
-    sides = {side: start(side) for side in times}
+    # The first prepares the data, which the others find.
+    sides = {"plain": start("plain")} | {f"ours, {precision}": start("ours", precision) for precision in dict.fromkeys(arguments.precision)}
+    mine = [side for side in sides if side != "plain"]
+    about = {side: ask(sides[side], "about") for side in mine}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    losses: dict[str, list[float]] = {side: [] for side in sides}
+    waits: dict[str, list[float]] = {side: [] for side in sides}
     for step in range(arguments.warmup + arguments.steps):
-        for side in times:
-            answer = ask(sides[side])
+        for side, process in sides.items():
+            answer = ask(process)
             losses[side].append(answer["loss"])
             if step >= arguments.warmup:
                 times[side].append(answer["seconds"])
                 waits[side].append(answer["wait"])
-    logging = ask(sides["ours"], "log")
+    logging = ask(sides[mine[0]], "log")
     for process in sides.values():
-        process.stdin.close()
-        process.wait()
+        end(process)
 
-    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
+    machine = about[mine[0]]
     print(f"VGGSNN, T={arguments.T}, {arguments.size}x{arguments.size}, batch {arguments.batch}; {arguments.steps} steps of each, in turn")
+    print(f"{cpu()['model']}, {machine['threads']} threads; torch {machine['torch']}; LIF: {machine['lif']}")
+    print("| | median step | least and most | samples/s | plain / this, step by step |\n|---|---|---|---|---|")
     for side, seconds in times.items():
         median = statistics.median(seconds)
-        print(f"  {side:<6} {1e3 * median:7.0f} ms a step (min {1e3 * min(seconds):.0f}, max {1e3 * max(seconds):.0f}), ", end="")
-        print(f"{arguments.batch / median:6.2f} samples/s")
-    print(f"  plain / ours, step by step: median {ratio:.2f}")
-    print(f"  wait for data in ours: {100 * sum(waits['ours']) / sum(times['ours']):.2f} % of the steps")
-    epoch = logging["steps"] * statistics.median(times["ours"])
+        name = f"{side} ({about[side]['precision']})" if side == "ours, auto" else side
+        ratio = statistics.median(p / o for p, o in zip(times["plain"], seconds, strict=True))
+        print(f"| {name} | {1e3 * median:.0f} ms | {1e3 * min(seconds):.0f}, {1e3 * max(seconds):.0f} | ", end="")
+        print(f"{arguments.batch / median:.2f} | {ratio:.2f} |")
+    best = times[mine[0]]
+    print(f"wait for data in {mine[0]}: {100 * sum(waits[mine[0]]) / sum(best):.2f} % of the steps")
+    epoch = logging["steps"] * statistics.median(best)
     spent = logging["per_epoch"] + logging["per_line"] * epoch / logging["every"] + logging["per_step"] * logging["steps"]
-    print(f"  TensorBoard, jsonl and progress: {1e3 * spent:.0f} ms of an epoch of {epoch:.0f} s, {100 * spent / epoch:.3f} %")
-    tenth = max(1, len(losses["ours"]) // 10)
+    print(f"TensorBoard, jsonl and progress: {1e3 * spent:.0f} ms of an epoch of {epoch:.0f} s, {100 * spent / epoch:.3f} %")
+    tenth = max(1, len(losses["plain"]) // 10)
     for name, part in (("first", slice(0, tenth)), ("last", slice(-tenth, None))):
-        means = ", ".join(f"{side} {statistics.mean(losses[side][part]):.3f}" for side in losses)
-        print(f"  mean loss of the {name} {tenth} steps: {means}")
-    peak = ask(start("convolutions"))
-    step_flops = peak["flops"]
-    print(
-        f"  convolutions alone, bf16 channels_last: {1e3 * peak['seconds']:.0f} ms, {step_flops / peak['seconds'] / 1e9:.0f} GFLOP/s; "
-        f"the whole step reaches {100 * peak['seconds'] / statistics.median(times['ours']):.0f} % of that rate"
-    )
+        means = "; ".join(f"{side} {statistics.mean(losses[side][part]):.3f}" for side in losses)
+        print(f"mean loss of the {name} {tenth} steps: {means}")
+    process = start("convolutions")
+    for dtype in dict.fromkeys(value["precision"] for value in about.values()):
+        alone = ask(process, dtype)
+        least = min(statistics.median(times[side]) for side in mine if about[side]["precision"] == dtype)
+        rate = f"{1e3 * alone['seconds']:.0f} ms, {alone['flops'] / alone['seconds'] / 1e9:.0f} GFLOP/s"
+        print(
+            f"convolutions alone, {dtype} channels_last: {rate}; the whole step reaches {100 * alone['seconds'] / least:.0f} % of that rate"
+        )
+    end(process)
 
 
-def start(side: str) -> subprocess.Popen:
+def start(side: str, precision: str = "auto") -> subprocess.Popen:
     """A process for one side, which makes a step whenever it is asked."""
-    command = [sys.executable, __file__, "--side", side, *sys.argv[1:]]
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--precision", precision]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
+    answered(process)
     return process
 
 
-def ask(process: subprocess.Popen, what: str = "step") -> dict[str, float]:
-    """One step's seconds, seconds waited for data, and loss; or what logging takes."""
+def answered(process: subprocess.Popen) -> str:
+    """The next line of a side.
+
+    Raises: SystemExit if it ended instead; why, it has said itself.
+    """
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(process.args)} ended with exit code {process.wait()}.")
+    return line
+
+
+def end(process: subprocess.Popen) -> None:
+    """Let a side end."""
+    process.stdin.close()
+    process.wait()
+
+
+def ask(process: subprocess.Popen, what: str = "step") -> dict:
+    """One step's seconds, seconds waited for data, and loss; or what else a side can say."""
     process.stdin.write(f"{what}\n")
     process.stdin.flush()
-    return json.loads(process.stdout.readline())
+    return json.loads(answered(process))
 
 
-def serve(step: Callable[[], dict[str, float]], log: Callable[[], dict[str, float]] | None = None) -> None:
-    """Make a step for every line that comes."""
+def serve(**answers: Callable[[], dict]) -> None:
+    """Give the answer that each line asks for."""
     print("ready", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
-        answer = log() if line.strip() == "log" else step()
+        answer = answers[line.strip()]()
         print(json.dumps({"seconds": time.perf_counter() - began, "wait": 0.0} | answer), flush=True)
 
 
@@ -108,7 +138,7 @@ def compose(arguments: argparse.Namespace) -> dict:
     ConfigStore.instance().store("schema", config.TrainConfig)
     overrides = [
         f"T={arguments.T}", f"dataset.size={arguments.size}", f"batch_size={arguments.batch}", f"data_dir={arguments.data_dir}",
-        f"precision={arguments.precision}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
+        f"precision={arguments.precision[0]}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
     ]  # fmt: skip
     with hydra.initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
         return config.finish(hydra.compose("train", overrides=overrides), {"model": "vggsnn", "dataset": "digits_dvs"})
@@ -116,6 +146,8 @@ def compose(arguments: argparse.Namespace) -> dict:
 
 def ours(arguments: argparse.Namespace) -> None:
     """The runner's own step, with its default logger."""
+    import torch
+
     from snnexp import build
     from snnexp.engine import allocator, loop, results
     from snnexp.engine.distributed import Ranks, choose_device
@@ -156,7 +188,7 @@ def ours(arguments: argparse.Namespace) -> None:
         """What a second of training pays: an epoch's logging, and the progress of each of its steps."""
         x.start_loggers(state)
         began = time.perf_counter()
-        results.log_epoch(x, state, {"Loss": 1.0, "Acc1": 50.0, "Acc5": 90.0}, {"Loss": 1.0, "Acc1": 50.0, "Acc5": 90.0})
+        results.log_epoch(x, state, dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), {})
         per_epoch = time.perf_counter() - began
         watch = Stopwatch(x, state)
         began = time.perf_counter()
@@ -170,7 +202,15 @@ def ours(arguments: argparse.Namespace) -> None:
             per_step = (time.perf_counter() - began) / 1000
         return {"per_epoch": per_epoch, "per_line": per_line, "per_step": per_step, "steps": len(x.train_batches), "every": EVERY_S}
 
-    serve(step, log)
+    def about() -> dict:
+        return {
+            "precision": x.precision.name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "lif": x.neuron_implementation,
+        }
+
+    serve(step=step, log=log, about=about)
 
 
 def plain(arguments: argparse.Namespace) -> None:
@@ -240,37 +280,42 @@ def plain(arguments: argparse.Namespace) -> None:
 
 
 def convolutions(arguments: argparse.Namespace) -> None:
-    """The network's convolutions alone, forward and backward, bf16 channels_last: the rate at which a step could run at best."""
+    """The network's convolutions alone, forward and backward in channels_last, in fp32 and bf16."""
     import torch
     from torch import nn
 
     from snnexp.engine import allocator
 
     allocator.keep_memory()
-    frames, flops, pairs = arguments.T * arguments.batch, 0, []
-    for inputs, outputs, scale in (
-        (2, 64, 1), (64, 128, 1), (128, 256, 2), (256, 256, 2), (256, 512, 4), (512, 512, 4), (512, 512, 8), (512, 512, 8),
-    ):  # fmt: skip
-        side = arguments.size // scale
-        conv = nn.Conv2d(inputs, outputs, 3, padding=1).to(torch.bfloat16, memory_format=torch.channels_last)
-        image = torch.rand(frames, inputs, side, side).bernoulli().to(torch.bfloat16, memory_format=torch.channels_last)
-        image.requires_grad_(inputs != 2)
-        gradient = torch.randn(frames, outputs, side, side).to(torch.bfloat16, memory_format=torch.channels_last)
-        flops += (3 if inputs != 2 else 2) * 2 * 9 * inputs * outputs * side * side * frames
-        pairs.append((conv, image, gradient))
+    frames = arguments.T * arguments.batch
 
-    def once() -> float:
-        total = 0.0
-        for conv, image, gradient in pairs:
-            began = time.perf_counter()
-            conv(image).backward(gradient)
-            total += time.perf_counter() - began
-            conv.zero_grad()
-            image.grad = None
-        return total
+    def alone(dtype: torch.dtype) -> dict[str, float]:
+        flops, pairs = 0, []
+        for inputs, outputs, scale in (
+            (2, 64, 1), (64, 128, 1), (128, 256, 2), (256, 256, 2), (256, 512, 4), (512, 512, 4), (512, 512, 8), (512, 512, 8),
+        ):  # fmt: skip
+            side = arguments.size // scale
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+            image = torch.rand(frames, inputs, side, side).bernoulli().to(dtype, memory_format=torch.channels_last)
+            image.requires_grad_(inputs != 2)
+            gradient = torch.randn(frames, outputs, side, side).to(dtype, memory_format=torch.channels_last)
+            flops += (3 if inputs != 2 else 2) * 2 * 9 * inputs * outputs * side * side * frames
+            pairs.append((conv, image, gradient))
 
-    once()
-    serve(lambda: {"seconds": statistics.median(once() for _ in range(7)), "flops": flops})
+        def once() -> float:
+            total = 0.0
+            for conv, image, gradient in pairs:
+                began = time.perf_counter()
+                conv(image).backward(gradient)
+                total += time.perf_counter() - began
+                conv.zero_grad()
+                image.grad = None
+            return total
+
+        once()
+        return {"seconds": statistics.median(once() for _ in range(7)), "flops": flops}
+
+    serve(fp32=lambda: alone(torch.float32), bf16=lambda: alone(torch.bfloat16))
 
 
 if __name__ == "__main__":

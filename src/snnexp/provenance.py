@@ -150,7 +150,7 @@ def _record(argv: list[str], seed: int, source_dir: Path | None, run_dir: Path |
         "diff": None,
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
         "hardware": {
-            "cpu": found("cpu", _cpu),
+            "cpu": found("cpu", cpu),
             "memory_gib": found("memory", _memory_gib),
             "gpus": found("gpus", _gpus),
         },
@@ -294,7 +294,8 @@ def _git(directory: Path, *arguments: str, limit: int = -1) -> bytes:
 # ---- machine
 
 
-def _cpu() -> dict[str, Any]:
+def cpu() -> dict[str, Any]:
+    """The processor's name, its cores, and the threads it has and this process may use."""
     model, physical = platform.processor() or platform.machine(), None
     with contextlib.suppress(FileNotFoundError):  # not Linux: the names above must do
         fields = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
