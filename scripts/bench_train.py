@@ -39,8 +39,10 @@ def main() -> None:
         {"ours": ours, "plain": plain, "convolutions": convolutions}[arguments.side](arguments)
         return
 
-    # The first prepares the data, which the others find.
     sides = {"plain": start("plain")} | {f"ours, {precision}": start("ours", precision) for precision in dict.fromkeys(arguments.precision)}
+    alone = start("convolutions")
+    for process in (*sides.values(), alone):  # they load at the same time; one of them prepares the data
+        answered(process)
     mine = [side for side in sides if side != "plain"]
     about = {side: ask(sides[side], "about") for side in mine}
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -76,23 +78,18 @@ def main() -> None:
     for name, part in (("first", slice(0, tenth)), ("last", slice(-tenth, None))):
         means = "; ".join(f"{side} {statistics.mean(losses[side][part]):.3f}" for side in losses)
         print(f"mean loss of the {name} {tenth} steps: {means}")
-    process = start("convolutions")
     for dtype in dict.fromkeys(value["precision"] for value in about.values()):
-        alone = ask(process, dtype)
+        answer = ask(alone, dtype)
         least = min(statistics.median(times[side]) for side in mine if about[side]["precision"] == dtype)
-        rate = f"{1e3 * alone['seconds']:.0f} ms, {alone['flops'] / alone['seconds'] / 1e9:.0f} GFLOP/s"
-        print(
-            f"convolutions alone, {dtype} channels_last: {rate}; the whole step reaches {100 * alone['seconds'] / least:.0f} % of that rate"
-        )
-    end(process)
+        rate = f"{1e3 * answer['seconds']:.0f} ms, {answer['flops'] / answer['seconds'] / 1e9:.0f} GFLOP/s"
+        print(f"convolutions alone, {dtype} channels_last: {rate}; the whole step: {100 * answer['seconds'] / least:.0f} % of that rate")
+    end(alone)
 
 
 def start(side: str, precision: str = "auto") -> subprocess.Popen:
     """A process for one side, which makes a step whenever it is asked."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--precision", precision]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    answered(process)
-    return process
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def answered(process: subprocess.Popen) -> str:
