@@ -87,7 +87,8 @@ def test_the_directory_of_a_run(trained):
     logs = {"logs/metrics.jsonl", "logs/progress.jsonl", "logs/train.log"}
     tests = {"test_y_pred.npy", "test_y_true.npy", "test_metrics.npy", "test_spikes.npz"}
     hydra = {".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"}
-    assert files == {"config.json", "provenance.json", "diff.patch", "status.json", "result.json"} | checkpoints | logs | tests | hydra
+    about = {"config.json", "provenance.json", "arithmetic.json", "diff.patch", "status.json", "result.json"}
+    assert files == about | checkpoints | logs | tests | hydra
 
     config = json.loads((run / "config.json").read_text())
     assert (config["T"], config["model"]["T"], config["choices"]["model"], config["choices"]["dataset"]) == (2, 2, "vggsnn", "cifar10_dvs")
