@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
 
 def lies_in_a_run(file: Path) -> bool:
     """True for a checkpoint in its run directory."""
-    return file.suffix == ".pth" and (file.resolve().parents[1] / "config.json").is_file()
+    return file.suffix == ".pth" and (file.resolve().parent.parent / "config.json").is_file()
 
 
 def how_to_judge(word: str, file: Path, argv: list[str]) -> str:

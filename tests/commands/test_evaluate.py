@@ -1,0 +1,14 @@
+"""What evaluate takes for a checkpoint of a run."""
+
+from pathlib import Path
+
+from snnexp.commands.evaluate import lies_in_a_run
+
+
+def test_a_checkpoint_lies_in_a_folder_of_its_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert not lies_in_a_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
+    (tmp_path / "config.json").write_text("{}")
+    assert lies_in_a_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
+    assert not lies_in_a_run(tmp_path / "checkpoints" / "model.safetensors")
+    assert not lies_in_a_run(Path("/model.pth"))  # above whose folder there is none
