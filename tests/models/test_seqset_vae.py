@@ -258,7 +258,7 @@ def test_as_published_an_event_is_its_variable_times_its_value_and_so_is_what_it
 @torch.no_grad()
 @either_form
 def test_in_fp64_it_is_the_same_model(form):
-    model, batch = small(context_decoder=True, **form), batch_of(made_stays(6, 7))
+    model, batch = small(context_decoder=True, latest=True, statistics=True, **form), batch_of(made_stays(6, 7))
     coded = model(batch)
     exact = model.double()(batch)
     assert exact.logits.dtype == exact.mu.dtype == exact.decoded[0].dtype == exact.decoded[1].dtype == torch.float64

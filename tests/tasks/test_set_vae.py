@@ -117,6 +117,13 @@ def test_each_of_several_heads_learns_for_itself_and_their_mean_is_judged():
     assert judged.cross_entropy.item() == pytest.approx(wanted) and loss.item() == pytest.approx(3 * wanted)
 
 
+def test_the_outcome_of_an_fp64_model_is_judged_in_fp64():
+    logits = torch.tensor([[1.0, 0.0], [0.5, 2.5]], dtype=torch.float64) / 3
+    y = torch.tensor([0, 1])
+    _, judged = StayOutcome().loss(made(logits=logits), (STAYS, y), step=0)
+    assert judged.cross_entropy.item() == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-14)
+
+
 def test_sums_over_batches_are_those_of_all_sets():
     task, y = SetVAELoss(), torch.tensor([0, 1])
     parts = []

@@ -192,7 +192,7 @@ class StayOutcome(SetVAELoss):
         weights = torch.tensor(self.class_weights, device=logits.device)
 
         def cross_entropy(of: Tensor) -> Tensor:
-            return (F.cross_entropy(of.float(), y, reduction="none") * weights[y]).mean()
+            return (F.cross_entropy(at_least_fp32(of), y, reduction="none") * weights[y]).mean()
 
         learned = sum(map(cross_entropy, coded.heads if torch.is_grad_enabled() and coded.heads else [logits]))
         judged.cross_entropy, judged.logits, judged.state = cross_entropy(logits).detach(), logits.detach(), coded.state.detach()

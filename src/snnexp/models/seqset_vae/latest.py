@@ -19,7 +19,7 @@ class LatestValues(nn.Module):
 
     def forward(self, stays: "Stays") -> Tensor:
         """The vectors of a batch's sets, [M, W]."""
-        latest, measured = latest_values(stays, self.value.in_features)
+        latest, measured = (found.to(self.value.weight.dtype) for found in latest_values(stays, self.value.in_features))
         return self.value(self.dropout(latest)) + self.measured(self.dropout(measured))
 
 

@@ -33,8 +33,8 @@ class StatisticsHeads(nn.Module):
         self.out = nn.ModuleList(nn.Linear(HIDDEN, num_outputs) for _ in range(MEMBERS))
 
     def forward(self, stays: "Stays") -> tuple[Tensor, Tensor]:
-        """The logits of the linear layer, fp32 [N, num_outputs], and of the others [4, N, num_outputs]."""
-        found = statistics_of(stays, len(self.mean))
+        """The logits of the linear layer, [N, num_outputs], and of the others [4, N, num_outputs], in the precision of the weights."""
+        found = statistics_of(stays, len(self.mean)).to(self.mean.dtype)
         if self.training:
             self.learn(found)
         spread = (self.square - self.mean.square()).clamp(min=SMALLEST_SPREAD**2).sqrt()
