@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snnexp.engine import transfer
+from snnexp.engine import checkpoint, transfer
 from snnexp.errors import UserError
 from snnexp.models.resnet19 import ResNet19
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
@@ -304,6 +304,22 @@ TINY = {
     "width": 8, "last_width": 8, "depth": 2, "last_depth": 1, "groups": 1, "still_groups": 0, "heads": 2, "window": (2, 4, 4),
     "deform_groups": 2, "flow_width": 4,
 }  # fmt: skip
+
+
+def test_a_run_of_ours_whose_network_was_made_otherwise_is_said_to_be(tmp_path):
+    node = {"_target_": "snnexp.models.svrt.vrt.VRT", "width": 8, "neuron": "tet", "lif": {"v_threshold": 0.5}}
+    model, path = Net(), tmp_path / "checkpoint_best.pth"
+    saved = dict.fromkeys(checkpoint.REQUIRED) | {"state_dict": entries(model), "args": {"model": node}, "data": {}}
+    torch.save(saved, path)
+    said, record = transfer.transfer(model, str(path), None, False, node | {"encoder_relu": True, "lif": {"v_threshold": 1.0}})
+    # A run that does not name them is from before there were ReLUs, and other rates and first weights.
+    wanted = {"lif.v_threshold": 0.5, "encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"}
+    assert record["other_form"] == wanted
+    assert "; that run has model." in said and " model.encoder_relu=false" in said
+    saved["args"] = {"model": node | {"encoder_relu": True, "drop_path_restarts": True, "linear_init": "torch"}}
+    torch.save(saved, path)
+    said, record = transfer.transfer(model, str(path), None, False, node)
+    assert record["other_form"] == {} and "that run has" not in said
 
 
 def test_vrt_goes_into_svrt_and_svrt_not_into_vrt(tmp_path):

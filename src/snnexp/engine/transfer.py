@@ -1,5 +1,6 @@
 """Weights of another run or file to start from: where they go in a model, how much of them that is, and whether it is enough."""
 
+import copy
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnexp import config, targets
 from snnexp.engine import weights
 from snnexp.engine.placement import AS_HERE, Fit, best_fit, numbers, shape, trimmed
 from snnexp.engine.weights import Weights
@@ -81,7 +83,7 @@ def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments:
     found, best = fit(model, source, data, partial)
     model.load_state_dict(best.placed, strict=False)
     own = model.state_dict()
-    record = recorded(found, best, own) | {"other_form": best.names.other_form(arguments)}
+    record = recorded(found, best, own) | {"other_form": other_form(found, best, arguments)}
     there, here = record["file_numbers"], record["model_numbers"]
     text = f"Weights from {found.path}"
     text += f" ({best.names.source})" if best.names is not AS_HERE else ""
@@ -98,8 +100,22 @@ def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments:
         text += f"; kept there as {' and '.join(sorted(kinds))}"
     if record["other_form"]:
         wanted = " ".join(f"model.{name}={str(value).lower()}" for name, value in record["other_form"].items())
-        text += f"; they were made for {wanted}, and this model computes something else with them"
+        if found.settings is not None:
+            text += f"; that run has {wanted}"
+        else:
+            text += f"; they were made for {wanted}, and this model computes something else with them"
     return f"{text}.", record
+
+
+def other_form(found: Weights, best: Fit, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with which the weights were made, where those of this model say something else: shapes do not tell."""
+    arguments = targets.with_defaults({"model": arguments})["model"]
+    if found.settings is None:
+        return best.names.other_form(arguments)
+    settings = copy.deepcopy(found.settings)
+    config.fill_in_earlier(settings)
+    theirs, ours = config.flatten(targets.with_defaults(settings)["model"]), config.flatten(arguments)
+    return {name: value for name, value in theirs.items() if name != "_target_" and ours.get(name, value) != value}
 
 
 def recorded(found: Weights, best: Fit, own: dict[str, Tensor]) -> dict[str, Any]:
