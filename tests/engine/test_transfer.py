@@ -61,6 +61,15 @@ def test_all_of_it(tmp_path):
     assert record["not_placed"] == record["as_initialised"] == [] and len(record["sha256"]) == 64
 
 
+def test_an_average_is_said(tmp_path):
+    own, plain = entries(Net()), {name: torch.zeros_like(value) for name, value in entries(Net()).items()}
+    torch.save({"model": plain, "ema": own}, tmp_path / "x.pth")
+    model = Net()
+    said, record = transfer.transfer(model, str(tmp_path / "x.pth"), data=None, partial=False, arguments={})
+    assert said.startswith(f"Weights from {tmp_path}/x.pth, the average under ema: ") and record["kept_under"] == "ema"
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.module.", "_orig_mod.module.model.backbone."]
 )

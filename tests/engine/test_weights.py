@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import random
 import types
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
@@ -39,7 +40,10 @@ def saved(what: object, path: Path) -> Path:
         ({"model": ENTRIES, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, "model"),
         ({"params": {"layer.weight": torch.zeros(1)}, "params_ema": ENTRIES}, "params_ema"),
         ({"state_dict": {"layer.weight": torch.zeros(1)}, "state_dict_ema": ENTRIES}, "state_dict_ema"),
+        ({"model": {"layer.weight": torch.zeros(1)}, "ema": ENTRIES}, "ema"),
+        ({"model": ENTRIES, "ema": None, "model_ema": {"decay": 0.9}}, "model"),
         ({"net": {"state_dict": ENTRIES}, "acc": 90.0}, "net.state_dict"),
+        ({"checkpoint": {"state_dict": ENTRIES}, "optimizer": {"state": {"a": {"b": torch.ones(1)}}}}, "checkpoint.state_dict"),
         ({"model_state_dict": ENTRIES, "rng": torch.get_rng_state()}, "model_state_dict"),
         (ENTRIES | {"epoch": 3, "_extra": None}, ""),
     ],
@@ -162,10 +166,19 @@ def test_files_of_other_kinds(tmp_path):
         archive.writestr("readme.txt", "no weights")
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "table.pth").write_text("{}")
+    (tmp_path / "protocol.pth").write_bytes(pickle.dumps({"state_dict": 1}, protocol=4))
     np.savez(tmp_path / "arrays.npz", a=np.ones(2))
     for name in ("other.zip", "page.pth", "empty.pth", "arrays.npz"):
         with pytest.raises(UserError, match=name):
             weights.read(tmp_path / name)
+    for name, reason in {"text.pth": r"\(KeyError \d+\)", "table.pth": r"\(Unsupported operand \d+\)"}.items():
+        with pytest.raises(UserError, match=reason):
+            weights.read(tmp_path / name)
+    with warnings.catch_warnings(), pytest.raises(UserError, match="protocol.pth"):
+        warnings.simplefilter("error")  # torch has something to say of the protocol, in three lines of its own
+        weights.read(tmp_path / "protocol.pth")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -87,6 +87,7 @@ def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments:
     there, here = record["file_numbers"], record["model_numbers"]
     text = f"Weights from {found.path}"
     text += f" ({best.names.source})" if best.names is not AS_HERE else ""
+    text += f", the average under {found.kept_under}" if set(weights.AVERAGES) & set(found.kept_under.split(".")) else ""
     text += f", into {best.into.rstrip('.')}" if best.into else ""
     meant = there["all"] - there["without_counterpart"]
     text += f": {there['placed']:,} of {meant:,} numbers of the file, {share(here['filled'], here['all'])} of the model's"

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,9 @@ import torch
 from snnexp.engine import checkpoint
 from snnexp.errors import UserError
 
-WRAPPINGS = (
-    "state_dict_ema", "params_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "params", "net", "network",
-    "weights", "module",
-)  # fmt: skip
+AVERAGES = ("state_dict_ema", "params_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Keys under which files keep a moving average of the weights."""
+WRAPPINGS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "params", "net", "network", "weights", "module")
 """Keys under which files keep weights, a moving average before what it is the average of."""
 BESIDE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper|config|args")
 """What a key says that holds something else."""
@@ -67,6 +67,8 @@ def weights_in(content: dict[Any, Any], under: tuple[str, ...] = ()) -> Weights 
     if not entries:
         parts = {key: part for key, part in content.items() if isinstance(part, dict) and not BESIDE.search(str(key).lower())}
         entries = {f"{key}.{name}": value for key, part in parts.items() for name, value in tensors(part).items()}
+        if not entries:  # a key of any name around a file that one knows
+            return next((found for key, part in parts.items() if (found := weights_in(part, (*under, str(key))))), None)
     return Weights(Path(), entries, ".".join(under)) if entries else None
 
 
@@ -110,20 +112,21 @@ def read_pickle(path: Path) -> Any:
         what = "a directory that is no run" if path.is_dir() else "no such file"
         raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another protocol of pickle: what cannot be read is refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it holds {named[1]}, which is no number and no plain value; it was not loaded, because a checkpoint never runs code"
         else:
-            words = re.search(r"WeightsUnpickler error: (.*)", str(error))
-            reason = f"it is damaged, no file of torch.save, or would run code ({words[1] if words else _first_line(error)})"
+            words = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+            reason = f"it is damaged, no file of torch.save, or would run code ({words[1] if words else _reason(error)})"
         raise UserError(f"{path}: {reason}. {WAY_OUT}") from error
     except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program. {WAY_OUT}") from error
         raise UserError(
-            f"{path} is no whole file of torch.save and no safetensors file ({_first_line(error)}): fetch it again, or give another."
+            f"{path} is no whole file of torch.save and no safetensors file ({_reason(error)}): fetch it again, or give another."
         ) from error
 
 
@@ -169,8 +172,10 @@ STAND_INS = [(type(name, (kind,), {}), name) for kind, names in ((Blank, _BLANK)
 # ---- words
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """The first line of an error, behind its kind if that line alone says nothing, as a bare key or number does."""
+    line = next(iter(str(error).splitlines()), "")
+    return line if " " in line else f"{type(error).__name__} {line}".strip()
 
 
 def _contents(content: dict[Any, Any]) -> str:
