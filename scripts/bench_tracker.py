@@ -51,7 +51,7 @@ def compose(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     ConfigStore.instance().store("schema", config.TrainConfig)
     fixed = [f"device={arguments.device}", f"data_dir={arguments.data_dir}", "logger=none", "scheduler=none", "epochs=100000"]
-    with hydra.initialize_config_dir(str(app.conf_dir()), version_base=app.HYDRA_VERSION_BASE):
+    with app.composing():
         cfg = hydra.compose("train", overrides=[*CASES[case], *fixed, *arguments.set], return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):

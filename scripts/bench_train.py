@@ -137,7 +137,7 @@ def compose(arguments: argparse.Namespace) -> dict:
         f"T={arguments.T}", f"dataset.size={arguments.size}", f"batch_size={arguments.batch}", f"data_dir={arguments.data_dir}",
         f"precision={arguments.precision[0]}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
     ]  # fmt: skip
-    with hydra.initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
+    with app.composing():
         return config.finish(hydra.compose("train", overrides=overrides), {"model": "vggsnn", "dataset": "digits_dvs"})
 
 

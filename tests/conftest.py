@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 
 import forked
-from snnexp import app, config
+from snnexp import app, config, hydra_releases
 from snnexp.engine import layer_speed
 
 TINY = [
@@ -88,23 +88,26 @@ def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture(scope="session")
 def snnexp(start: Callable, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Run `snnexp ARGS` in a directory to its end; its output, after checking its exit code. `fresh`: in an interpreter of its own."""
+    """Run `snnexp ARGS` in a directory to its end; its output, after checking its exit code.
+
+    `fresh`: in an interpreter of its own. `hidden`: packages that shall seem to be missing.
+    """
     context = forked.server(environment)
     file = tmp_path_factory.mktemp("output") / "output"
 
-    def snnexp(*args: object, cwd: Path, code: int = 0, timeout: float = 240, fresh: bool = False) -> str:
+    def snnexp(*args: object, cwd: Path, code: int = 0, timeout: float = 240, fresh: bool = False, hidden: Sequence[str] = ()) -> str:
         if fresh:
             process = start(*args, cwd=cwd)
             output, _ = process.communicate(timeout=timeout)
             found = process.returncode
         else:
-            process = context.Process(target=forked.command, args=([*map(str, args)], cwd, environment, file))
+            process = context.Process(target=forked.command, args=([*map(str, args)], cwd, environment, file, hidden))
             process.start()
             process.join(timeout)
             output, found = file.read_text(), process.exitcode
             process.kill()
         assert found == code, f"exit code {found}, not {code}:\n{output}"
-        assert "Traceback" not in output, output
+        assert "Traceback" not in output and "Warning: " not in output, output
         return output
 
     return snnexp
@@ -112,9 +115,9 @@ def snnexp(start: Callable, environment: dict[str, str], tmp_path_factory: pytes
 
 def composed(*overrides: str, command: str = "train") -> dict:
     """The checked configuration that `snnexp COMMAND OVERRIDES` composes, in this process."""
-    ConfigStore.instance().store("schema", config.TrainConfig)
+    ConfigStore.instance().store("schema", config.TrainConfig, **hydra_releases.STORE)
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(app.conf_dir()), version_base=app.HYDRA_VERSION_BASE):
+    with app.composing():
         cfg = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):

@@ -34,8 +34,12 @@ def server(environment: dict[str, str]) -> ForkServerContext:
     return context
 
 
-def command(words: Sequence[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
-    """Be `snnexp WORDS` in this process: with its directory, its environment, its output in a file, and its exit code."""
+def command(words: Sequence[str], cwd: Path, environment: dict[str, str], output: Path, hidden: Sequence[str] = ()) -> None:
+    """Be `snnexp WORDS` in this process: with its directory, its environment, its output in a file, and its exit code.
+
+    `hidden` packages are as if they were not installed.
+    """
+    sys.modules |= dict.fromkeys(hidden)
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -352,6 +352,10 @@ def test_shell_completion_of_a_runs_own_keys(trained, said, monkeypatch):
     plain.unlink()
 
 
+def test_another_shell_is_told_which_there_are(said):
+    assert "completion is there for bash, fish, zsh" in said("-sc", "install=dash", code=2)
+
+
 def test_the_completion_script_is_one_of_the_shells(said):
     assert "complete" in said("-sc", "install=bash")
 
@@ -378,6 +382,13 @@ def test_the_list_of_data_sets(said):
         (["tracker.lif.save_every=3"], ["no tracker=lif was chosen. Add tracker=lif"]),
         (["+tracker.lif.save_every=3"], ["tracker.lif names no class; choose it with tracker=lif"]),
         (["-m", "seed=0,1", "--cfg", "job"], ["-m and --cfg exclude one another"]),
+        (["--run", "--multirun"], ["--run and --multirun exclude one another"]),
+        (["--resolve"], ["--resolve goes with --cfg"]),
+        (["lr=???"], ["lr has no value: give it on the command line, lr=VALUE."]),
+        (["data_dir=???"], ["data_dir has no value"]),
+        (["lr=${nothing}"], ["lr does not resolve: Interpolation key 'nothing' not found."]),
+        (["lr=${oc.env:SNNEXP_NOTHING}"], ["lr: ", "Environment variable 'SNNEXP_NOTHING' not found"]),
+        (["seed='1"], ["seed='1: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice"]),
         (["model=vgsnn"], ["model=vgsnn", "vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
         (["optimzer=sgd"], ["optimzer", "Did you mean 'optimizer'"]),
         (["hydra/launcher=submitit_slrum"], ["hydra/launcher=submitit_slrum"]),

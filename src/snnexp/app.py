@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -23,10 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from snnexp import config as configuration
+from snnexp import hydra_releases
 from snnexp.errors import RunFailed, UserError, nearest
 from snnexp.rundir import RunDir, find_run
 
-HYDRA_VERSION_BASE = "1.3"
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
@@ -124,6 +125,11 @@ def conf_dir() -> Path:
     return inside if (inside / "train.yaml").exists() else package.parents[1] / "conf"
 
 
+def composing() -> AbstractContextManager[None]:
+    """Where `hydra.compose` finds our configs."""
+    return hydra.initialize_config_dir(str(conf_dir()), **hydra_releases.COMPOSE)
+
+
 def run(
     command: str,
     argv: list[str],
@@ -144,10 +150,10 @@ def run(
     SearchPath.in_front = [f"file://{Path(directory).resolve()}" for directory in line.config_dirs]
     Plugins.instance().register(SearchPath)
     store = ConfigStore.instance()
-    store.store("schema", schema or configuration.TrainConfig)
+    store.store("schema", schema or configuration.TrainConfig, **hydra_releases.STORE)
     if saved is not None:
-        store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig, anew or {}))
-        OmegaConf.register_new_resolver("run_root", lambda: str(saved.root), replace=True)
+        store.store("saved_run", saved_config(saved, schema or configuration.TrainConfig, anew or {}), **hydra_releases.STORE)
+        configuration.register_resolver("run_root", lambda: str(saved.root), replace=True)
 
     naming = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed_keys(line))}]"] if line.multirun else []
     sys.argv = ["snnexp", *line.overrides, *naming, *line.flags]
@@ -157,12 +163,12 @@ def run(
     def once(cfg: DictConfig) -> None:
         try:
             job(cfg)
-        except (UserError, RunFailed) as error:
+        except (UserError, RunFailed, HydraException, OmegaConfBaseException) as error:
             failures.append(error)  # Hydra would print a line of its own about it
 
     try:
         function = job if line.multirun else once
-        hydra.main(config_path=str(conf_dir()), config_name=command, version_base=HYDRA_VERSION_BASE)(function)()
+        hydra.main(config_path=str(conf_dir()), config_name=command, **hydra_releases.MAIN)(function)()
         if failures:
             raise failures[0]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -172,8 +178,8 @@ def run(
     except OSError as error:  # a directory that cannot be made or read
         raise UserError(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
     except ValueError as error:
-        if str(error).startswith("Only one of --run"):
-            raise UserError("-m and --cfg exclude one another: --cfg shows one configuration, without running.") from error
+        if str(error).startswith(("Only one of --run", "The --resolve flag", "No completion plugin")):
+            raise UserError(flags_in_words(str(error), line)) from error
         if not str(error).startswith("Config group override"):
             raise
         groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
@@ -252,6 +258,18 @@ def refuse_groups(argv: list[str], groups: tuple[str, ...], reason: str) -> None
             raise UserError(f"{word}: {reason}")
 
 
+def flags_in_words(text: str, line: CommandLine) -> str:
+    """What was wrong with flags that Hydra knows but does not take."""
+    if text.startswith("No completion plugin"):
+        shells = sorted(text.rpartition(":")[2].split())
+        return f"-sc {' '.join(line.overrides)}: completion is there for {', '.join(shells)}: -sc install={shells[0]}."
+    if text.startswith("The --resolve flag"):
+        return "--resolve goes with --cfg: --cfg job --resolve shows the configuration with its interpolations resolved."
+    if any(flag.startswith(("--cfg", "-c")) for flag in line.flags) and line.multirun:
+        return "-m and --cfg exclude one another: --cfg shows one configuration, without running."
+    return f"{' and '.join(flag for flag in line.flags if flag.startswith('-'))} exclude one another."
+
+
 def in_words(error: Exception, command: str, line: CommandLine) -> str:
     """What was wrong with a command line or config, and the nearest right word."""
     causes = [error]
@@ -288,10 +306,14 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         wrong = next((word for word in line.overrides if not parses(word)), "")
         if "=" not in wrong:
             return f"{wrong!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]
-        return f"{wrong}: {text.splitlines()[0]}. A value with spaces, commas or brackets is quoted twice: KEY=\"'a, b'\"."
+        return f"{wrong}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: KEY=\"'a, b'\"."
     if "add --multirun" in text:
         word = next((w for w in line.overrides if "," in w), "")
         return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} has no value: give it on the command line, {match[1]}=VALUE."
+    if match := re.search(r"(Interpolation key '[^']+' not found|raised while resolving interpolation: .*)\s+full_key: (\S+)", text):
+        return f"{match[2]}: {match[1].removeprefix('raised while resolving interpolation: ')}."
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
 
 
@@ -300,8 +322,8 @@ def nearest_key(key: str, command: str, line: CommandLine) -> str:
     good = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            keys = list(_keys(hydra.compose(command, overrides=good)))
+        with composing():
+            keys = list(_keys(configuration.unresolved(hydra.compose(command, overrides=good))))
     except (HydraException, OmegaConfBaseException):
         return ""
     if key in keys:
@@ -321,9 +343,8 @@ def options_of(group: str) -> list[str]:
     return [path.stem for path in (conf_dir() / group).glob("*.yaml")]
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Any:
-    for name in config:
+def _keys(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
         yield f"{prefix}{name}"
-        node = config._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            yield from _keys(node, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")

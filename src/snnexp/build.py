@@ -447,7 +447,7 @@ def refit(x: Experiment, cut: surgery.Cut) -> None:
 def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     """The model as the training step calls it: compiled if asked for, under DDP if there are other ranks."""
     if config.compile:
-        torch._dynamo.config.recompile_limit = 32  # an attention that is used in several ways is compiled for each, and for any size
+        torch.compiler.config.recompile_limit = 32  # an attention that is used in several ways is compiled for each, and for any size
     net = torch.compile(model) if config.compile else model
     if ranks.world > 1:
         net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -129,8 +130,11 @@ def job_folder(number: int | str, overrides: str) -> str:
     return f"{number}_{safe}".rstrip("_")
 
 
-OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+# OmegaConf 2.4 gives the function the name that another one, long deprecated, had before.
+before_2_4 = tuple(int(number) for number in omegaconf.__version__.split(".")[:2]) < (2, 4)
+register_resolver = OmegaConf.register_new_resolver if before_2_4 else OmegaConf.register_resolver
+register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
+register_resolver("job_folder", job_folder, replace=True)
 
 
 def anchor_paths(cfg: DictConfig) -> None:
@@ -147,19 +151,22 @@ def anchor_paths(cfg: DictConfig) -> None:
 def settle_resolvers(cfg: DictConfig) -> None:
     """Write the value of every resolver (`${oc.env:HOME}`) in its place: a saved run must not read another machine's environment."""
     with open_dict(cfg):
-        for parent, name in list(_leaves(cfg)):
-            raw = parent._get_node(name)._value()
+        for parent, name, raw in list(_leaves(cfg, unresolved(cfg))):
             if isinstance(raw, str) and re.search(RESOLVER, raw):
                 parent[name] = parent[name]
 
 
-def _leaves(node: DictConfig | ListConfig) -> Iterator[tuple[Any, Any]]:
-    for name in node if isinstance(node, DictConfig) else range(len(node)):
-        child = node._get_node(name)
-        if isinstance(child, DictConfig | ListConfig) and not child._is_none() and not child._is_interpolation():
-            yield from _leaves(child)
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain values, interpolations and `???` as they are written."""
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def _leaves(node: DictConfig | ListConfig, raw: dict | list) -> Iterator[tuple[Any, Any, Any]]:
+    for name, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+        if isinstance(value, dict | list):
+            yield from _leaves(node[name], value)
         else:
-            yield node, name
+            yield node, name, value
 
 
 EARLIER: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True}
@@ -217,13 +224,14 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
     The code that a user's own configuration names is trusted from here on; that of a `saved` run only if `trust` says so.
     Raises: UserError that names the key, its value and what is allowed.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    # Not OmegaConf.missing_keys, which fails in version 2.3 where another key refers to a missing one.
+    missing = sorted(key for key, value in flatten(unresolved(cfg)).items() if value == "???" or isinstance(value, list) and "???" in value)
     if missing:
         raise UserError(f"{missing[0]} has no value: give it on the command line, {missing[0]}=VALUE.")
     try:
         settings = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key} does not resolve: {str(error).splitlines()[0]}.") from error
     settings["choices"] = {group: choices.get(group) or _class_name(settings.get(group)) for group in GROUPS}
     settings["choices"]["tracker"] = "+".join(settings["tracker"]) or "none"
     for group in targets.VERBS:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage:
@@ -22,7 +23,7 @@ class MovingAverage:
     def update(self) -> None:
         """Take one optimizer step's weights into the average."""
         means, values = [self.weights[name] for name in self.floating], [self.entries[name] for name in self.floating]
-        torch._foreach_lerp_(means, values, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates)))(means, values, None)
         self.updates += 1
         for name in self.entries.keys() - set(self.floating):
             self.weights[name].copy_(self.entries[name])

@@ -1,5 +1,6 @@
 """Optimizers that torch does not bring; importing this module needs bitsandbytes."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from snnexp.errors import UserError
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for other ends that are not there
 try:
     from bitsandbytes.optim import AdamW8bit as _AdamW8bit
 except Exception as error:  # a wrong CUDA, glibc or numpy shows itself in many ways at import
