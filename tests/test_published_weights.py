@@ -120,6 +120,16 @@ def test_what_fits_badly_makes_no_run(published, snnexp, tmp_path):
     assert json.loads((run / "result.json").read_text())["init_from"]["head_of_another_size"] == "classifier.1"
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"), [("nowhere.pth", "no such file"), ("", "init_from= names nothing"), ("page.pth", "no file of torch.save")]
+)
+def test_a_file_that_is_none_is_told_before_the_data_are_prepared(source, reason, snnexp, tmp_path):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    said = snnexp("train", *TINY, f"init_from={source}", f"data_dir={tmp_path}/data", cwd=tmp_path, code=2)
+    assert reason in said and "Preparing" not in said
+    assert not (tmp_path / "data").exists() and not (tmp_path / "outputs").exists()
+
+
 def test_judged_elsewhere_a_file_is_told_the_way(published, snnexp, tmp_path):
     path, _ = published
     said = snnexp("evaluate", path, "dataset=digits_dvs", "T=2", "split=test", cwd=tmp_path, code=2)

@@ -216,6 +216,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     check_precision(settings["precision"], device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
+    if settings["init_from"] is not None and not begun:
+        transfer.read(settings["init_from"])  # a file that is none is told before the data, which may take hours to prepare
     its_data, its_task = data(settings), task(settings)
     with torch.device("meta"):
         its_model = model(settings, its_data, its_task)

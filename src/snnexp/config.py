@@ -144,7 +144,7 @@ def anchor_paths(cfg: DictConfig) -> None:
             node = OmegaConf.select(cfg, key)
             parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
             name = key.rpartition(".")[2]
-            if isinstance(node, str) and (key == "data_dir" or not OmegaConf.is_interpolation(parent, name)):
+            if isinstance(node, str) and node and (key == "data_dir" or not OmegaConf.is_interpolation(parent, name)):
                 parent[name] = os.path.abspath(os.path.expanduser(node))
 
 

@@ -31,6 +31,8 @@ def read(source: str) -> Weights:
 
     Raises: UserError if there are none.
     """
+    if not source.strip():
+        raise UserError("init_from= names nothing; give a run, a checkpoint or a file of weights, or null.")
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
