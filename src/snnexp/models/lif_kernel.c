@@ -7,7 +7,8 @@
  * x is [T, M]: T frames of M neurons, fp32 or bf16. The membrane lives in fp32 and never leaves the cache, except v0 and
  * v_last at the two ends. The backward computes h again from x, so that x is all that a training step keeps.
  * Spikes are counted, where asked for, while they are still in the cache.
- * Loops read and write the tensors themselves, without a copy in fp32 in between, so that memory is fetched meanwhile.
+ * Loops read and write the tensors themselves, without a copy in fp32 in between. A block lies in T places of each tensor,
+ * which prefetchers do not foresee: what comes next is asked for while numbers are worked on.
  * The order of the arithmetic is SpikingJelly's: built without contraction to FMA, spikes and membranes are equal bit
  * for bit.
  */
@@ -16,9 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 1024 /* the most neurons that are worked on at a time */
-#define VISIT 2048 /* bytes of a frame in a block of many steps: fewer, and the prefetcher hardly starts before the next frame */
-#define FEW_STEPS 16 /* up to so many the prefetcher follows, and all that BLOCK / 4 neurons need stays in the level 1 cache */
+#define BLOCK 256 /* neurons worked on at a time: what they need over 10 steps stays in the level 1 cache */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
@@ -32,6 +31,19 @@ static int64_t bytes(int bf16) { return bf16 ? 2 : 4; }
 
 /* Where a tensor of fp32 or bf16 has its number `at`, from which loops count. */
 static void *place(const void *tensor, int64_t at, int bf16) { return (char *)tensor + at * bytes(bf16); }
+
+#define LINE 64 /* bytes of a cache line */
+
+/* Ask for n numbers of a tensor from `at` on, to be read or written soon. */
+static void want_to_read(const void *tensor, int64_t at, int n, int bf16) {
+    const char *const from = place(tensor, at, bf16);
+    for (int64_t i = 0; i < n * bytes(bf16); i += LINE) __builtin_prefetch(from + i);
+}
+
+static void want_to_write(void *tensor, int64_t at, int n, int bf16) {
+    char *const from = place(tensor, at, bf16);
+    for (int64_t i = 0; i < n * bytes(bf16); i += LINE) __builtin_prefetch(from + i, 1);
+}
 
 INLINE float get(const void *restrict in, int i, const int bf16) {
     if (!bf16) return ((const float *)in)[i];
@@ -61,9 +73,6 @@ static int power_of_two(float tau) {
 /* The least membrane that fires: above the threshold is from the next number on. */
 INLINE float fires_from(const Lif *p) { return p->strict ? nextafterf(p->threshold, INFINITY) : p->threshold; }
 
-/* It comes by value: read through a pointer it would keep loops from vectorising. */
-INLINE int fires(const float h, const float least) { return h >= least; }
-
 /* One time step: charge and reset. Every flag is a constant at each call, so that each loop vectorises. */
 INLINE void step(const Lif *p, float *restrict h, float *restrict v, const void *restrict x, int n, const int bf16,
                  const int exact, const int decay_input, const int soft_reset) {
@@ -73,7 +82,7 @@ INLINE void step(const Lif *p, float *restrict h, float *restrict v, const void 
         const float input = get(x, i, bf16), drive = decay_input ? input - (v[i] - r) : v[i] - r;
         const float part = exact ? drive * inverse : drive / tau;
         const float charged = decay_input ? v[i] + part : v[i] - part + input;
-        const float spike = fires(charged, least) ? 1.0f : 0.0f;
+        const float spike = charged >= least ? 1.0f : 0.0f;
         h[i] = charged;
         v[i] = soft_reset ? charged - spike * threshold : spike * r + (1.0f - spike) * charged;
     }
@@ -105,7 +114,7 @@ INLINE int fire(const Lif *p, void *restrict spikes, const float *restrict h, in
     const float least = fires_from(p);
     int count = 0;
     for (int i = 0; i < n; i++) {
-        const int spike = fires(h[i], least);
+        const int spike = h[i] >= least;
         count += spike;
         if (bf16)
             ((uint16_t *)spikes)[i] = spike ? 0x3f80 : 0;
@@ -190,7 +199,7 @@ INLINE void step_back(const Lif *p, void *restrict g_x, float *restrict dv, cons
     for (int i = 0; i < n; i++) {
         const float charged = h[i], after = dv[i];
         const float through = detach_reset ? 0.0f : after * (soft_reset ? -threshold : reset - charged);
-        const float kept = !soft_reset && fires(charged, least) ? 0.0f : after;
+        const float kept = soft_reset || charged < least ? after : 0.0f;
         const float dh = (get(g, i, bf16) + through) * slope[i] + kept;
         put(g_x, i, dh * input, bf16);
         dv[i] = dh - dh * inverse;
@@ -220,17 +229,18 @@ static void start(const Lif *p, float *restrict v, const float *restrict v0, int
 /* v0 NULL: the membrane starts at its resting value. counts [T] gains the spikes of each step; NULL: not wanted. Returns 0. */
 int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0, void *spikes,
                 float *v_last, int64_t *counts) {
-    const int64_t block = T > FEW_STEPS ? VISIT / bytes(bf16) : BLOCK / 2;
-    const int64_t blocks = (M + block - 1) / block, counted = counts ? T : 1;
+    const int64_t blocks = (M + BLOCK - 1) / BLOCK, counted = counts ? T : 1;
     int64_t unwanted = 0, *const sums = counts ? counts : &unwanted;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : sums[:counted])
     for (int64_t b = 0; b < blocks; b++) {
         float v[BLOCK], h[BLOCK];
-        const int64_t at = b * block;
-        const int n = M - at < block ? (int)(M - at) : (int)block;
+        const int64_t at = b * BLOCK;
+        const int n = M - at < BLOCK ? (int)(M - at) : BLOCK, next = M - at - n < BLOCK ? (int)(M - at - n) : BLOCK;
         start(p, v, v0, at, n);
         for (int64_t t = 0; t < T; t++) {
             void *const out = place(spikes, t * M + at, bf16);
+            want_to_read(x, t * M + at + n, next, bf16);
+            want_to_write(spikes, t * M + at, n, bf16);
             advance(p, h, v, place(x, t * M + at, bf16), n, bf16);
             const int fired = bf16 ? fire(p, out, h, n, 1) : fire(p, out, h, n, 0);
             if (counts) sums[t] += fired;
@@ -244,12 +254,11 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
 int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0,
                  const void *g_spikes, const float *g_v_last, void *g_x, float *g_v0) {
     static const float zeros[BLOCK];
-    const int64_t block = T > FEW_STEPS ? VISIT / bytes(bf16) : BLOCK / 4;
-    const int64_t blocks = (M + block - 1) / block;
+    const int64_t blocks = (M + BLOCK - 1) / BLOCK;
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *h = malloc((size_t)T * block * sizeof(float));
+        float *h = malloc((size_t)T * BLOCK * sizeof(float));
         float v[BLOCK], dv[BLOCK], slope[BLOCK];
         if (!h) {
 #pragma omp atomic write
@@ -258,15 +267,20 @@ int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, cons
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < blocks; b++) {
             if (!h) continue;
-            const int64_t at = b * block;
-            const int n = M - at < block ? (int)(M - at) : (int)block;
+            const int64_t at = b * BLOCK;
+            const int n = M - at < BLOCK ? (int)(M - at) : BLOCK, next = M - at - n < BLOCK ? (int)(M - at - n) : BLOCK;
             start(p, v, v0, at, n);
-            for (int64_t t = 0; t < T; t++) advance(p, h + t * block, v, place(x, t * M + at, bf16), n, bf16);
+            for (int64_t t = 0; t < T; t++) {
+                if (g_spikes) want_to_read(g_spikes, t * M + at, n, bf16);
+                advance(p, h + t * BLOCK, v, place(x, t * M + at, bf16), n, bf16);
+            }
             memcpy(dv, g_v_last ? g_v_last + at : zeros, n * sizeof(float));
             for (int64_t t = T - 1; t >= 0; t--) {
                 const void *const g = g_spikes ? place(g_spikes, t * M + at, bf16) : zeros;
-                slopes(p, slope, h + t * block, n);
-                retreat(p, place(g_x, t * M + at, bf16), dv, g, h + t * block, slope, n, bf16);
+                want_to_read(x, t * M + at + n, next, bf16);
+                want_to_write(g_x, t * M + at, n, bf16);
+                slopes(p, slope, h + t * BLOCK, n);
+                retreat(p, place(g_x, t * M + at, bf16), dv, g, h + t * BLOCK, slope, n, bf16);
             }
             if (g_v0) memcpy(g_v0 + at, dv, n * sizeof(float));
         }
