@@ -11,9 +11,11 @@ and writes one, for the backward it reads two and writes one. The allocator keep
 Needs, besides snnexp, those that are to be compared; one that is not installed is named with its error:
 
     pip install snntorch==1.0.0 sinabs==3.1.3 norse==1.1.0 spyx==1.0.0 jaxpike==0.1.4
-    python scripts/bench_peers.py                           # T=10, batch 8, 64 channels of 48x48: layer, then network; both in 5 minutes
+    python scripts/bench_peers.py                           # T=10, batch 8, 64 channels of 48x48: layer, network
     python scripts/bench_peers.py layer --rounds 50
     taskset -c 0 python scripts/bench_peers.py              # one thread, for torch and JAX
+
+The layer takes one or two minutes on two cores, the network five, some two of them to compile, and 15 GB of memory.
 """
 
 import argparse
