@@ -4,7 +4,8 @@ import atexit
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -39,7 +40,7 @@ def command(words: Sequence[str], cwd: Path, environment: dict[str, str], output
 
     `hidden` packages are as if they were not installed.
     """
-    sys.modules |= dict.fromkeys(hidden)
+    hide(hidden)
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -53,3 +54,14 @@ def command(words: Sequence[str], cwd: Path, environment: dict[str, str], output
         cli.main()
     finally:
         atexit._run_exitfuncs()  # which the end of a forked process leaves out
+
+
+def hide(packages: Sequence[str]) -> None:
+    """Make this process see no such packages, nor the entry points into them."""
+    sys.modules |= dict.fromkeys(packages)
+    installed = metadata.distributions
+
+    def seen(**kwargs: object) -> Iterator[metadata.Distribution]:
+        return (found for found in installed(**kwargs) if not any(point.module.split(".")[0] in packages for point in found.entry_points))
+
+    metadata.distributions = seen

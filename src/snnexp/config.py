@@ -18,8 +18,10 @@ from snnexp import targets
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import read_json
 
-GROUPS = ("optimizer", "scheduler", "logger", "tracker", "pruner", "task", "dataset", "model", "experiment", "debug")
-"""The config groups; all but the last two are nodes of the config."""
+NODES = ("optimizer", "scheduler", "logger", "tracker", "pruner", "task", "dataset", "model")
+"""The config groups whose option becomes a node of the config."""
+GROUPS = (*NODES, "experiment", "debug")
+"""All config groups; an option of the last two sets keys of any node."""
 
 
 @dataclass
@@ -197,7 +199,7 @@ def write_out_defaults(cfg: DictConfig) -> None:
 
 
 def _nodes_with_earlier_arguments(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for group in GROUPS[:-2]:
+    for group in NODES:
         node = settings.get(group)
         if isinstance(node, dict | DictConfig) and node.get("_target_") in EARLIER_ARGUMENTS:
             yield node, EARLIER_ARGUMENTS[node["_target_"]]

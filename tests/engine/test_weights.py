@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_plain_objects_beside_the_weights_do_no_harm(legacy, tmp_path):
     found = weights.read(path)
     assert list(found.entries) == list(ENTRIES) and found.kept_under == "state_dict"
     assert set(torch.serialization.get_safe_globals()) == before  # admitted for this file alone
+
+
+def test_what_libraries_admit_changes_nothing(tmp_path):
+    with torch.serialization.safe_globals([defaultdict, dict, Namespace, Fraction]):  # PyTorch Geometric, say, admits defaultdict
+        path = saved({"state_dict": ENTRIES, "args": Namespace(found=defaultdict(dict, a=1))}, tmp_path / "x.pt")
+        assert list(weights.read(path).entries) == list(ENTRIES)
+        with pytest.raises(UserError, match="it holds fractions.Fraction, which is no number"):
+            weights.read(saved({"state_dict": ENTRIES, "of": Fraction(1, 3)}, tmp_path / "y.pt"))
+        assert Fraction in torch.serialization.get_safe_globals()
 
 
 def test_a_namespace_may_hold_the_weights(tmp_path):

@@ -28,7 +28,6 @@ from snnexp.rundir import now, write_json
 
 OWN = ("warmup", "steps", "tune", "memory_limit", "tune_budget_minutes")
 """Keys that a training does not have."""
-GROUPS = tuple(group for group in config.GROUPS if group not in ("experiment", "debug"))
 SWITCHES = ("precision", "compile", "channels_last", "batch_size", "accumulate", "workers", "prefetch")
 """Keys of the top level that the search may change."""
 
@@ -235,7 +234,8 @@ class Tuning:
 
     def groups(self, setting: Setting) -> dict[str, Any]:
         """The option of each group that is in force."""
-        chosen = {group: self.choices.get(group) for group in GROUPS} | {"optimizer": setting.get("optimizer", self.choices["optimizer"])}
+        chosen = {group: self.choices.get(group) for group in config.NODES}
+        chosen["optimizer"] = setting.get("optimizer", self.choices["optimizer"])
         return {group: OmegaConf.to_container(name) if OmegaConf.is_config(name) else name for group, name in chosen.items()}
 
     def own_keys(self, groups: dict[str, Any], setting: Setting) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,7 @@ def read_pickle(path: Path) -> Any:
         what = "a directory that is no run" if path.is_dir() else "no such file"
         raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
     try:
-        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+        with stand_ins(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another protocol of pickle: what cannot be read is refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -128,6 +130,18 @@ def read_pickle(path: Path) -> Any:
         raise UserError(
             f"{path} is no whole file of torch.save and no safetensors file ({_reason(error)}): fetch it again, or give another."
         ) from error
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """Let files name the classes of `STAND_INS`, and none that libraries had torch admit: imports do not change what a file may hold."""
+    admitted = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(admitted)
 
 
 class Blank:
