@@ -220,6 +220,15 @@ def test_weights_go_over_to_another_number_of_classes(trained, said, tmp_path):
     assert "no checkpoint" in said("train", *mine, "init_from=nowhere", code=2)
 
 
+def test_paths_that_hold_a_setting_are_taken_as_they_are(trained, said, tmp_path):
+    run, _ = trained
+    weights = tmp_path / "epoch=2, T=2.pth"
+    shutil.copy(run / "checkpoints/checkpoint_best.pth", weights)
+    output = said("train", *TINY, "dataset.size=48", "limit_train=16", "epochs=1", f"init_from={weights}", "exp_name=a")
+    assert "numbers of the file" in output
+    assert f"{weights} is a file that lies in no run" in said("resume", weights, code=2)
+
+
 def test_a_checkpoint_of_another_network_is_not_judged_in_its_place(trained, said, tmp_path):
     run, _ = trained
     said("train", *TINY, "epochs=1", "model.lif.tau=4", "exp_name=leaky")

@@ -144,6 +144,7 @@ def run(
     Raises: UserError for a command line or config that does not compose.
     """
     line = read_command_line(argv)
+    line.overrides = [with_quoted_path(word) for word in line.overrides]
     for directory in line.config_dirs:
         if not Path(directory).is_dir():
             raise UserError(f"--config-dir {directory}: no such directory.")
@@ -208,6 +209,14 @@ def parses(word: str) -> bool:
     except HydraException:
         return False
     return True
+
+
+def with_quoted_path(word: str) -> str:
+    """A setting whose value is the path of something, in quotes if Hydra cannot read it without, as with `=` in a name."""
+    key, _, value = word.partition("=")
+    if not value or "'" in value or parses(word) or not exists(value):
+        return word
+    return f"{key}='{value}'"
 
 
 def saved_config(run: RunDir, schema: type, anew: dict[str, Any]) -> DictConfig:

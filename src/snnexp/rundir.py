@@ -85,6 +85,11 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
         if path.suffix != ".pth":
             raise UserError(f"{path} is neither a run directory nor a checkpoint (.pth) in one.")
         checkpoint, path = path.resolve(), path.resolve().parent.parent
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{argument} is a file that lies in no run: the checkpoints of a run lie in RUN/checkpoints/. To begin a run with its "
+                f"weights: snnexp train ... init_from={argument}"
+            )
     if not path.exists():
         raise UserError(f"{argument}: no such run directory. `snnexp runs` lists the runs below outputs/.")
     if not (path / "config.json").is_file():

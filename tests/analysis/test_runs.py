@@ -324,6 +324,16 @@ def test_over_seed(tmp_path):
     assert (groups[10].best.n, groups[10].best.std) == (1, None)
 
 
+def test_what_auto_came_to_tells_runs_apart(tmp_path):
+    for seed, precision in enumerate(("bf16", "bf16", "fp32")):
+        run = make(tmp_path / f"run{seed}", seed=seed, precision="auto", channels_last=False)
+        (run / "arithmetic.json").write_text(json.dumps({"precision": precision, "channels_last": True, "how": "", "measured": {}}))
+    runs = table.find(tmp_path)
+    assert [run.settings["precision"] for run in runs] == ["bf16", "bf16", "fp32"]
+    assert {run.settings["channels_last"] for run in runs} == {False}  # which was not left open
+    assert sorted(len(group.runs) for group in table.over(runs, ["seed"])) == [1, 2]
+
+
 def test_over_folds_and_seeds_together(tmp_path):
     values = {(0, 0): 0.50, (1, 0): 0.54, (0, 1): 0.47, (1, 1): 0.61, (2, 0): 0.40}
     for (fold, seed), value in values.items():

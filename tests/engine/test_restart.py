@@ -45,6 +45,15 @@ def test_what_is_restored_is_saved_again_the_same(make):
     assert_same(before, after)
 
 
+def test_the_wall_time_of_an_earlier_end_counts(make):
+    x = make("epochs=1", "limit_train=16")
+    train(x)
+    (x.run.resumes / "1").mkdir(parents=True)
+    write_json(x.run.resumes / "1/result.json", {"wall_time_s": 1000.0})  # with its tests, of which the checkpoint knows nothing
+    assert restart.restore(make("epochs=1", "limit_train=16")).wall_seconds >= 1000
+    assert load(x.run.checkpoint("latest"))["state"]["wall_seconds"] < 1000
+
+
 def test_a_run_without_a_checkpoint_begins(make):
     x = make()
     x.run.metrics_log.write_text('{"epoch": 1}\n')  # of a run that was killed before its first checkpoint

@@ -153,7 +153,7 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
         started=_text(status.get("started")),
         updated=_text(status.get("updated")),
         error=_text(status.get("error")),
-        settings=settings(config),
+        settings=settings(config | in_force(path, config)),
         best=_best(result.get("best")),
         test={key: value for key, value in (result.get("test") or {}).items() if _is_number(value)},
         protocol=_text(result.get("protocol")),
@@ -164,6 +164,12 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
         run.best = _best_so_far(path / "logs" / "metrics.jsonl", config.get("monitor") or status.get("monitor"))
         run.samples_per_s = _number(_last_object(path / "logs" / "progress.jsonl").get("samples_per_s"))
     return run
+
+
+def in_force(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What the keys that a run left open (`auto`) came to on its machine: runs that computed otherwise are not equal."""
+    recorded = _read_object(path / "arithmetic.json") if _exists(path / "arithmetic.json") else {}
+    return {key: recorded[key] for key in ("precision", "channels_last") if config.get(key) == "auto" and key in recorded}
 
 
 def _state(path: Path, status: dict[str, Any]) -> str:

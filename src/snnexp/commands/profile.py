@@ -70,10 +70,13 @@ def measure(settings: dict[str, Any]) -> None:
 
     Raises: UserError, RunFailed.
     """
-    from snnexp.engine import memory, profiling
+    from snnexp.engine import layer_speed, memory, profiling
     from snnexp.engine.distributed import choose_device
 
-    before = memory.peak_bytes(choose_device(settings["device"]))
+    device = choose_device(settings["device"])
+    for kind in layer_speed.KINDS if device.type == "cpu" else ():
+        layer_speed.renewed(kind)  # first, so that what auto takes is what is timed
+    before = memory.peak_bytes(device)
     folder = claim(settings)
     try:
         with tempfile.TemporaryDirectory(prefix="snnexp_profile_") as scratch, trial.experiment(settings, Path(scratch)) as x:

@@ -274,14 +274,14 @@ def hardware_share(x: "Experiment", state: State, step_ms: float) -> dict[str, A
 
 
 def layers(x: "Experiment") -> dict[str, Any] | None:
-    """GFLOP/s of the network's kinds of layer in each precision and layout, measured now and kept for later runs, and what auto takes.
+    """GFLOP/s of the network's kinds of layer in each precision and layout, and what auto takes by them.
 
     None on CUDA, where auto does not measure.
     """
     if x.ranks.device.type == "cuda":
         return None
     shares = choice.shares(x.model)
-    measured = [layer_speed.renewed(kind) for kind in shares]
+    measured = [layer_speed.speeds(kind) for kind in shares]
     precision, channels_last = choice.fastest("auto", "auto", shares, measured)
     rows = {speeds.kind: {"share": shares[speeds.kind], "gflops": speeds.gflops} for speeds in measured}
     return {"kinds": rows, "precision": precision, "channels_last": channels_last}

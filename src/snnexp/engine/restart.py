@@ -11,6 +11,7 @@ from snnexp.engine import checkpoint
 from snnexp.engine.choice import OPEN
 from snnexp.engine.state import State, random_state, restore_random_state, seed_everything
 from snnexp.errors import UserError
+from snnexp.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
     from snnexp.build import Experiment
@@ -112,6 +113,12 @@ def discard(x: "Experiment", state: State, fallen: set[int]) -> None:
         files[epoch].unlink()
 
 
+def spent_before(run: RunDir) -> list[float]:
+    """The wall time of each end that the run has come to before, in s: a checkpoint does not know what its tests took."""
+    results = [read_json(path) for path in run.resumes.glob("*/result.json")]
+    return [float(result["wall_time_s"]) for result in results if isinstance(result, dict) and "wall_time_s" in result]
+
+
 def restore(x: "Experiment") -> State:
     """Put a run where its newest checkpoint left it; a run without one starts, from `init_from` if given.
 
@@ -141,6 +148,7 @@ def restore(x: "Experiment") -> State:
         else:
             x.terminal.say(f"tracker {name}: this checkpoint has no record of it; it begins anew.")
     state = State(**saved["state"])
+    state.wall_seconds = max([state.wall_seconds, *spent_before(x.run)])
 
     x.train_batches.seek(state.epoch, state.batch)
     state.batch = x.train_batches.after(saved["sampler"]["samples"])  # where other batch sizes may have put it

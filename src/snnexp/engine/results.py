@@ -185,7 +185,7 @@ def write(
         "epochs": round(state.epoch + state.batch / len(x.train_batches), 4) if state.batch else state.epoch,
         "parameters": x.parameters,
         "wall_time_s": round(state.wall_seconds, 1),
-        "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2),
+        "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2) if state.samples else None,
         "precision": x.precision.name,
         "channels_last": x.choice.channels_last,
         "neuron": x.neuron_implementation,

@@ -70,9 +70,11 @@ def fit(model: nn.Module, source: str, data: Any, partial: bool, judged_alone: b
     if not partial and (reason := too_little(best, entries, own)):
         raise UserError(f"init_from={source}: {reason}\n{leftovers(best, entries, own)}To take what fits all the same: init_partial=true.")
     if judged_alone and not partial and (missing := [*best.unfilled, *best.of_head]):
+        reasons = [f"it lacks {shown(best.unfilled)}"] if best.unfilled else []
+        reasons += [f"there {place} is of another size ({best.left[name]})" for name, place in best.misshapen.items()][:SHOWN]
         raise UserError(
-            f"epochs=0 would judge a network that is in part as initialised: init_from={source} lacks {len(missing)} of its entries "
-            f"({shown(missing)}). Train it (epochs=...), or judge it so with init_partial=true."
+            f"epochs=0 would judge a network of which init_from={source} leaves {len(missing)} entries as initialised: "
+            f"{'; '.join(reasons)}. Make the model of the file's sizes, train it (epochs=...), or judge it so with init_partial=true."
         )
     return found, best
 
