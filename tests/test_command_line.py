@@ -509,6 +509,18 @@ def test_foreign_and_damaged_checkpoints_are_refused(trained, said, tmp_path):
 EVIL = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Net:\n    def __init__(self, **given): pathlib.Path({mark!r}).touch()\n"
 
 
+@pytest.mark.parametrize(
+    "call", ["${oc.env:HOME}", '"\\x24{oc.env:HOME}"', "${oc.${mine.e}:HOME}", "[1, '${ oc.env : HOME}']", "{a: '${oc.decode:${T}}'}"]
+)
+def test_a_strangers_run_directory_reads_no_environment(call, trained, said, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    config = run / ".hydra/config.yaml"
+    config.write_text(config.read_text() + f"mine:\n  e: env\n  stolen: {call}\n")
+    output = said("evaluate", run, "--cfg", "job", "--resolve", code=2)
+    assert "mine.stolen" in output and "in a saved run is not resolved" in output and str(Path.home()) not in output.replace(str(run), "")
+
+
 def test_a_strangers_run_directory_runs_no_code(trained, said, tmp_path, monkeypatch):
     run, mark = tmp_path / "outputs/strange", tmp_path / "mark"
     (tmp_path / "evil_module.py").write_text(EVIL.format(mark=str(mark)))

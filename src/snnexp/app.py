@@ -231,23 +231,25 @@ def saved_config(run: RunDir, schema: type, anew: dict[str, Any]) -> DictConfig:
         try:
             for name in ("hydra", "defaults"):  # neither Hydra's own settings nor trust may come from a run
                 saved.pop(name, None)
+            refuse_resolvers(saved, path)
             saved["trust"] = []
             configuration.fill_in_earlier(saved)
             for name, value in anew.items():
                 saved[name] = value
-            refuse_resolvers(path)
             return OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:
             raise UserError(f"{path} is not a configuration of this version: {str(error).splitlines()[0]}") from error
 
 
-def refuse_resolvers(path: Path) -> None:
+def refuse_resolvers(saved: DictConfig, path: Path) -> None:
     """Refuse a saved configuration that would read this machine's environment or files when it is resolved.
 
     Raises: UserError.
     """
-    for found in re.finditer(configuration.RESOLVER, path.read_text()):
-        raise UserError(f"{path}: ${{{found[1]}:...}} in a saved run is not resolved; write the value in its place.")
+    for key, value in configuration.flatten(configuration.unresolved(saved)).items():
+        for text in (key, *(value if isinstance(value, list) else [value])):  # of YAML as it is read: an escape hides nothing
+            if configuration.calls_resolver(str(text)):
+                raise UserError(f"{path}: {key}: {text} in a saved run is not resolved; write the value in its place.")
 
 
 def unresolved_config(run: RunDir) -> Path:

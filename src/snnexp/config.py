@@ -116,8 +116,13 @@ ONE_OF = {
 }
 
 
-RESOLVER = r"\$\{\s*([\w.]+)\s*:"
-"""An interpolation that calls a resolver, rather than naming another key."""
+PLAIN = r"\$\{\s*[\w.\[\]-]+\s*\}"
+"""An interpolation that names another key, and nothing else."""
+
+
+def calls_resolver(text: str) -> bool:
+    """True if an interpolation in a value may call a resolver (`${oc.env:HOME}`), be its name itself put together."""
+    return "${" in re.sub(PLAIN, "", text)
 
 
 def _sweep_name(exp_name: str | None) -> str:
@@ -154,7 +159,7 @@ def settle_resolvers(cfg: DictConfig) -> None:
     """Write the value of every resolver (`${oc.env:HOME}`) in its place: a saved run must not read another machine's environment."""
     with open_dict(cfg):
         for parent, name, raw in list(_leaves(cfg, unresolved(cfg))):
-            if isinstance(raw, str) and re.search(RESOLVER, raw):
+            if isinstance(raw, str) and calls_resolver(raw):
                 parent[name] = parent[name]
 
 

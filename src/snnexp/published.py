@@ -35,8 +35,15 @@ class Published:
         return {name: _rename(name, compiled) for name in names}
 
     def other_form(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What `form` asks for where a model's arguments say something else."""
-        return {name: value for name, value in self.form.items() if arguments.get(name, value) != value}
+        """What `form` asks for where a model's arguments say something else; of settings within one, those that are given."""
+        other: dict[str, Any] = {}
+        for name, value in self.form.items():
+            given = arguments.get(name, value)
+            if isinstance(value, dict):
+                other |= {f"{name}.{key}": right for key, right in value.items() if (given or {}).get(key, right) not in (right, "preset")}
+            elif given != value:
+                other[name] = value
+        return other
 
     def is_lacking(self, name: str) -> bool:
         """True for an entry of the model that such files never have."""

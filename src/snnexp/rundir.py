@@ -74,6 +74,11 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...")
 
 
+def is_run(folder: Path) -> bool:
+    """True for a directory that a run has made, not for any other that has a config.json in it."""
+    return all((folder / name).is_file() for name in ("config.json", "status.json"))
+
+
 def find_run(argument: str) -> tuple[RunDir, Path | None]:
     """The run that `argument` names, and the checkpoint if it is the path of one.
 
@@ -85,7 +90,7 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
         if path.suffix != ".pth":
             raise UserError(f"{path} is neither a run directory nor a checkpoint (.pth) in one.")
         checkpoint, path = path.resolve(), path.resolve().parent.parent
-        if not (path / "config.json").is_file():
+        if not is_run(path):
             raise UserError(
                 f"{argument} is a file that lies in no run: the checkpoints of a run lie in RUN/checkpoints/. To begin a run with its "
                 f"weights: snnexp train ... init_from={argument}"

@@ -1,4 +1,7 @@
+import errno
 import hashlib
+import http.client
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,9 +19,9 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 class Server(ThreadingHTTPServer):
     """Gives CONTENT on 127.0.0.1; breaks the first `breaks` answers off after 300,000 bytes."""
 
-    def __init__(self, breaks: int = 0, ranges: bool = True, status: int = 200) -> None:
+    def __init__(self, breaks: int = 0, ranges: bool = True, status: int = 200, page: bytes | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.breaks, self.ranges, self.status = breaks, ranges, status
+        self.breaks, self.ranges, self.status, self.page = breaks, ranges, status, page
         self.asked: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/file.zip"
 
@@ -37,6 +40,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
+        if self.server.page is not None:  # a login or a check for robots in the file's place
+            self.send_response(self.server.status)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(self.server.page)))
+            self.end_headers()
+            self.wfile.write(self.server.page)
+            return
         if self.server.status != 200:
             self.send_error(self.server.status)
             return
@@ -142,3 +152,39 @@ def test_place_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "download").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(["http://127.0.0.1:9/file.zip"], tmp_path / "download" / "file.zip", MD5)
+
+
+@pytest.mark.parametrize(("status", "page"), [(200, b"<html>log in</html>"), (202, b""), (202, b"<html>wait</html>"), (200, b"")])
+def test_a_page_in_the_place_of_the_file_costs_nothing_that_was_fetched(status, page, tmp_path) -> None:
+    part = tmp_path / "file.zip.part"
+    part.write_bytes(CONTENT[:600_000])
+    with Server(status=status, page=page) as server, pytest.raises(MissingData, match="600000 bytes are kept"):
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert part.read_bytes() == CONTENT[:600_000]
+    with Server() as server:
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert server.asked == ["bytes=600000-"] and sorted(p.name for p in tmp_path.iterdir()) == ["file.zip", "file.zip.lock"]
+
+
+def test_a_whole_answer_that_breaks_off_early_leaves_the_longer_part(tmp_path) -> None:
+    part = tmp_path / "file.zip.part"
+    part.write_bytes(CONTENT[:600_000])
+    with Server(breaks=99, ranges=False) as server, pytest.raises(MissingData, match="600000 bytes are kept"):
+        fetch([server.url], tmp_path / "file.zip", MD5)
+    assert part.read_bytes() == CONTENT[:600_000] and not list(tmp_path.glob("*.again"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLEOFError(8, "EOF occurred"), TimeoutError("timed out")]
+)
+def test_what_the_network_does_in_mid_file_is_not_the_disks_fault(error, tmp_path, monkeypatch) -> None:
+    def read(answer, size):
+        failing.append(size)
+        raise error
+
+    failing: list[int] = []
+    with Server() as server, monkeypatch.context() as patch:
+        patch.setattr(http.client.HTTPResponse, "read", read)
+        with pytest.raises(MissingData, match="could not be fetched.*(No route|EOF|timed out)"):
+            fetch([server.url], tmp_path / "file.zip", MD5)
+    assert len(failing) == download.ROUNDS

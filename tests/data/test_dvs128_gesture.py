@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import io
 import tarfile
@@ -122,6 +123,25 @@ def test_the_original_goes_before_what_was_cut(tmp_path: Path) -> None:
     assert "figshare" not in DVS128Gesture(root=tmp_path, T=2, size=8).protocol
 
 
+@pytest.mark.parametrize("time", [np.nan, np.inf, 1e300])
+def test_precut_times_that_are_none_are_refused(time) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[1, 2, 1, 5.0], [1, 2, 0, time]]))
+    with pytest.raises(UserError, match="0.npy: (needed is an array.*NaN or infinite|t reaches from 5000 to 1e\\+303)"):
+        parse_precut(file.getvalue(), "0.npy")
+
+
+def test_a_precut_file_of_another_kind_or_damaged_is_one_message() -> None:
+    archive, whole = io.BytesIO(), io.BytesIO()
+    np.savez(archive, a=np.zeros((3, 4)))
+    np.save(whole, np.zeros((3, 4)))
+    header = whole.getvalue()
+    damaged = [header[:at] + bytes([byte]) + header[at + 1 :] for at in range(8, 80) for byte in b"\0('\"{\xff\n"]
+    for data in (archive.getvalue(), archive.getvalue()[:-40], *damaged):
+        with contextlib.suppress(UserError):  # some damage leaves a header that says the same
+            parse_precut(data, "0.npy")
+
+
 def test_precut_times_are_milliseconds_of_any_type() -> None:
     for kind in (np.uint16, np.int32, np.float32, np.float64):
         file = io.BytesIO()
@@ -173,7 +193,7 @@ def test_half_of_the_trials_is_completed_or_named(published: Path) -> None:
         ("user01_lab/3.npy", np.zeros((3, 5)), r"3\.npy: needed is an array \[E, 4\].*shape \(3, 5\)"),
         ("user01_lab/3.npy", np.array([{}], dtype=object), r"3\.npy: needed is"),
         ("user01_lab/3.npy", np.array([[128, 0, 1, 1]]), r"3\.npy: event 0 lies at x=128"),
-        ("user01_lab/3.npy", np.array([[1, 0, 1, np.nan]]), r"3\.npy: t is not in whole numbers"),
+        ("user01_lab/3.npy", np.array([[1, 0, 1, np.nan]]), r"3\.npy: needed is.*NaN or infinite"),
     ],
 )
 def test_damaged_trials(tmp_path: Path, name: str, content: np.ndarray, words: str) -> None:

@@ -89,6 +89,11 @@ def test_kinds_count_by_their_share():
     assert fastest("auto", "auto", {}, []) == ("fp32", False)
 
 
+def test_a_gain_that_its_layout_would_not_get_does_not_count():
+    # bf16 is 11 % faster in channels_last, which is not taken for 9 %; in the layout that it would get it is 2 % faster.
+    assert fastest("auto", "auto", {"convolution": 1.0}, [convolution(100, 100, 102, 111)]) == ("fp32", False)
+
+
 def test_the_kinds_of_a_network():
     assert shares(VGGSNN(in_channels=2, num_classes=10, size=16, T=2, width=0.25)).keys() == {"convolution"}
     mixed = shares(Spikformer(in_channels=3, num_classes=10, size=16, T=2, depth=1, dim=64, heads=4))

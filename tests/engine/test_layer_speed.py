@@ -4,7 +4,9 @@ import json
 import math
 import os
 import stat
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,10 +140,23 @@ def test_a_kind_is_measured_once(measured, tmp_path):
     assert speeds("matmul").gflops == MADE["matmul"] and measured == {"convolution": 1, "matmul": 1}
     names = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "snnexp").iterdir()}
     assert names == {"speed-convolution", "speed-matmul"}
-    (path,) = (tmp_path / "snnexp").glob("speed-matmul-*")
+    (path,) = (tmp_path / "snnexp").glob("speed-matmul-*.json")
     content = json.loads(path.read_text())
     assert content["gflops"] == MADE["matmul"] and content["torch"] == torch.__version__
     assert stat.S_IMODE((tmp_path / "snnexp").stat().st_mode) == 0o700
+
+
+def test_those_that_start_together_take_one_measurement(measured, monkeypatch):
+    rates = iter((100.0, 200.0))
+
+    def measure(kind: str) -> dict[str, float]:
+        time.sleep(0.2)
+        return dict.fromkeys(MADE[kind], next(rates))
+
+    monkeypatch.setattr(layer_speed, "measure", measure)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(speeds, ["matmul", "matmul"])
+    assert one == other == speeds("matmul")
 
 
 def other_processor(patch):
@@ -178,11 +193,11 @@ def test_what_the_speed_depends_on_is_measured_for_itself(change, measured, monk
 )  # fmt: skip
 def test_a_damaged_file_is_measured_anew_and_mended(content, measured, tmp_path):
     speeds("matmul")
-    (path,) = (tmp_path / "snnexp").iterdir()
+    (path,) = (tmp_path / "snnexp").glob("*.json")
     path.write_bytes(content)
     assert speeds("matmul").gflops == MADE["matmul"] and measured["matmul"] == 2
     assert speeds("matmul").gflops == MADE["matmul"] and measured["matmul"] == 2
-    assert [one.name for one in (tmp_path / "snnexp").iterdir()] == [path.name]
+    assert {one.name for one in (tmp_path / "snnexp").iterdir()} == {path.name, path.with_suffix(".lock").name}
 
 
 def test_a_folder_in_the_way_of_the_file_is_no_end(measured, tmp_path):

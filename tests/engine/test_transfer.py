@@ -208,6 +208,42 @@ def theirs(model: nn.Module, table: Published, names: list[str]) -> dict[str, Te
     return out
 
 
+def test_a_network_that_is_a_small_part_of_its_file(tmp_path):
+    weights = {f"generator.{name}": value for name, value in entries(Net()).items()} | {"perceptual.weight": torch.ones(300, 300)}
+    model = Net()
+    _, record = taken(model, weights, tmp_path, partial=True)
+    assert record["model_numbers"]["filled"] == record["model_numbers"]["all"] and record["prefix"] == "generator."
+
+
+def test_of_what_a_file_may_mean_that_is_taken_which_fits(tmp_path):
+    weights = entries(Net())
+    for wrapped in (
+        {"weights": {"class": torch.ones(10)}, "encoder": weights},
+        {"state_dict": weights, "ema": {"decay": torch.ones(3)}},
+        {"params": {"other": torch.ones(99)}, "generator": {"net": weights}},
+    ):
+        _, record = taken(Net(), wrapped, tmp_path)
+        assert record["model_numbers"]["filled"] == record["model_numbers"]["all"]
+    parameters = dict(Net().named_parameters())
+    average = {name: value + 1 for name, value in weights.items() if name in parameters}
+    model = Net()
+    said, record = taken(model, {"model": weights, "ema": {"shadow": average}}, tmp_path)
+    assert "the average under ema.shadow with what it lacks of model" in said and record["completed_from"] == "model"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, average.get(name, weights[name])), name
+
+
+def test_other_dynamics_than_the_published_ones_are_said(tmp_path):
+    model = Spikformer(in_channels=3, num_classes=4, size=8, T=2, depth=1, dim=16, heads=2, pools=1)
+    given = {"_target_": "snnexp.models.spikformer.Spikformer", "in_channels": 3, "num_classes": 4, "size": 8, "T": 2}
+    names = [f"block.0.attn.{q}_linear.weight" for q in ("q", "k", "v", "proj")] + ["head.weight"]
+    weights = theirs(model, Spikformer.published[0], names)
+    said, _ = taken(model, weights, tmp_path, partial=True, **given)
+    assert "they were made for" not in said
+    said, record = taken(model, weights, tmp_path, partial=True, **given, lif={"tau": 4.0, "alpha": "preset"}, scale=0.25)
+    assert record["other_form"] == {"lif.tau": 2.0, "scale": 0.125} and "model.lif.tau=2.0" in said
+
+
 @pytest.mark.parametrize("layers", [2, 3, 7, 12])
 @pytest.mark.parametrize("conv_type", ["gcn", "gin"])
 def test_sgt_of_any_number_of_layers(conv_type, layers, tmp_path):
@@ -250,7 +286,7 @@ def test_spikformer_of_any_depth_and_a_convolution_of_one_tap(tmp_path):
             names.append(f"patch_embed.{place}.{words[-1]}")
         else:
             names.append(name)
-    weights = theirs(model, Spikformer.published[0], names)
+    weights = theirs(model, Spikformer.published[1], names)  # convolutions of one tap, as for events
     weights = {name: value.unsqueeze(-1) if name.startswith("block") and value.dim() == 2 else value for name, value in weights.items()}
     _, record = taken(model, weights | {"block.0.norm1.weight": torch.ones(900), "pos_embed": torch.ones(1, 64, 16)}, tmp_path)
     assert record["file_entries"]["without_counterpart"] == 2 and record["model_numbers"]["filled"] == record["model_numbers"]["all"]

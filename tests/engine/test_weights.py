@@ -50,23 +50,63 @@ def saved(what: object, path: Path) -> Path:
     ],
 )
 def test_any_wrapping(wrapped, under, tmp_path):
-    found = weights.read(saved(wrapped, tmp_path / "weights"))
+    found = weights.read(saved(wrapped, tmp_path / "weights"))[0]
     assert found.kept_under == under and list(found.entries) == list(ENTRIES)
     assert all(torch.equal(found.entries[name], value) for name, value in ENTRIES.items())
 
 
 def test_parts_side_by_side_have_the_names_of_their_parts(tmp_path):
     parts = {"encoder": {"weight": torch.ones(2)}, "head": {"weight": torch.zeros(2)}, "optimizer": {"momentum": torch.ones(3)}, "epoch": 4}
-    assert list(weights.read(saved(parts, tmp_path / "parts.pt")).entries) == ["encoder.weight", "head.weight"]
+    assert list(weights.read(saved(parts, tmp_path / "parts.pt"))[0].entries) == ["encoder.weight", "head.weight"]
+
+
+def test_a_number_beside_the_weights_hides_none(tmp_path):
+    for wrapped in (
+        {"epoch": torch.tensor(3), "generator": ENTRIES},
+        {"state_dict": ENTRIES, "ema": {"decay": torch.tensor(0.9)}},
+        {"params": {"lr": torch.tensor(0.1)}, "backbone": ENTRIES},
+    ):
+        assert list(weights.read(saved(wrapped, tmp_path / "x.pt"))[0].entries) == list(ENTRIES)
+
+
+def test_all_that_a_file_may_mean_is_offered(tmp_path):
+    found = weights.read(saved({"weights": {"class": torch.ones(10)}, "encoder": ENTRIES}, tmp_path / "x.pt"))
+    assert [list(each.entries) for each in found] == [["class"], ["weights.class", *(f"encoder.{name}" for name in ENTRIES)], list(ENTRIES)]
+    inner = {"0": {"weight": torch.ones(3)}, "optimizer_state": {"x": torch.ones(9)}}
+    nested = {"model": {"head.weight": torch.ones(2), "features": inner}}
+    assert list(weights.read(saved(nested, tmp_path / "x.pt"))[0].entries) == ["head.weight", "features.0.weight"]
+    beside = {"hypernet": {"weight": torch.ones(2)}, "scheduler": {"a": torch.ones(2)}, "lr_schedulers": {"a": torch.ones(2)}}
+    assert list(weights.read(saved(beside | {"encoder": {"weight": torch.ones(2)}}, tmp_path / "x.pt"))[0].entries) == [
+        "hypernet.weight", "encoder.weight"
+    ]  # fmt: skip
+
+
+def test_an_average_of_parameters_alone_has_the_statistics_of_what_it_averages(tmp_path):
+    plain = {"weight": torch.zeros(2, 2), "running_mean": torch.ones(2)}
+    wrapped = {"model": plain, "ema": {"decay": torch.tensor(0.9), "shadow": {"weight": torch.full((2, 2), 7.0)}}}
+    found = weights.read(saved(wrapped, tmp_path / "x.pt"))[0]
+    assert found.averaged and (found.kept_under, found.completed_from) == ("ema.shadow", "model")
+    assert found.entries["weight"].mean() == 7 and torch.equal(found.entries["running_mean"], torch.ones(2))
+
+
+@pytest.mark.parametrize("change", [{"data": {"variables": 3}}, {"args": {"choices": 3}}, {"state_dict": None}, {"pruned": 3}, {"args": 3}])
+def test_a_checkpoint_with_something_else_in_its_places_is_one_message(change, tmp_path):
+    torch.save(content() | change, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"but not what belongs under {next(iter(change))}"):
+        weights.read(tmp_path / "x.pth")
+
+
+def test_the_version_of_torch_is_a_plain_value(tmp_path):
+    assert list(weights.read(saved({"torch": torch.__version__, "state_dict": ENTRIES}, tmp_path / "x.pt"))[0].entries) == list(ENTRIES)
 
 
 def test_of_a_run_the_weights_by_which_it_is_judged(tmp_path):
     path = tmp_path / "checkpoint_best.pth"
     checkpoint.save(path, content() | {"data": {"variables": ["b", "a"]}, "pruned": {"kept": {"lif": [1]}}})
-    found = weights.read(path)
+    found = weights.read(path)[0]
     assert found.entries["weight"].mean() == 1 and found.variables == ["b", "a"] and found.pruned and found.settings["T"] == 4
     checkpoint.save(path, content() | {"ema": {"weight": torch.zeros(2)}})
-    found = weights.read(path)
+    found = weights.read(path)[0]
     assert torch.equal(found.entries["weight"], torch.zeros(2)) and found.variables is None and not found.pruned
 
 
@@ -81,7 +121,7 @@ def test_plain_objects_beside_the_weights_do_no_harm(legacy, tmp_path):
     path = tmp_path / "model_best.pth.tar"
     torch.save(beside | {"state_dict": ENTRIES}, path, _use_new_zipfile_serialization=not legacy)
     before = set(torch.serialization.get_safe_globals())
-    found = weights.read(path)
+    found = weights.read(path)[0]
     assert list(found.entries) == list(ENTRIES) and found.kept_under == "state_dict"
     assert set(torch.serialization.get_safe_globals()) == before  # admitted for this file alone
 
@@ -89,19 +129,19 @@ def test_plain_objects_beside_the_weights_do_no_harm(legacy, tmp_path):
 def test_what_libraries_admit_changes_nothing(tmp_path):
     with torch.serialization.safe_globals([defaultdict, dict, Namespace, Fraction]):  # PyTorch Geometric, say, admits defaultdict
         path = saved({"state_dict": ENTRIES, "args": Namespace(found=defaultdict(dict, a=1))}, tmp_path / "x.pt")
-        assert list(weights.read(path).entries) == list(ENTRIES)
+        assert list(weights.read(path)[0].entries) == list(ENTRIES)
         with pytest.raises(UserError, match="it holds fractions.Fraction, which is no number"):
             weights.read(saved({"state_dict": ENTRIES, "of": Fraction(1, 3)}, tmp_path / "y.pt"))
         assert Fraction in torch.serialization.get_safe_globals()
 
 
 def test_a_namespace_may_hold_the_weights(tmp_path):
-    assert list(weights.read(saved({"model": defaultdict(int, ENTRIES)}, tmp_path / "x.pt")).entries) == list(ENTRIES)
+    assert list(weights.read(saved({"model": defaultdict(int, ENTRIES)}, tmp_path / "x.pt"))[0].entries) == list(ENTRIES)
 
 
 def test_safetensors_by_their_content(tmp_path):
     save_file({name: value.contiguous() for name, value in ENTRIES.items()}, tmp_path / "model.bin", metadata={"format": "pt"})
-    found = weights.read(tmp_path / "model.bin")
+    found = weights.read(tmp_path / "model.bin")[0]
     assert sorted(found.entries) == sorted(ENTRIES) and torch.equal(found.entries["layer.weight"], ENTRIES["layer.weight"])
     whole = (tmp_path / "model.bin").read_bytes()
     (tmp_path / "model.bin").write_bytes(whole[:-4])
@@ -188,7 +228,7 @@ def test_files_of_other_kinds(tmp_path):
             weights.read(tmp_path / name)
     with warnings.catch_warnings(), pytest.raises(UserError, match="protocol.pth"):
         warnings.simplefilter("error")  # torch has something to say of the protocol, in three lines of its own
-        weights.read(tmp_path / "protocol.pth")
+        weights.read(tmp_path / "protocol.pth")[0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -206,7 +246,7 @@ def test_a_damaged_file_is_one_message(legacy, tmp_path):
                 damaged[chance.randrange(len(whole) // 2)] = chance.randrange(256)
         path.write_bytes(damaged)
         try:
-            weights.read(path)
+            weights.read(path)[0]
         except UserError as error:
             refused += 1
             assert str(path) in str(error)

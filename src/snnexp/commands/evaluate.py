@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from snnexp import app, config, targets
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, now, write_json
+from snnexp.rundir import RunDir, is_run, now, write_json
 
 
 def run(argv: list[str]) -> int:
@@ -37,14 +37,14 @@ def run(argv: list[str]) -> int:
 
 def lies_in_a_run(file: Path) -> bool:
     """True for a checkpoint in its run directory."""
-    return file.suffix == ".pth" and (file.resolve().parent.parent / "config.json").is_file()
+    return file.suffix == ".pth" and is_run(file.resolve().parent.parent)
 
 
 def how_to_judge(word: str, file: Path, argv: list[str]) -> str:
     """What to type to judge weights that lie in no run, with what the file and the command line tell of their network and data."""
     from snnexp.engine import weights
 
-    known = made_with(weights.read(file).settings or {})
+    known = made_with(weights.read(file)[0].settings or {})
     given = {name: value for name, _, value in (each.partition("=") for each in argv if each != word) if value}
     known |= {name: value for name, value in given.items() if name not in ("split", "checkpoint")}
     first = {name: known.pop(name, "...") for name in ("model", "dataset")}
@@ -60,7 +60,8 @@ def how_to_judge(word: str, file: Path, argv: list[str]) -> str:
 
 def made_with(settings: dict[str, Any]) -> dict[str, Any]:
     """By what a run chose its network and data, and what it changed about the network."""
-    choices, node = settings.get("choices") or {}, settings.get("model") or {}
+    choices, node = settings.get("choices") or {}, settings.get("model")
+    node = node if isinstance(node, dict) else {}
     chosen: dict[str, Any] = {group: choices[group] for group in ("model", "dataset", "task", "experiment") if choices.get(group)}
     chosen |= {"T": settings["T"]} if "T" in settings else {}
     with suppress(UserError, KeyError):  # of a class that is not here or not trusted, nothing more is known

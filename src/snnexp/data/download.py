@@ -114,22 +114,39 @@ def receive(url: str, part: Path) -> None:
         part.unlink()
         raise
     with answer:
+        if answer.status not in (200, 206) or answer.headers.get_content_type() == "text/html":
+            raise ConnectionError(f"answered with {answer.status} and {answer.headers.get_content_type()}, not with the file")
         said_range = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-        if have and not (answer.status == 206 and said_range and int(said_range[1]) == have):
-            if answer.status == 206:
-                part.unlink()
-                raise ConnectionError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
-            have = 0
+        if answer.status == 206 and not (said_range and int(said_range[1]) == have):
+            part.unlink(missing_ok=True)
+            raise ConnectionError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
+        whole_again = bool(have) and answer.status == 200
+        target = part.with_name(part.name + ".again") if whole_again else part  # what is there stays until there is more
+        have = 0 if whole_again else have
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
+        with open(target, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
             advance(have)
-            while chunk := answer.read(CHUNK):
+            while chunk := read_chunk(answer):
                 file.write(chunk)
                 advance(len(chunk))
-    got = part.stat().st_size
-    if total is not None and got < total:
-        raise ConnectionError(f"the connection ended at byte {got} of {total}")
+    got = target.stat().st_size
+    if whole_again:
+        better = got > part.stat().st_size or got and got == total
+        os.replace(target, part) if better else target.unlink()
+    if not got or total is not None and got < total:
+        raise ConnectionError(f"the connection ended at byte {got}" + (f" of {total}" if total else ""))
+
+
+def read_chunk(answer: http.client.HTTPResponse) -> bytes:
+    """The next bytes of an answer.
+
+    Raises: ConnectionError for whatever the network does, which must not be taken for the disk's fault.
+    """
+    try:
+        return answer.read(CHUNK)
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from error
 
 
 def md5_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from snnexp.data.augment import Augmentation
 from snnexp.data.cache import Notes, Source, loose, prepared
 from snnexp.data.download import fetch
 from snnexp.data.event_frames import EventFrames, FrameForm
-from snnexp.data.events import DVS128, Events, check_framing, check_sensor, frame, from_columns, parse_aedat3
+from snnexp.data.events import DVS128, NOT_WHOLE, Events, check_framing, check_sensor, frame, from_columns, parse_aedat3
 from snnexp.data.files import File, in_folder, natural, read_ahead
 from snnexp.data.splits import carve, published, sizes
 from snnexp.errors import MissingData, UserError
@@ -209,9 +209,13 @@ def parse_precut(data: bytes, name: str) -> Events:
     """
     try:
         table = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(table, np.ndarray):
+            raise ValueError("an archive of several")
         if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
             raise ValueError(f"an array of shape {table.shape} and type {table.dtype}")
-    except (ValueError, EOFError, OSError) as error:
+        if not np.isfinite(table).all():
+            raise ValueError("NaN or infinite numbers in it")
+    except NOT_WHOLE as error:
         raise UserError(f"{name}: needed is an array [E, 4] of numbers x, y, p, t in ms ({error}). Fetch it again.") from error
     x, y, p, t = table.T
     return from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)

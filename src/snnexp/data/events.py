@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tokenize
 import zipfile
 from dataclasses import dataclass
 
@@ -215,6 +216,10 @@ def parse_atis(data: bytes, name: str) -> Events:
     return Events(t, raw[:, 0], raw[:, 1], (raw[:, 2] >> 7).astype(np.uint8))
 
 
+NOT_WHOLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, tokenize.TokenError)
+"""What `numpy.load` raises of a file that is damaged or none of its own."""
+
+
 def parse_numpy(data: bytes, name: str) -> Events:
     """The events of a NumPy file: .npz with arrays t, x, y, p; .npy with a structured array of these fields, or [E, 4] in this order.
 
@@ -232,7 +237,7 @@ def parse_numpy(data: bytes, name: str) -> Events:
                 columns = by_field(columns["events"], name)
         else:
             columns = by_field(loaded, name)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except NOT_WHOLE as error:
         raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
     return from_columns(columns, name)
 
@@ -255,6 +260,8 @@ def from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
             raise UserError(f"{name}: {key} has type {column.dtype}; whole numbers are needed.")
         if column.dtype.kind == "f" and not (np.isfinite(column).all() and (column == np.floor(column)).all()):
             raise UserError(f"{name}: {key} is not in whole numbers (times are microseconds, coordinates are pixels).")
+        if len(column) and max(abs(float(column.min())), abs(float(column.max()))) >= 2**62:
+            raise UserError(f"{name}: {key} reaches from {column.min():g} to {column.max():g}, which no sensor sends.")
         whole[key] = column.astype(np.int64)
     for key in "xy":
         if len(whole[key]) and (whole[key].min() < 0 or whole[key].max() > 2**20):

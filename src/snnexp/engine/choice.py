@@ -83,7 +83,8 @@ def shares(model: nn.Module) -> dict[str, float]:
 def fastest(precision: str, channels_last: bool | str, parts: dict[str, float], measured: Iterable[Speeds]) -> tuple[str, bool]:
     """The precision and layout to take, each as given or, where it is "auto", by the speeds of the network's kinds of layer.
 
-    A precision takes the sum over the kinds of their share by their speed, in its better layout. The layout concerns convolutions alone.
+    A precision takes the sum over the kinds of their share by their speed, in the layout that it would get. The layout concerns
+    convolutions alone.
     """
     by_kind = {speed.kind: speed for speed in measured}
 
@@ -91,15 +92,17 @@ def fastest(precision: str, channels_last: bool | str, parts: dict[str, float], 
         rates = {kind: by_kind[kind].of(name, last) for kind in parts}
         return sum(share / rates[kind] for kind, share in parts.items()) if None not in rates.values() else float("inf")
 
-    layouts = (False, True) if channels_last == "auto" else (bool(channels_last),)
-    if precision == "auto":
-        plain, short = (min(cost(name, last) for last in layouts) for name in ("fp32", "bf16"))
-        precision = "bf16" if parts and GAIN * short < plain else "fp32"
-    if channels_last == "auto":
+    def layout(name: str) -> bool:
+        if channels_last != "auto":
+            return bool(channels_last)
         convolution = by_kind.get("convolution")
-        rates = [convolution.of(precision, last) or convolution.of("fp32", last) for last in layouts] if convolution else [1.0, 1.0]
-        channels_last = rates[1] > GAIN * rates[0]
-    return precision, bool(channels_last)
+        rates = [convolution.of(name, last) or convolution.of("fp32", last) for last in (False, True)] if convolution else [1.0, 1.0]
+        return rates[1] > GAIN * rates[0]
+
+    if precision == "auto":
+        plain, short = (cost(name, layout(name)) for name in ("fp32", "bf16"))
+        precision = "bf16" if parts and GAIN * short < plain else "fp32"
+    return precision, layout(precision)
 
 
 def in_words(measured: Iterable[Speeds]) -> str:

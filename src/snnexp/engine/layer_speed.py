@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from snnexp.data.lock import lock
 from snnexp.engine.precision import Precision, computes_bf16
 from snnexp.errors import RunFailed
 from snnexp.machine import cache_folder, processor
@@ -65,9 +67,15 @@ def cases(kind: str) -> list[tuple[str, bool]]:
 
 def speeds(kind: str) -> Speeds:
     """What was measured of a kind on this machine with this torch; measured now if it was not, or if what is kept is damaged."""
-    try:
+    with suppress(Exception):  # a folder that is not ours, a file that is not there, or with anything in it
         return kept(kind)
-    except Exception:  # a folder that is not ours, a file that is not there, or with anything in it
+    try:
+        waiting = lock(path_of(kind).with_suffix(".lock"), f"measuring {kind}")  # jobs that start together take one measurement
+    except (OSError, RuntimeError):
+        waiting = nullcontext()
+    with waiting:
+        with suppress(Exception):
+            return kept(kind)
         return renewed(kind)
 
 

@@ -40,13 +40,14 @@ def best_fit(entries: dict[str, Tensor], model: nn.Module) -> Fit:
 def readings(entries: dict[str, Tensor], model: nn.Module) -> Iterator[Fit]:
     """The ways in which a file's names may be meant, the plain one first; those after one that places all are not tried."""
     own = model.state_dict()
+    here = {*own, *(name.partition(".")[2] for name in own)}
     parts: list[tuple[str, nn.Module]] = [("", model), *((f"{name}.", part) for name, part in model.named_children())]
     choices = [(AS_HERE, into) for into, _ in parts]
     choices += [(names, into) for into, part in parts for names in getattr(part, "published", ())]
     for given in dict.fromkeys([tuple(entries), tuple(map(unwrapped, entries))]):
         if len(set(given)) < len(entries):
             continue
-        for prefix in prefixes(given, entries.values()):
+        for prefix in prefixes(given, entries.values(), here):
             inner = {name: new.removeprefix(prefix) for name, new in zip(entries, given, strict=True) if new.startswith(prefix)}
             for names, into in choices:
                 reading = placed(entries, inner, own, Fit(names, prefix, into))
@@ -61,15 +62,18 @@ def unwrapped(name: str) -> str:
     return ".".join(word for word in name.split(".") if word not in WRAPPERS)
 
 
-def prefixes(names: Sequence[str], values: Iterator[Tensor]) -> list[str]:
-    """What stands before the names of at least a quarter of a file's numbers, nothing first."""
+def prefixes(names: Sequence[str], values: Iterable[Tensor], here: set[str]) -> list[str]:
+    """What stands before the names of at least a quarter of a file's numbers, or before a name that is one `here`; nothing first."""
     sizes: dict[str, int] = {"": 0}
+    known = {""}
     for name, value in zip(names, values, strict=True):
         words = name.split(".")
         for i in range(len(words)):
             prefix = "".join(f"{word}." for word in words[:i])
             sizes[prefix] = sizes.get(prefix, 0) + value.numel()
-    return [prefix for prefix, size in sizes.items() if 4 * size >= sizes[""]]
+            if name.removeprefix(prefix) in here and words[-1] != name.removeprefix(prefix):
+                known.add(prefix)
+    return [prefix for prefix, size in sizes.items() if 4 * size >= sizes[""] or prefix in known]
 
 
 def placed(entries: dict[str, Tensor], inner: dict[str, str], own: dict[str, Tensor], reading: Fit) -> Fit | None:

@@ -15,7 +15,7 @@ from snnexp.engine import weights
 from snnexp.engine.placement import AS_HERE, Fit, best_fit, numbers, shape, trimmed
 from snnexp.engine.weights import Weights
 from snnexp.errors import UserError
-from snnexp.rundir import find_run
+from snnexp.rundir import find_run, is_run
 
 ENOUGH = 0.9
 """The share of a file's numbers that must find a place."""
@@ -26,8 +26,8 @@ SHOWN = 4
 """Names that a message lists of each kind."""
 
 
-def read(source: str) -> Weights:
-    """The weights that `init_from` names: of a run's best epoch, or of a file.
+def read(source: str) -> list[Weights]:
+    """The weights that `init_from` names: of a run's best epoch, or all that may be meant in a file.
 
     Raises: UserError if there are none.
     """
@@ -36,7 +36,7 @@ def read(source: str) -> Weights:
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
-        if files and not (path / "config.json").exists():
+        if files and not is_run(path):
             raise UserError(f"init_from={source} is a directory, and no run; name the file in it: {shown(files)}.")
         run, _ = find_run(source)
         path = run.checkpoint("best") if run.checkpoint("best").exists() else run.checkpoint("latest")
@@ -50,16 +50,13 @@ def fit(model: nn.Module, source: str, data: Any, partial: bool, judged_alone: b
     `judged_alone`: nothing is to be trained, so that all of the model has to be there.
     Raises: UserError if too little fits, or what fits is no weights.
     """
-    found = read(source)
-    refuse_odd_kinds(source, found.entries)
-    entries = by_variable(found.entries, found.variables, getattr(data, "variables", None), source)
+    found, entries, best = likeliest(model, source, data)
     own = model.state_dict()
     if found.pruned and any(name in own and own[name].shape != value.shape for name, value in entries.items()):
         raise UserError(
             f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: "
             f"snnexp prune {source} stages=[finetune]."
         )
-    best = best_fit(entries, model)
     if not any(value.dim() > 1 for value in best.placed.values()):  # counters and biases alone are no weights
         raise UserError(
             f"init_from={source}: no weight there has a name and shape of this model.\nIn the file: {shown(described(entries))}\n"
@@ -79,6 +76,19 @@ def fit(model: nn.Module, source: str, data: Any, partial: bool, judged_alone: b
     return found, best
 
 
+def likeliest(model: nn.Module, source: str, data: Any) -> tuple[Weights, dict[str, Tensor], Fit]:
+    """Of the weights that a file may mean those that place most in a model, the first among equals; their entries, and where they go.
+
+    Raises: UserError if there are none, or of a kind that no model has.
+    """
+    choices = []
+    for found in read(source):
+        refuse_odd_kinds(source, found.entries)
+        entries = by_variable(found.entries, found.variables, getattr(data, "variables", None), source)
+        choices.append((found, entries, best_fit(entries, model)))
+    return max(choices, key=lambda choice: numbers(choice[1], choice[2].taken))
+
+
 def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Load the weights of another run or file into a model made with `arguments`; what to say of it, and what to record.
 
@@ -91,7 +101,8 @@ def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments:
     there, here = record["file_numbers"], record["model_numbers"]
     text = f"Weights from {found.path}"
     text += f" ({best.names.source})" if best.names is not AS_HERE else ""
-    text += f", the average under {found.kept_under}" if set(weights.AVERAGES) & set(found.kept_under.split(".")) else ""
+    text += f", the average under {found.kept_under}" if found.averaged else ""
+    text += f" with what it lacks of {found.completed_from}" if found.completed_from else ""
     text += f", into {best.into.rstrip('.')}" if best.into else ""
     meant = there["all"] - there["without_counterpart"]
     text += f": {there['placed']:,} of {meant:,} numbers of the file, {share(here['filled'], here['all'])} of the model's"
@@ -130,6 +141,7 @@ def recorded(found: Weights, best: Fit, own: dict[str, Tensor]) -> dict[str, Any
         "file": str(found.path),
         "sha256": checksum(found.path),
         "kept_under": found.kept_under or None,
+        "completed_from": found.completed_from or None,
         "names": best.names.source,
         "prefix": best.prefix or None,
         "into": best.into.rstrip(".") or None,
@@ -163,9 +175,14 @@ def too_little(best: Fit, entries: dict[str, Tensor], own: dict[str, Tensor]) ->
     if broken := sorted(missing.keys() & filled):
         return f"it has only a part of {', '.join(broken)}."
     loose = Counter(trimmed(entries[name].shape) for name in left)
-    if renamed := [part for part, shapes in missing.items() if shapes <= loose]:
+    if renamed := [part for part, shapes in missing.items() if wide(shapes) <= loose]:
         return f"it has no {', '.join(renamed)}, but entries of such shapes under names that are not known here."
     return None
+
+
+def wide(shapes: Counter) -> Counter:
+    """Of some shapes those of weights, or all if there are only biases and the like, which may be left out."""
+    return Counter({size: count for size, count in shapes.items() if len(size) > 1}) or shapes
 
 
 def not_placed(best: Fit) -> list[str]:
@@ -195,7 +212,7 @@ def refuse_odd_numbers(source: str, name: str, value: Tensor, dtype: torch.dtype
     """Raises: UserError if weights are whole numbers, as after quantisation, NaN or infinite."""
     if not dtype.is_floating_point:
         return
-    if not value.dtype.is_floating_point:
+    if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
         kind = str(value.dtype).removeprefix("torch.")
         raise UserError(f"init_from={source}: {name} is of {kind} there. {UNQUANTISED}")
     if not torch.isfinite(value.to(dtype)).all():

@@ -19,7 +19,8 @@ AVERAGES = ("state_dict_ema", "params_ema", "model_ema", "ema_state_dict", "ema_
 """Keys under which files keep a moving average of the weights."""
 WRAPPINGS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "params", "net", "network", "weights", "module")
 """Keys under which files keep weights, a moving average before what it is the average of."""
-BESIDE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper|config|args")
+OTHERS = r"optim\w*|\w*sched\w*|\w*scaler|rngs?|random|callbacks|loops|hyper_?param\w*|hparams|config|cfg|args"
+BESIDE = re.compile(rf"(^|[^a-z])({OTHERS})($|[^a-z])")
 """What a key says that holds something else."""
 WAY_OUT = "In the program that made it, save the weights alone: torch.save(model.state_dict(), FILE)."
 
@@ -31,13 +32,19 @@ class Weights:
     path: Path
     entries: dict[str, torch.Tensor]
     kept_under: str = ""  # the keys that lead to them
+    completed_from: str = ""  # for an average: the keys that lead to what it averages, if entries that it lacks are taken from there
     variables: list[str] | None = None  # those of the medical events that a run of ours was trained on, in its order
     pruned: bool = False  # a run of ours took channels out
     settings: dict[str, Any] | None = None  # of the run of ours
 
+    @property
+    def averaged(self) -> bool:
+        """True if a moving average is kept under these keys."""
+        return bool(set(AVERAGES) & set(self.kept_under.split(".")))
 
-def read(path: Path) -> Weights:
-    """The weights in a checkpoint of ours, as a run is judged by them, or in a file of others.
+
+def read(path: Path) -> list[Weights]:
+    """The weights in a checkpoint of ours, as a run is judged by them, or all that may be meant in a file of others, the likeliest first.
 
     Raises: UserError if the file is missing, damaged, would run code, or holds no weights.
     """
@@ -45,38 +52,81 @@ def read(path: Path) -> Weights:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a single {type(content).__name__}, and no weights. {WAY_OUT}")
     if all(name in content for name in checkpoint.REQUIRED):
-        data = content["data"] if isinstance(content["data"], dict) else {}
-        return Weights(
-            path,
-            checkpoint.weights(content),
-            "ema" if content.get("ema") else "state_dict",
-            list(data["variables"]) if "variables" in data else None,
-            bool((content.get("pruned") or {}).get("kept")),
-            content["args"] if isinstance(content["args"], dict) else None,
-        )
-    found = weights_in(content)
-    if found is None:
+        return [of_a_run(path, content)]
+    found = completed(list(candidates(content)))
+    if not found:
         raise UserError(f"{path} holds no weights; it holds {_contents(content)}. {WAY_OUT}")
-    return replace(found, path=path)
+    return [replace(each, path=path) for each in found]
 
 
-def weights_in(content: dict[Any, Any], under: tuple[str, ...] = ()) -> Weights | None:
-    """The entries that a dictionary wraps, or is; of several parts side by side all, by the names of their parts."""
-    for key in WRAPPINGS:
-        if isinstance(content.get(key), dict) and (found := weights_in(content[key], (*under, key))):
-            return found
-    entries = tensors(content)
-    if not entries:
-        parts = {key: part for key, part in content.items() if isinstance(part, dict) and not BESIDE.search(str(key).lower())}
-        entries = {f"{key}.{name}": value for key, part in parts.items() for name, value in tensors(part).items()}
-        if not entries:  # a key of any name around a file that one knows
-            return next((found for key, part in parts.items() if (found := weights_in(part, (*under, str(key))))), None)
-    return Weights(Path(), entries, ".".join(under)) if entries else None
+def of_a_run(path: Path, content: dict[str, Any]) -> Weights:
+    """The weights by which a run of ours is judged.
+
+    Raises: UserError if its checkpoint holds something else where they, or what is said of them, belong.
+    """
+    data, pruned, args, ema = content["data"], content.get("pruned"), content["args"], content.get("ema")
+    under = "ema" if isinstance(ema, dict) and ema else "state_dict"
+    entries = content[under]
+    variables = data.get("variables") if isinstance(data, dict) else None
+    odd = [
+        name
+        for name, right in {
+            "state_dict": isinstance(entries, dict) and all(isinstance(value, torch.Tensor) for value in entries.values()),
+            "data": variables is None or isinstance(variables, list | tuple),
+            "pruned": pruned is None or isinstance(pruned, dict),
+            "args": isinstance(args, dict) and isinstance(args.get("choices") or {}, dict),
+        }.items()
+        if not right
+    ]
+    if odd:
+        raise UserError(f"{path} has the keys of a checkpoint of snnexp, but not what belongs under {', '.join(odd)}. {WAY_OUT}")
+    names = None if variables is None else list(variables)
+    return Weights(path, entries, under, variables=names, pruned=bool((pruned or {}).get("kept")), settings=args)
 
 
-def tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """The entries of a dictionary that are tensors."""
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+def candidates(content: dict[Any, Any], under: tuple[str, ...] = ()) -> Iterator[Weights]:
+    """What may be meant in a dictionary: what it wraps, averages first; all of it, parts side by side by their names; each part."""
+    wrapped = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
+    for key in wrapped:
+        yield from candidates(content[key], (*under, key))
+    parts = {key: part for key, part in content.items() if isinstance(part, dict) and key not in wrapped and not is_beside(key)}
+    filled = [key for key in (*wrapped, *parts) if any(value.dim() for value in tensors(content[key]).values())]  # a number is no weight
+    if any(value.dim() for value in content.values() if isinstance(value, torch.Tensor)) or len(filled) > 1:
+        yield Weights(Path(), tensors(content), ".".join(under))
+    for key, part in parts.items():  # a key of any name around a file that one knows
+        yield from candidates(part, (*under, str(key)))
+
+
+def completed(found: list[Weights]) -> list[Weights]:
+    """The same, with averages that are of parameters alone completed by what they average: its statistics of batches are theirs too."""
+    whole = []
+    for each in found:
+        plain = next((other for other in found if each.averaged and not other.averaged and is_part(each.entries, other.entries)), None)
+        if plain is not None:
+            each = replace(each, entries=plain.entries | each.entries, completed_from=plain.kept_under or "the rest of the file")
+        whole.append(each)
+    return whole
+
+
+def is_part(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """True if entries are some of others, and not all of them, in the same shapes."""
+    return len(some) < len(others) and all(name in others and others[name].shape == value.shape for name, value in some.items())
+
+
+def is_beside(key: object) -> bool:
+    """True if a key says that it holds no weights."""
+    return BESIDE.search(str(key).lower()) is not None
+
+
+def tensors(content: dict[Any, Any], before: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a dictionary and of those in it that may hold weights, by their names with dots between."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor) and isinstance(name, str):
+            found[before + name] = value
+        elif isinstance(value, dict) and not is_beside(name):
+            found |= tensors(value, f"{before}{name}.")
+    return found
 
 
 # ---- files
@@ -166,7 +216,7 @@ _BLANK = [
     "numpy.dtype", "numpy.ndarray",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"pathlib.{place}{name}" for place in ("", "_local.") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    "datetime.datetime", "datetime.date", "datetime.timedelta",
+    "datetime.datetime", "datetime.date", "datetime.timedelta", "torch.torch_version.TorchVersion",
     *(f"builtins.{name}" for name in ("list", "dict", "tuple", "int", "float", "str", "bool", "frozenset", "slice", "range")),
     *(f"{lightning}.callbacks.{place}" for lightning in ("pytorch_lightning", "lightning.pytorch")
       for place in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")),

@@ -38,6 +38,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+
+def published_form(preset: str) -> dict[str, Any]:
+    """The arguments of a model whose published weights were trained with a preset; `strict` leaves its spikes nearly as they are."""
+    return {"neuron": preset, "lif": {name: value for name, value in PRESETS[preset].items() if name != "strict"}}
+
+
 # Those for which SpikingJelly has a fused CUDA form. Triangle: alpha = 1 / gamma of the TET paper.
 SURROGATES = {
     "triangle": surrogate.PiecewiseQuadratic,

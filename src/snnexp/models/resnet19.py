@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
-from snnexp.models.neurons import make_lif
+from snnexp.models.neurons import make_lif, published_form
 from snnexp.published import Published, counted
 
 STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of the first block
@@ -62,7 +62,7 @@ class ResNet19(nn.Module):
                 (r"\.downsample\.bn\.bn\.", ".shortcut.1."),
                 (r"^fc([12])\.", r"fc\1.0."),
             ],
-            form={"neuron": "tet"},
+            form=published_form("tet"),
         ),
     )
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
-from snnexp.models.neurons import make_lif
+from snnexp.models.neurons import make_lif, published_form
 from snnexp.models.resnet19 import conv_norm
-from snnexp.published import Published
+from snnexp.published import Published, Table
 
 STAGES = 4  # of the patch splitting, the last of all features, each one before of half the next one's
 ATTENTION_THRESHOLD = 0.5  # of the LIF that the attention feeds
@@ -115,6 +115,22 @@ class Block(nn.Module):
         return x + self.mlp(x)
 
 
+def published_names(layer: str) -> Table:
+    """The names in the authors' code, where attention and MLP are made of `layer`: linear, or for events conv."""
+    return [
+        (r"\.norm[12]\.|^norm\.|^pos_embed$", None),  # not used there either
+        (r"^patch_embed\.proj_(conv|bn)\.", r"patch_embed.proj_\g<1>0."),
+        (r"^patch_embed\.proj_conv(\d)\.", r"sps.stages.\1.conv.0."),
+        (r"^patch_embed\.proj_bn(\d)\.", r"sps.stages.\1.conv.1."),
+        (r"^patch_embed\.rpe_conv\.", "sps.rpe.conv.0."),
+        (r"^patch_embed\.rpe_bn\.", "sps.rpe.conv.1."),
+        (rf"^block\.(\d+)\.attn\.(\w+?)_{layer}\.", r"blocks.\1.attention.\2.0."),
+        (r"^block\.(\d+)\.attn\.(\w+?)_bn\.", r"blocks.\1.attention.\2.1."),
+        (rf"^block\.(\d+)\.mlp\.(\w+?)_{layer}\.", r"blocks.\1.mlp.\2.0."),
+        (r"^block\.(\d+)\.mlp\.(\w+?)_bn\.", r"blocks.\1.mlp.\2.1."),
+    ]
+
+
 class Spikformer(nn.Module):
     """Patch splitting (SPS), `depth` blocks of attention and MLP, and a linear layer without LIF on the mean of the tokens.
 
@@ -128,22 +144,8 @@ class Spikformer(nn.Module):
     """
 
     published = (
-        Published(
-            "Spikformer",
-            [
-                (r"\.norm[12]\.|^norm\.|^pos_embed$", None),  # not used there either
-                (r"^patch_embed\.proj_(conv|bn)\.", r"patch_embed.proj_\g<1>0."),
-                (r"^patch_embed\.proj_conv(\d)\.", r"sps.stages.\1.conv.0."),
-                (r"^patch_embed\.proj_bn(\d)\.", r"sps.stages.\1.conv.1."),
-                (r"^patch_embed\.rpe_conv\.", "sps.rpe.conv.0."),
-                (r"^patch_embed\.rpe_bn\.", "sps.rpe.conv.1."),
-                (r"^block\.(\d+)\.attn\.(\w+?)_(?:linear|conv)\.", r"blocks.\1.attention.\2.0."),
-                (r"^block\.(\d+)\.attn\.(\w+?)_bn\.", r"blocks.\1.attention.\2.1."),
-                (r"^block\.(\d+)\.mlp\.(\w+?)_(?:linear|conv)\.", r"blocks.\1.mlp.\2.0."),
-                (r"^block\.(\d+)\.mlp\.(\w+?)_bn\.", r"blocks.\1.mlp.\2.1."),
-            ],
-            form={"neuron": "spikingjelly"},
-        ),
+        Published("Spikformer", published_names("linear"), form=published_form("spikingjelly") | {"scale": 0.125}),
+        Published("Spikformer for events", published_names("conv"), form=published_form("spikingjelly") | {"scale": 0.25}),
     )
 
     def __init__(

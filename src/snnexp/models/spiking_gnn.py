@@ -15,7 +15,7 @@ from torch_geometric.utils import coalesce, degree, segment
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.channels import ChannelGroup, Place, channel_group
-from snnexp.models.neurons import make_lif
+from snnexp.models.neurons import make_lif, published_form
 from snnexp.published import Published, Table, counted
 
 NAMES = {"gcn": "GCN", "gin": "GIN", "gat": "GAT", "gatv2": "GATv2", "sage": "SAGE", "graphconv": "GraphConv"}
@@ -54,7 +54,7 @@ class SpikingGNN(nn.Module):
     Raises UserError for an unknown convolution and for numbers that are not allowed.
     """
 
-    published = (Published("SGT", sgt_names, form={"neuron": "spikingjelly", "spiking": True}),)
+    published = (Published("SGT", sgt_names, form=published_form("spikingjelly") | {"spiking": True}),)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
-from snnexp.models.neurons import make_lif
+from snnexp.models.neurons import make_lif, published_form
 from snnexp.published import Published
 
 STAGES = ((64, 128), (256, 256), (512, 512), (512, 512))
@@ -40,7 +40,7 @@ class VGGSNN(nn.Module):
         Published(
             "VGGSNN of TET",
             [(r"^features\.(\d+)\.fwd\.module\.([01])\.", r"features.\1.conv.\2."), (r"^classifier\.module\.", "classifier.1.")],
-            form={"neuron": "tet"},
+            form=published_form("tet"),
         ),
     )
 
