@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -259,20 +258,15 @@ def test_the_command_line_is_the_same_however_it_is_handed_over(repository, firs
     assert provenance.collect([*first, "T=4"], 0)["command"] == "snnexp train T=4"
 
 
-def test_it_is_quick_and_does_not_import_torch(repository, run_dir):
+def test_it_does_not_import_torch(repository, run_dir):
     (repository / "pkg" / "code.py").write_text("x = 2\n")
     program = (
-        "import sys, time; from pathlib import Path; from snnexp import provenance\n"
-        "start = time.perf_counter(); provenance.write(Path(sys.argv[1]), ['train'], 0)\n"
-        "print(time.perf_counter() - start); assert 'torch' not in sys.modules"
+        "import sys; from pathlib import Path; from snnexp import provenance\n"
+        "provenance.write(Path(sys.argv[1]), ['train'], 0); assert 'torch' not in sys.modules"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(snnexp.__file__).parents[1])}
-    run = [sys.executable, "-c", program, str(run_dir)]
-    took = [float(subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout) for _ in range(3)]
-    assert min(took) < 0.3
-    start = time.perf_counter()
-    written(run_dir)
-    assert time.perf_counter() - start < 2
+    subprocess.run([sys.executable, "-c", program, str(run_dir)], check=True, capture_output=True, env=environment)
+    assert "code.py" in (run_dir / "diff.patch").read_text()
 
 
 def test_an_imported_torch_is_asked_for_its_threads():
