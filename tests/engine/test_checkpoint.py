@@ -95,6 +95,19 @@ def test_a_second_name_replaces_the_first_owner_of_it(saved):
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 2.0
 
 
+def test_a_second_name_of_the_same_file_is_not_written_to(saved):
+    # A rename between two names of one file does nothing: the third name that it leaves must not be the next file's.
+    best = saved.with_name("checkpoint_best.pth")
+    checkpoint.link(saved, best)
+    checkpoint.link(best, saved)
+    checkpoint.save(saved, content(2.0))
+    assert checkpoint.load(best)["state_dict"]["weight"][0, 0] == 1.0
+    os.link(best, saved.with_name(".checkpoint_latest.pth.tmp"))  # as a kill before the rename leaves it
+    checkpoint.save(saved, content(3.0))
+    assert checkpoint.load(best)["state_dict"]["weight"][0, 0] == 1.0 and checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 3.0
+    assert {path.name for path in saved.parent.iterdir()} == {"checkpoint_latest.pth", "checkpoint_best.pth"}
+
+
 def test_a_second_name_where_the_file_system_knows_no_links(saved, monkeypatch):
     def refuse(*paths: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))

@@ -25,6 +25,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a kill leaves is overwritten; the run is locked
     try:
+        temporary.unlink(missing_ok=True)  # never opened as it lies there: a kill may have left a second name of another checkpoint
         with open(temporary, "wb") as file:
             torch.save(content, file)
             file.flush()
@@ -53,6 +54,7 @@ def link(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
             raise RunFailed(f"cannot write {target}: {error.strerror}. Earlier checkpoints are unharmed.") from error
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing, and leaves both
 
 
 def load(path: Path) -> dict[str, Any]:
