@@ -214,7 +214,7 @@ def parses(word: str) -> bool:
 def with_quoted_path(word: str) -> str:
     """A setting whose value is the path of something, in quotes if Hydra cannot read it without, as with `=` in a name."""
     key, _, value = word.partition("=")
-    if not value or "'" in value or parses(word) or not exists(value):
+    if not value or "'" in value or not exists(value) or parses(word):
         return word
     return f"{key}='{value}'"
 

@@ -75,8 +75,8 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
 
 
 def is_run(folder: Path) -> bool:
-    """True for a directory that a run has made, not for any other that has a config.json in it."""
-    return all((folder / name).is_file() for name in ("config.json", "status.json"))
+    """True for a run directory, or what was copied of one, not for any other folder that has a config.json in it."""
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def find_run(argument: str) -> tuple[RunDir, Path | None]:

@@ -159,6 +159,11 @@ def test_those_that_start_together_take_one_measurement(measured, monkeypatch):
     assert one == other == speeds("matmul")
 
 
+def test_a_lock_that_cannot_be_had_is_no_end(measured, tmp_path):
+    layer_speed.path_of("matmul").with_suffix(".lock").mkdir(parents=True)
+    assert speeds("matmul").gflops == MADE["matmul"]
+
+
 def other_processor(patch):
     patch.setattr(layer_speed, "processor", lambda: "model name : another")
 

@@ -50,6 +50,8 @@ def test_the_wall_time_of_an_earlier_end_counts(make):
     train(x)
     (x.run.resumes / "1").mkdir(parents=True)
     write_json(x.run.resumes / "1/result.json", {"wall_time_s": 1000.0})  # with its tests, of which the checkpoint knows nothing
+    (x.run.resumes / "2").mkdir()
+    (x.run.resumes / "2/result.json").write_text("{")
     assert restart.restore(make("epochs=1", "limit_train=16")).wall_seconds >= 1000
     assert load(x.run.checkpoint("latest"))["state"]["wall_seconds"] < 1000
 

@@ -224,6 +224,8 @@ def test_of_what_a_file_may_mean_that_is_taken_which_fits(tmp_path):
     ):
         _, record = taken(Net(), wrapped, tmp_path)
         assert record["model_numbers"]["filled"] == record["model_numbers"]["all"]
+    sparse = {"masks": {"layer": torch.eye(3).to_sparse()}, "network": weights}  # which is not what was meant
+    assert taken(Net(), sparse, tmp_path)[1]["model_numbers"]["filled"] == record["model_numbers"]["all"]
     parameters = dict(Net().named_parameters())
     average = {name: value + 1 for name, value in weights.items() if name in parameters}
     model = Net()
@@ -240,7 +242,8 @@ def test_other_dynamics_than_the_published_ones_are_said(tmp_path):
     weights = theirs(model, Spikformer.published[0], names)
     said, _ = taken(model, weights, tmp_path, partial=True, **given)
     assert "they were made for" not in said
-    said, record = taken(model, weights, tmp_path, partial=True, **given, lif={"tau": 4.0, "alpha": "preset"}, scale=0.25)
+    other = {"lif": {"tau": 4.0, "alpha": "preset", "detach_reset": True}, "scale": 0.25}  # the authors detach the reset, too
+    said, record = taken(model, weights, tmp_path, partial=True, **given, **other)
     assert record["other_form"] == {"lif.tau": 2.0, "scale": 0.125} and "model.lif.tau=2.0" in said
 
 

@@ -125,15 +125,18 @@ def receive(url: str, part: Path) -> None:
         have = 0 if whole_again else have
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(target, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
-            advance(have)
-            while chunk := read_chunk(answer):
-                file.write(chunk)
-                advance(len(chunk))
-    got = target.stat().st_size
-    if whole_again:
-        better = got > part.stat().st_size or got and got == total
-        os.replace(target, part) if better else target.unlink()
+        try:
+            with open(target, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
+                advance(have)
+                while chunk := read_chunk(answer):
+                    file.write(chunk)
+                    advance(len(chunk))
+        finally:
+            got = target.stat().st_size
+            if whole_again and (got > part.stat().st_size or got and got == total):
+                os.replace(target, part)
+            elif whole_again:
+                target.unlink()
     if not got or total is not None and got < total:
         raise ConnectionError(f"the connection ended at byte {got}" + (f" of {total}" if total else ""))
 

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,10 @@ def speeds(kind: str) -> Speeds:
     """What was measured of a kind on this machine with this torch; measured now if it was not, or if what is kept is damaged."""
     with suppress(Exception):  # a folder that is not ours, a file that is not there, or with anything in it
         return kept(kind)
-    try:
-        waiting = lock(path_of(kind).with_suffix(".lock"), f"measuring {kind}")  # jobs that start together take one measurement
-    except (OSError, RuntimeError):
-        waiting = nullcontext()
-    with waiting:
-        with suppress(Exception):
+    with ExitStack() as stack:
+        with suppress(OSError, RuntimeError):  # no folder, or one that cannot be written: then each measures for itself
+            stack.enter_context(lock(path_of(kind).with_suffix(".lock"), f"measuring {kind}"))  # those that start together measure once
+        with suppress(Exception):  # as above
             return kept(kind)
         return renewed(kind)
 

@@ -1,6 +1,7 @@
 """From a run to a checkpoint and back, so that what follows is the same, bit for bit."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +116,11 @@ def discard(x: "Experiment", state: State, fallen: set[int]) -> None:
 
 def spent_before(run: RunDir) -> list[float]:
     """The wall time of each end that the run has come to before, in s: a checkpoint does not know what its tests took."""
-    results = [read_json(path) for path in run.resumes.glob("*/result.json")]
-    return [float(result["wall_time_s"]) for result in results if isinstance(result, dict) and "wall_time_s" in result]
+    spent = []
+    for path in run.resumes.glob("*/result.json"):
+        with suppress(UserError, KeyError, TypeError, ValueError):  # one that is damaged is no reason not to go on
+            spent.append(float(read_json(path)["wall_time_s"]))
+    return spent
 
 
 def restore(x: "Experiment") -> State:

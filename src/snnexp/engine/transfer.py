@@ -81,12 +81,18 @@ def likeliest(model: nn.Module, source: str, data: Any) -> tuple[Weights, dict[s
 
     Raises: UserError if there are none, or of a kind that no model has.
     """
+    every = read(source)
+    plain = [found for found in every if not odd_kinds(found.entries)]
     choices = []
-    for found in read(source):
+    for found in plain or every[:1]:
         refuse_odd_kinds(source, found.entries)
         entries = by_variable(found.entries, found.variables, getattr(data, "variables", None), source)
         choices.append((found, entries, best_fit(entries, model)))
-    return max(choices, key=lambda choice: numbers(choice[1], choice[2].taken))
+    best = max(choices, key=lambda choice: numbers(choice[1], choice[2].taken))
+    if not best[2].taken:  # then it is the others, if there are any, that were meant
+        for found in every:
+            refuse_odd_kinds(source, found.entries)
+    return best
 
 
 def transfer(model: nn.Module, source: str, data: Any, partial: bool, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -201,9 +207,14 @@ def leftovers(best: Fit, entries: dict[str, Tensor], own: dict[str, Tensor]) -> 
     return text
 
 
+def odd_kinds(entries: dict[str, Tensor]) -> list[str]:
+    """The entries that are quantised, sparse or the like."""
+    return [name for name, value in entries.items() if value.is_quantized or value.layout != torch.strided or value.is_meta]
+
+
 def refuse_odd_kinds(source: str, entries: dict[str, Tensor]) -> None:
     """Raises: UserError if entries are quantised, sparse or the like."""
-    if odd := [name for name, value in entries.items() if value.is_quantized or value.layout != torch.strided or value.is_meta]:
+    if odd := odd_kinds(entries):
         kind = f"{entries[odd[0]].dtype}, {entries[odd[0]].layout}, on {entries[odd[0]].device}".replace("torch.", "")
         raise UserError(f"init_from={source}: {odd[0]} is no plain tensor there ({kind}). {UNQUANTISED}")
 

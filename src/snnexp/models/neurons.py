@@ -40,9 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 
-def published_form(preset: str) -> dict[str, Any]:
-    """The arguments of a model whose published weights were trained with a preset; `strict` leaves its spikes nearly as they are."""
-    return {"neuron": preset, "lif": {name: value for name, value in PRESETS[preset].items() if name != "strict"}}
+def published_form(preset: str, **overrides: Any) -> dict[str, Any]:
+    """The arguments of a model whose published weights were trained with a preset and `overrides`; `strict` changes few spikes."""
+    return {"neuron": preset, "lif": {name: value for name, value in (PRESETS[preset] | overrides).items() if name != "strict"}}
 
 
 # Those for which SpikingJelly has a fused CUDA form. Triangle: alpha = 1 / gamma of the TET paper.

@@ -13,6 +13,7 @@ from snnexp.models.resnet19 import conv_norm
 from snnexp.published import Published, Table
 
 STAGES = 4  # of the patch splitting, the last of all features, each one before of half the next one's
+PUBLISHED_NEURON = published_form("spikingjelly", detach_reset=True)
 ATTENTION_THRESHOLD = 0.5  # of the LIF that the attention feeds
 
 
@@ -144,8 +145,8 @@ class Spikformer(nn.Module):
     """
 
     published = (
-        Published("Spikformer", published_names("linear"), form=published_form("spikingjelly") | {"scale": 0.125}),
-        Published("Spikformer for events", published_names("conv"), form=published_form("spikingjelly") | {"scale": 0.25}),
+        Published("Spikformer", published_names("linear"), form=PUBLISHED_NEURON | {"scale": 0.125}),
+        Published("Spikformer for events", published_names("conv"), form=PUBLISHED_NEURON | {"scale": 0.25}),
     )
 
     def __init__(
