@@ -21,7 +21,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, global_add_pool, global_max_pool, global_mean_pool
 
-from snnexp.data.digits_graph import DigitsGraph
+from snnexp.data.graphs.digits_graph import DigitsGraph
 from snnexp.engine import allocator
 from snnexp.models.spiking_gnn import SpikingGNN
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from snnexp.data.physionet2012 import PhysioNet2012
 from snnexp.data.sampler import TrainBatches
+from snnexp.data.stays.physionet2012 import PhysioNet2012
 from snnexp.engine import allocator
-from snnexp.engine.held_out import HeldOut
-from snnexp.engine.precision import resolve
+from snnexp.engine.arithmetic.precision import resolve
+from snnexp.engine.probe import HeldOut
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
 from snnexp.tasks.set_vae import StayOutcome
-from snnexp.trackers.posterior import PosteriorTracker
+from snnexp.trackers.posterior.tracker import PosteriorTracker
 
 PRESETS = {"posterior": (200, 2000), "posterior_fast": (100, 1000)}
 """Steps between updates, and between figures, with a window of 50."""

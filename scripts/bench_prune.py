@@ -17,7 +17,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from snnexp.engine.allocator import keep_memory
-from snnexp.engine.speed import in_turn
+from snnexp.engine.measures.speed import in_turn
 from snnexp.models.resnet19 import ResNet19
 from snnexp.models.spikformer import Spikformer
 from snnexp.models.vggsnn import VGGSNN

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnexp.data.medical import Stays
-from snnexp.data.physionet2012 import PhysioNet2012
 from snnexp.data.sampler import TrainBatches
+from snnexp.data.stays.medical import Stays
+from snnexp.data.stays.physionet2012 import PhysioNet2012
 from snnexp.engine import allocator
 from snnexp.models.seqset_vae.attention import Attention, AttentionBlock, InducedAttention
 from snnexp.models.seqset_vae.seqset_vae import MINUTES_OF_A_DAY, SeqSetVAE

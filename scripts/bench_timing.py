@@ -53,8 +53,8 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     from snnexp.engine.state import State, seed_everything
     from snnexp.engine.terminal import Terminal
     from snnexp.rundir import RunDir
-    from snnexp.trackers import timing_log
-    from snnexp.trackers.timing import TimingTracker, timed
+    from snnexp.trackers.timing import log
+    from snnexp.trackers.timing.tracker import TimingTracker, timed
 
     allocator.keep_memory()
     settings, device = bench_tracker.compose(case, arguments), choose_device(arguments.device)
@@ -62,7 +62,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         run.logs.mkdir()
-        x = build.experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
+        x = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
         x.trackers = {}
         seed_everything(0, 0)
         state = State()
@@ -100,7 +100,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
         spans = tracker.logger.spans
         parts = sum(node.figures.count > 0 for node in spans.root.walk())
         began = time.perf_counter()
-        timing_log.block(1, spans.root, {})
+        log.block(1, spans.root, {})
         block = time.perf_counter() - began
 
         name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"

@@ -47,11 +47,12 @@ def compose(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf, open_dict
 
-    from snnexp import app, config
+    from snnexp import config
+    from snnexp.composing import conf
 
     ConfigStore.instance().store("schema", config.TrainConfig)
     fixed = [f"device={arguments.device}", f"data_dir={arguments.data_dir}", "logger=none", "scheduler=none", "epochs=100000"]
-    with app.composing():
+    with conf.composing():
         cfg = hydra.compose("train", overrides=[*CASES[case], *fixed, *arguments.set], return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):
@@ -67,7 +68,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     from snnexp import build
     from snnexp.engine import allocator, loop
     from snnexp.engine.distributed import Ranks, choose_device
-    from snnexp.engine.evaluation import to_device
+    from snnexp.engine.loader import to_device
     from snnexp.engine.state import State, seed_everything
     from snnexp.engine.terminal import Terminal
     from snnexp.models.neurons import LIFNode
@@ -80,7 +81,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         run.logs.mkdir()
-        x = build.experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
+        x = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
         seed_everything(0, 0)
         state = State()
         nodes = [module for module in x.model.modules() if isinstance(module, LIFNode)]

@@ -130,14 +130,15 @@ def compose(arguments: argparse.Namespace) -> dict:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    from snnexp import app, config
+    from snnexp import config
+    from snnexp.composing import conf
 
     ConfigStore.instance().store("schema", config.TrainConfig)
     overrides = [
         f"T={arguments.T}", f"dataset.size={arguments.size}", f"batch_size={arguments.batch}", f"data_dir={arguments.data_dir}",
         f"precision={arguments.precision[0]}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
     ]  # fmt: skip
-    with app.composing():
+    with conf.composing():
         return config.finish(hydra.compose("train", overrides=overrides), {"model": "vggsnn", "dataset": "digits_dvs"})
 
 
@@ -156,7 +157,7 @@ def ours(arguments: argparse.Namespace) -> None:
     allocator.keep_memory()
     folder = RunDir(Path(tempfile.mkdtemp()))
     folder.logs.mkdir()
-    x = build.experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    x = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
     seed_everything(0, 0)
     state, waited = State(), [0.0]
 
@@ -223,7 +224,7 @@ def plain(arguments: argparse.Namespace) -> None:
 
     folder = RunDir(Path(tempfile.mkdtemp()))
     folder.logs.mkdir()
-    x = build.experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    x = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
     data, batches, weights = x.data, x.train_batches, x.model.state_dict()
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:

@@ -29,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnexp.data.physionet2012 import PhysioNet2012
+from snnexp.data.stays.physionet2012 import PhysioNet2012
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 HOURS = 48

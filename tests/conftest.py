@@ -16,14 +16,24 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 
 import forked
-from snnexp import app, config, hydra_releases
-from snnexp.engine import layer_speed
+from data.video import layouts
+from snnexp import build, cli, config
+from snnexp.composing import conf, hydra_releases
+from snnexp.composing.aside import hydra_aside
+from snnexp.engine.arithmetic import layer_speed
+from snnexp.engine.distributed import Ranks
+from snnexp.engine.experiment import Experiment
+from snnexp.engine.terminal import Terminal
+from snnexp.rundir import claim, write_json
 
 TINY = [
     "model.width=0.125", "dataset.size=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "precision=fp32",
     "logger=none", "device=cpu",
 ]  # fmt: skip
 """A VGGSNN of an eighth of the width on 64 small digits: about a second of training."""
+
+EVENTS = [word for word in TINY if not word.startswith(("limit_", "logger", "epochs"))] + ["dataset=cifar10_dvs", "logger=tensorboard"]
+"""The same on event recordings."""
 
 GRAPHS = [
     "model=spiking_gnn", "model.width=16", "T=2", "batch_size=16", "limit_train=64", "limit_val=32", "epochs=3", "logger=none",
@@ -117,7 +127,7 @@ def composed(*overrides: str, command: str = "train") -> dict:
     """The checked configuration that `snnexp COMMAND OVERRIDES` composes, in this process."""
     ConfigStore.instance().store("schema", config.TrainConfig, **hydra_releases.STORE)
     GlobalHydra.instance().clear()
-    with app.composing():
+    with conf.composing():
         cfg = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):
@@ -157,3 +167,74 @@ def assert_same(a: object, b: object, where: str = "") -> None:
         assert torch.equal(a, b), where
     else:
         assert a == b, where
+
+
+@pytest.fixture
+def said(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `snnexp ARGS` in this process, in `tmp_path`; what it said, after checking its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SNNEXP_DATA", str(data_dir))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def said(*args: object, code: int = 0) -> str:
+        capfd.readouterr()
+        try:
+            with hydra_aside():  # what a command registers there ends with its process
+                found = cli.run([str(word) for word in args])
+        except SystemExit as leaving:
+            found = leaving.code
+        output = "".join(capfd.readouterr())
+        assert found == code, f"exit code {found}, not {code}:\n{output}"
+        assert "Traceback" not in output
+        return output
+
+    yield said
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def events(tmp_path_factory) -> Path:
+    """A data directory with CIFAR10-DVS in its published layout, 100 small recordings."""
+    root = tmp_path_factory.mktemp("events")
+    layouts.cifar10_dvs(root / "cifar10_dvs", per_class=10, number=300)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(snnexp, events, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run with a difficult name, in a repository with uncommitted changes; and what its training said."""
+    cwd = tmp_path_factory.mktemp("trained")
+    git = ["git", "-C", str(cwd), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (cwd / "notes.txt").write_text("one\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    (cwd / "notes.txt").write_text("two\n")
+    words = [*EVENTS, f"data_dir={events}", "batch_size=4", "epochs=2", "save_freq=1", "exp_name='odd, T=2 lr=1'"]
+    output = snnexp("train", *words, cwd=cwd, fresh=True)
+    return cwd / "outputs/odd, T=2 lr=1", output
+
+
+@pytest.fixture
+def make(data_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Experiment]]:
+    """Build the experiment of `base` and more settings; called again with the same name it is the same run, started anew."""
+    made: list[Experiment] = []
+
+    def make(*overrides: str, name: str = "run", rank: int = 0, world: int = 1, base: Sequence[str] = TINY) -> Experiment:
+        settings = composed(*base, f"data_dir={data_dir}", *overrides)
+        run = claim(tmp_path, name, exclusive=True) if not (tmp_path / name).exists() else type(made[0].run)(tmp_path / name)
+        write_json(run.config, settings)
+        x = build.make_experiment(run, settings, Ranks(rank, world, torch.device("cpu")), Terminal(run.train_log, main=rank == 0))
+        made.append(x)
+        return x
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make
+    torch.set_num_threads(threads)
+    for x in made:
+        x.close()
+        x.terminal.close()

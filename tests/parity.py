@@ -13,7 +13,8 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from snnexp.engine import transfer
+from snnexp.contracts import DataSet
+from snnexp.engine.weights import transfer
 from snnexp.models.neurons import LIFNode
 
 FOLDER = Path(__file__).parents[2] / "shared/parity"
@@ -76,7 +77,7 @@ class Upstream:
         """The model in float64, in evaluation, with all their weights, as `init_from` reads them from such a file."""
         with TemporaryDirectory() as folder:
             path = self.save(Path(folder), which)
-            _, record = transfer.transfer(model.double().eval(), str(path), data=None, partial=False, arguments={})
+            _, record = transfer.transfer(model.double().eval(), str(path), data=DataSet(), partial=False, arguments={})
         assert record["not_placed"] == record["as_initialised"] == []
         return model
 

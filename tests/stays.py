@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from snnexp.data.medical import Stays
+from snnexp.data.stays.medical import Stays
 
 Event = tuple[int, float]
 

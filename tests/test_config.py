@@ -204,6 +204,52 @@ def test_a_key_that_a_node_lacks_is_what_its_class_does_without():
     assert "pool" not in before["model"]
 
 
+SEEN = {
+    "root": "/data", "seed": 0, "frames": 6, "stride": None, "spike_source": "simulated", "spike_size": None, "theta": 1.0,
+    "sub_frames": 8, "sensor_seed": 0, "spikes": "voxel", "window": 25, "bins": 5, "crop": 192, "crops": 1, "flip": True, "reverse": True,
+    "tfp_window": 9,
+}  # fmt: skip
+"""What gopro, dvd and reds had in common in config.json when each was a class."""
+
+
+@pytest.mark.parametrize(
+    "target, own",
+    [
+        ("snnexp.data.video.gopro.GoPro", {"gamma": False, "val_fraction": 0.1}),
+        ("snnexp.data.gopro.GoPro", {"gamma": True, "val_fraction": 0.1}),
+        ("snnexp.data.video.dvd.DVD", {"test_clips": None, "val_fraction": 0.1}),
+        ("snnexp.data.dvd.DVD", {"test_clips": ["a"], "val_fraction": 0.2}),
+        ("snnexp.data.video.reds.REDS", {"test_clips": None}),  # which leaves its class's own val_fraction out
+    ],
+)
+def test_a_class_that_became_settings_of_another_is_what_its_file_is_today(target, own):
+    earlier = settings(dataset={"_target_": target} | SEEN | own)
+    config.fill_in_earlier(earlier)
+    changes = [f"dataset.{name}={value}" for name, value in own.items() if value is not None]
+    changes = [word.replace("['a']", "[a]").replace("True", "true") for word in changes]
+    today = composed(f"dataset={target.rpartition('.')[2].lower()}", "model=svrt_small", "data_dir=somewhere", *changes)["dataset"]
+    differing = config.differences({"dataset": today | {"root": "/data"}}, {"dataset": earlier["dataset"]}, ignoring=set())
+    assert [line.split()[0] for line in differing] == ["dataset.published.get"]  # what to fetch is no part of a run
+    targets.check_nodes({"dataset": earlier["dataset"]}, trust=[])
+
+
+@pytest.mark.parametrize("target", ["snnexp.data.cifar.CIFAR10", "snnexp.data.frames.image_folder.ImageFolder"])
+def test_arguments_that_nobody_read_are_taken_out_of_earlier_runs(target):
+    read = {"_target_": target, "root": "somewhere", "size": 32}
+    earlier = settings(dataset=read | {"T": 4} | ({"download": False} if "image_folder" in target else {}))
+    config.fill_in_earlier(earlier)
+    assert earlier["dataset"] == read | {"_target_": target.replace("data.cifar", "data.frames.cifar")}
+    targets.check_nodes({"dataset": earlier["dataset"]}, trust=[])
+
+
+def test_a_layout_of_ones_own_is_given_on_the_command_line():
+    words = ["dataset.blurry='{clip}/input'", "dataset.sharp='{part}/{clip}'", """dataset.parts={train:'{clip}',val:'val_{clip}'}"""]
+    words += ["model=svrt_small", "dataset.root=clips", "dataset.test_clips=[walk,street]"]
+    chosen = composed("dataset=video_folder", *words)["dataset"]
+    assert (chosen["blurry"], chosen["sharp"]) == ("{clip}/input", "{part}/{clip}") and chosen["test_clips"] == ["walk", "street"]
+    assert chosen["parts"] == {"train": "{clip}", "val": "val_{clip}"}
+
+
 def test_the_nearest_word():
     assert config.nearest("modle", ["model", "dataset"]) == " Did you mean 'model'?"
     assert config.nearest("zzz", ["model", "dataset"]) == ""

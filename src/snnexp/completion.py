@@ -10,9 +10,9 @@ from snnexp.commands import COMMANDS, TAKES_RUN
 def complete(argv: list[str]) -> int:
     """Answer `snnexp -sc install=SHELL`, or the query that the installed script makes with COMP_LINE."""
     if not any(word.startswith("query=") for word in argv):
-        from snnexp import app
+        from snnexp.composing import compose
 
-        app.run("train", ["-sc", *argv], _nothing)
+        compose.run("train", ["-sc", *argv], _nothing)
         return 0
     words = os.environ.get("COMP_LINE", "").split(" ")[1:]
     words = [word for index, word in enumerate(words) if word or index == len(words) - 1]
@@ -23,6 +23,10 @@ def complete(argv: list[str]) -> int:
     if command in ("analyze", "watch", "runs") or command not in COMMANDS:
         print("\n".join(directories(rest[-1])))
         return 0
+    if command == "train" and rest[-1].startswith("from="):
+        print("\n".join(f"from={found}" for found in directories(rest[-1].removeprefix("from="))))
+        return 0
+    rest = [word for word in rest if command != "train" or not word.startswith("from=")]
     saved = None
     if command in TAKES_RUN:
         named = [word for word in rest[:-1] if (Path(word).expanduser() / "config.json").is_file()]
@@ -35,14 +39,15 @@ def complete(argv: list[str]) -> int:
 
             saved = RunDir(Path(named[0]).expanduser().resolve())
             rest.remove(named[0])
-    from snnexp import app, config
+    from snnexp import config
+    from snnexp.composing import compose
 
     os.environ["COMP_LINE"] = " ".join(["snnexp", *rest])
     sys.argv = ["snnexp"]
     schema = {"evaluate": config.EvaluateConfig, "prune": config.PruneConfig, "profile": config.ProfileConfig}.get(command)
     primary = "prune_run" if command == "prune" and saved is not None else command
     anew = {"stages": [], "prune_from": None} if primary == "prune_run" else None
-    app.run(primary, ["-sc", *argv], _nothing, saved=saved, schema=schema, anew=anew)
+    compose.run(primary, ["-sc", *argv], _nothing, saved=saved, schema=schema, anew=anew)
     return 0
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import targets
+from snnexp.contracts import CONTRACTS
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import read_json
 
@@ -189,6 +190,10 @@ def fill_in_earlier(settings: Any) -> None:
     """Give keys that a saved run, made before there were such keys, lacks the values that mean what it did; in place."""
     for key, value in EARLIER.items():
         settings.setdefault(key, copy.deepcopy(value))
+    trackers = settings.get("tracker")
+    for node in (settings.get("dataset"), *(trackers.values() if _is_node(trackers) else ())):
+        if _is_node(node) and node.get("_target_"):
+            targets.bring_up_to_date(node)
     for node, arguments in _nodes_with_earlier_arguments(settings):
         for name, value in arguments.items():
             node.setdefault(name, value)
@@ -206,8 +211,12 @@ def write_out_defaults(cfg: DictConfig) -> None:
 def _nodes_with_earlier_arguments(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     for group in NODES:
         node = settings.get(group)
-        if isinstance(node, dict | DictConfig) and node.get("_target_") in EARLIER_ARGUMENTS:
+        if _is_node(node) and node.get("_target_") in EARLIER_ARGUMENTS:
             yield node, EARLIER_ARGUMENTS[node["_target_"]]
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict | DictConfig)
 
 
 def read_saved(path: Path) -> dict[str, Any]:
@@ -241,7 +250,7 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
         raise UserError(f"{error.full_key} does not resolve: {str(error).splitlines()[0]}.") from error
     settings["choices"] = {group: choices.get(group) or _class_name(settings.get(group)) for group in GROUPS}
     settings["choices"]["tracker"] = "+".join(settings["tracker"]) or "none"
-    for group in targets.VERBS:
+    for group in CONTRACTS:
         if not isinstance(settings[group], dict) or "_target_" not in settings[group]:
             raise UserError(
                 f"{group}={settings['choices'][group]}: its file names no class; it needs a line `_target_: package.module.Class`."

@@ -3,8 +3,8 @@
 import fcntl
 import json
 import os
+import re
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from snnexp.errors import RunFailed, UserError
+from snnexp import files
+from snnexp.errors import UserError
+from snnexp.files import explaining, replacing
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,26 @@ class RunDir:
         """Path of checkpoint `name`: latest, best, final, pruned, interrupted, error or epoch<N>."""
         return self.checkpoints / f"checkpoint_{name}.pth"
 
+    def epoch_checkpoints(self) -> dict[float, Path]:
+        """The checkpoints of epochs and of parts of epochs that are there, by epochs done."""
+        paths = self.checkpoints.glob("checkpoint_epoch*.pth")
+        return {float(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch(\d+(?:\.\d+)?)\.pth", path.name))}
+
+    def arrays(self, kind: str) -> Path | None:
+        """The file of arrays of a `kind` (latents, spikes): of the run's own test (or other) samples, else of the latest evaluation."""
+        own = [self.root / f"{split}_{kind}.npz" for split in ("test", "val", "train")]
+        judged = sorted(self.evaluations.glob(f"*/*_{kind}.npz"), reverse=True)
+        return next((path for path in [*own, *judged] if path.is_file()), None)
+
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json, with the time of the change."""
         status = read_json(self.status) if self.status.exists() else {}
         write_json(self.status, status | changes | {"updated": now()})
+
+
+def epoch_name(epoch: float) -> str:
+    """The name of the checkpoint of an epoch, or of a part of one: epoch7, epoch120.3333."""
+    return f"epoch{epoch:.4f}".rstrip("0").rstrip(".")
 
 
 def now() -> str:
@@ -55,23 +73,20 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
 
     Raises: UserError if the name is taken (exclusive) or the directory cannot be made.
     """
-    for attempt in range(1, 1000):
-        path = parent / (name if attempt == 1 else f"{name}_{attempt}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if exclusive:
-                raise UserError(
-                    f"exp_name={name}: {path} exists already, and a run is never overwritten.\n"
-                    f"Choose another exp_name, or go on with that run: snnexp resume {path}"
-                ) from None
-            continue
-        except OSError as error:
-            raise UserError(f"cannot make the run directory {path}: {error.strerror}. Set output_dir=... elsewhere.") from error
-        for folder in ("checkpoints", "logs", ".hydra"):
-            (path / folder).mkdir()
-        return RunDir(path.resolve())
-    raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...")
+    try:
+        path = files.claim(parent, name, exclusive=exclusive)
+    except FileExistsError:
+        if exclusive:
+            raise UserError(
+                f"exp_name={name}: {parent / name} exists already, and a run is never overwritten.\n"
+                f"Choose another exp_name, or go on with that run: snnexp resume {parent / name}"
+            ) from None
+        raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...") from None
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {parent / name}: {error.strerror}. Set output_dir=... elsewhere.") from error
+    for folder in ("checkpoints", "logs", ".hydra"):
+        (path / folder).mkdir()
+    return RunDir(path.resolve())
 
 
 def is_run(folder: Path) -> bool:
@@ -108,6 +123,29 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
     return RunDir(path.resolve()), checkpoint
 
 
+def runs_below(directory: Path) -> Iterator[Path]:
+    """The run directories at or below `directory`, by name; what lies inside one belongs to it, and a link is not followed.
+
+    One that cannot be read is among them: whoever reads it says why.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            inside = sorted(entries, key=lambda entry: _by_number(entry.name))
+    except OSError:
+        yield directory
+        return
+    if {"config.json", "status.json"} <= {entry.name for entry in inside}:
+        yield directory
+        return
+    for entry in inside:
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from runs_below(Path(entry.path))
+
+
+def _by_number(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # 2_... before 10_...
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -124,27 +162,9 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises: RunFailed if the disk refuses.
     """
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(content, file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:  # a Ctrl-C too must not leave the half-written file; it goes on
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}. What was written before is unharmed.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with explaining(path), replacing(path, shared=True) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
 
 
 def this_process() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Everything below the top level of a configuration has its types from the constructors themselves: no second copy of any model's arguments.
 """
 
+import copy
 import importlib
 import inspect
 import types
@@ -12,20 +13,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from snnexp import conformance
+from snnexp.contracts import CONTRACTS, KINDS, MORE, offered
 from snnexp.errors import UserError, nearest
 
-FROM_DATA = (
-    "in_channels",
-    "spike_channels",
-    "num_classes",
-    "size",
-    "num_features",
-    "num_outputs",
-    "atom_types",
-    "bond_types",
-    "num_variables",
-    "embeddings",
-)
+FROM_DATA = (*dict.fromkeys(name for names in KINDS.values() for name in names), "num_outputs")
 """Arguments of a model that may be null: the data, or the task on them, fill them in."""
 
 SUPPLIED = {
@@ -45,34 +37,65 @@ A constructor with an argument of that name gets its own.
 """
 
 
-VERBS = {
-    "dataset": ("view", "prepare", "provides", "state_dict", "load_state_dict"),
-    "task": ("outputs", "loss", "counts", "metrics", "predict"),
-    "scheduler": ("factor", "observe", "state_dict"),
-    "logger": ("scalars", "step_scalars", "upload", "finish", "close"),
-    "model": ("forward", "state_dict"),
-    "optimizer": ("step", "state_dict"),
-}
-"""What the class of a node must be able to do."""
+ROOMS = {
+    "frames": (
+        "cifar", "cifar10_dvs", "digits", "digits_dvs", "dvs128_gesture", "event_folder", "image_folder", "mnist", "nmnist"
+    ),
+    "graphs": ("digits_graph", "pcqm4mv2", "smiles_csv", "tu", "zinc"),
+    "stays": ("ehr_folder", "physionet2012", "synthetic_icu"),
+    "video": ("dvd", "gopro", "photo_pan", "reds", "spike_reds"),  # of which dvd, gopro and reds became what BECAME says
+}  # fmt: skip
+MOVED = {f"snnexp.data.{module}": f"snnexp.data.{room}.{module}" for room, modules in ROOMS.items() for module in modules}
+MOVED |= {f"snnexp.trackers.{name}": f"snnexp.trackers.{name}.tracker" for name in ("posterior", "timing")}
+"""Modules whose classes earlier runs name where they lay then."""
 
-TRACKER_VERBS = ("observe", "stepped", "close_epoch", "state_dict", "load_state_dict", "finish", "rows")
-"""The same of each node below `tracker`."""
+_CLIPS = "snnexp.data.video.video_folders.VideoFolders"
+BECAME: dict[str, dict[str, Any]] = {
+    "snnexp.data.video.gopro.GoPro": {
+        "_target_": _CLIPS,
+        "name": "gopro",
+        "published": {"title": "GoPro, {blurry}", "train": 22, "test": 11},
+        "homes": ["GOPRO_Large", "."],
+        "blurry_gamma": "{part}/{clip}/blur_gamma",
+    },
+    "snnexp.data.video.dvd.DVD": {
+        "_target_": _CLIPS,
+        "name": "dvd",
+        "published": {
+            "title": "DVD", "train": 61, "test": 10, "test_clips": [
+                "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
+            ],
+        },
+        "homes": ["quantitative_datasets", "."],
+        "blurry": "{clip}/input",
+        "sharp": "{clip}/GT",
+        "spike": "{clip}/spike",
+    },
+    "snnexp.data.video.reds.REDS": {
+        "_target_": _CLIPS,
+        "name": "reds",
+        "published": {
+            "title": "REDS", "train": 266, "test": 4, "test_clips": ["000", "011", "015", "020"], "test_name": "REDS4",
+        },
+        "homes": ["{part}", "."],
+        "blurry": "{part}_blur/{clip}",
+        "sharp": "{part}_sharp/{clip}",
+        "spike": "{part}_spike/{clip}",
+        "parts": {"train": "{clip}", "val": "val_{clip}"},
+        "val_fraction": 0.05,
+    },
+}  # fmt: skip
+"""Classes that earlier runs name and that are another one's settings now; what such a run has set itself stays."""
 
-PRUNING_VERBS = {
-    "pruner": ("compute_channel_scores", "select_channels_to_prune", "cut", "scheduled"),
-    "pruner.criterion": ("title", "watch", "scores"),
-}
-"""The same of a pruner, where there is one, and of its criterion."""
+_STILL = ("cifar.CIFAR10", "cifar.CIFAR100", "digits.Digits", "image_folder.ImageFolder", "mnist.MNIST", "mnist.FashionMNIST")
+_LOCAL = ("image_folder.ImageFolder", "digits_dvs.DigitsDVS", "event_folder.EventFolder")
+GONE = [(f"snnexp.data.frames.{name}", "T") for name in _STILL] + [(f"snnexp.data.frames.{name}", "download") for name in _LOCAL]
+"""Arguments that earlier runs give to classes which never read them."""
 
 
-def check_verbs(path: str, target: type) -> None:
-    """Hold a class to the place it is named for; a run from elsewhere cannot have any class made by naming it.
-
-    Raises: UserError.
-    """
-    wanted = TRACKER_VERBS if group_of(path) == "tracker" else (VERBS | PRUNING_VERBS).get(path, ())
-    if lacking := [verb for verb in wanted if not hasattr(target, verb)]:
-        raise UserError(f"{path}._target_={target.__module__}.{target.__qualname__}: not a {path}; it has no {lacking[0]}().")
+def contract_of(path: str) -> type | None:
+    """The contract that the class of the node at a path keeps, or None if any will do."""
+    return (CONTRACTS | MORE).get("tracker" if group_of(path) == "tracker" else path)
 
 
 def group_of(path: str) -> str | None:
@@ -90,7 +113,8 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
         if node["_target_"] is None:
             continue
         target = locate(node["_target_"], trust)
-        check_verbs(path, target)
+        if (contract := contract_of(path)) is not None:  # a run from elsewhere cannot have any class made by naming it
+            conformance.check_class(path, target, contract)
         accepted = parameters(target)
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         hints, supplied = _type_hints(target), SUPPLIED.get(group_of(path), FROM_DATA)
@@ -120,13 +144,45 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
                     raise UserError(f"{path}: {node['_target_']} needs the argument {name!r}; give +{path}.{name}=VALUE.")
 
 
+def bring_up_to_date(node: Any) -> None:
+    """Let an earlier run's node name the class that its own has become, with the arguments that mean the same now; in place."""
+    node["_target_"] = today(node["_target_"])
+    for name, value in BECAME.get(node["_target_"], {}).items():
+        if name == "_target_" or name not in node:
+            node[name] = copy.deepcopy(value)
+    for target, name in GONE:
+        if node["_target_"] == target:
+            node.pop(name, None)
+
+
+def kinds_taken(target: Any, node: dict[str, Any]) -> tuple[str, ...]:
+    """The kinds of data that a class of models is for: those it names, or those that provide what its node leaves to the data."""
+    if named := offered(target, "kinds"):
+        return named
+    return tuple(kind for kind, provided in KINDS.items() if set(left_to_data(target, node)) <= set(provided))
+
+
+def left_to_data(target: Any, node: dict[str, Any]) -> list[str]:
+    """The arguments that a model has to get from its data, because neither its node nor its constructor has a value for them."""
+    accepted = parameters(target)
+    open_there = [name for name in FROM_DATA if name != "num_outputs" and name in accepted and node.get(name) is None]
+    return [name for name in open_there if accepted[name].default is inspect.Parameter.empty]
+
+
+def today(target: Any) -> str:
+    """The name that a class of ours has now, whose module has moved since."""
+    module, _, name = str(target).rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}" if module else name
+
+
 def locate(target: str, trust: list[str] | None) -> Any:
     """The class that a `_target_` names. `trust=None` takes any; a list takes only snnexp, torch's optimizers and layers, packages
     registered by entry point, and those listed.
 
     Raises: UserError if it is not there, not a class, or not trusted.
     """
-    parts = str(target).split(".")
+    target = today(target)
+    parts = target.split(".")
     if trust is not None and parts[0] not in trusted_packages() | set(trust):
         raise UserError(
             f"_target_ {target}: this run names code outside snnexp, torch and registered packages. If you know it, add trust=[{parts[0]}]."
@@ -180,7 +236,7 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with the arguments that the nodes of groups leave to their classes; a class that needs trust is left alone."""
     written = dict(settings)
-    for group in VERBS:
+    for group in CONTRACTS:
         node = settings.get(group)
         if not isinstance(node, dict) or not node.get("_target_"):
             continue

@@ -1,6 +1,5 @@
 """The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,8 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from snnexp import build, config, targets
 from snnexp.engine import allocator, loop
 from snnexp.engine.distributed import joined
-from snnexp.engine.shapes import show_shapes
-from snnexp.engine.signals import StopFlag, Stopped
+from snnexp.engine.measures.shapes import show_shapes
+from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, this_process
@@ -35,13 +34,13 @@ def work(run: RunDir) -> None:
         with locked(run) if main else nullcontext(), StopFlag() as stop, joined(settings["device"]) as ranks:
             if main:
                 run.update_status(state="running", epochs=settings["epochs"], started=now(), error=None, exit_code=None, **this_process())
-            x = build.experiment(run, settings, ranks, terminal)
+            experiment = build.make_experiment(run, settings, ranks, terminal)
             try:
                 if settings["shapes"] and main:
-                    show_shapes(x)
-                loop.train(x, stop)
+                    show_shapes(experiment)
+                loop.train(experiment, stop)
             finally:
-                x.close()
+                experiment.close()
         if main:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
@@ -86,12 +85,6 @@ def describe(error: Exception, run: RunDir) -> str:
         text += "\nLower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
     trace = os.path.relpath(run.train_log)
     return f"{type(error).__name__}: {text}\n(at {Path(place.filename).name}:{place.lineno}; the whole trace is in {trace})"
-
-
-def follow_parent() -> None:
-    """Ask the kernel for SIGINT when the agent dies, so that no worker outlives it (Linux): save and end, or, told to stop before, end."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)
 
 
 @record

@@ -7,8 +7,8 @@ import pytest
 
 from analysis.run_files import GNN, activity, add_units, make
 from snnexp.analysis import report, runs, spikes
-from snnexp.analysis.collapse import Summary
 from snnexp.analysis.curves import read_log
+from snnexp.analysis.posterior.collapse import Summary
 
 
 def text_of(run, files=("report.txt",)):

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from snnexp.analysis import runs as table
+from snnexp.commands import analyze
 from snnexp.errors import UserError
+from snnexp.rundir import runs_below
 
 
 def make(path, *, state="finished", acc=90.0, test=None, status=None, result=None, choices=None, **config):
@@ -23,7 +26,7 @@ def make(path, *, state="finished", acc=90.0, test=None, status=None, result=Non
     full = {
         "T": T, "seed": seed, "lr": 1e-3, "batch_size": 32, "epochs": 5, "exp_name": path.name,
         "model": {"_target_": "snnexp.models.vggsnn.VGGSNN", "T": T, "lif": {"tau": "preset"}},
-        "dataset": {"_target_": "snnexp.data.digits_dvs.DigitsDVS", "seed": seed, "size": 24},
+        "dataset": {"_target_": "snnexp.data.frames.digits_dvs.DigitsDVS", "seed": seed, "size": 24},
         "monitor": None, "command": "train",
         "choices": {"model": "vggsnn", "dataset": "digits_dvs"} | (choices or {}),
     }  # fmt: skip
@@ -372,3 +375,22 @@ def test_neither_torch_nor_hydra_is_imported():
         "import sys, snnexp.analysis.runs, snnexp.commands.runs\nassert not {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def put_run(path: Path, *files: str) -> Path:
+    path.mkdir(parents=True)
+    for name in files:
+        (path / name).write_text(json.dumps({"state": "running"}))
+    return path
+
+
+def test_runs_are_found_by_one_rule(tmp_path):
+    made = [put_run(tmp_path / name, "config.json", "status.json") for name in ("sweep/2_a", "sweep/10_b", "z")]
+    put_run(made[0] / "evaluations/inside", "config.json", "status.json")  # belongs to the run
+    put_run(tmp_path / "model", "config.json")  # of another program
+    put_run(tmp_path / ".hidden", "config.json", "status.json")
+    (tmp_path / "linked").symlink_to(made[2])
+    assert list(runs_below(tmp_path)) == made  # 2_ before 10_
+    assert list(runs_below(made[0])) == [made[0]]
+    assert {run.path for run in table.find(tmp_path)} == set(made)
+    assert analyze.is_sweep(str(tmp_path)) and not analyze.is_sweep(str(made[0])) and not analyze.is_sweep(str(tmp_path / "model"))

@@ -8,7 +8,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from analysis.event_files import lightning, write
 from snnexp.analysis import tensorboard
-from snnexp.analysis.vae_curves import MEANS
+from snnexp.analysis.posterior.curves import MEANS
 from snnexp.errors import UserError
 
 

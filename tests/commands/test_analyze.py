@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from analysis import event_files, vae_files
-from analysis.pruning_files import change, pruned, swept
+from analysis import event_files
+from analysis.posterior import vae_files
+from analysis.pruning.pruning_files import change, pruned, swept
 from analysis.run_files import VGG, activity, add_units, make
 from snnexp import cli
 from snnexp.errors import UserError
@@ -161,7 +162,8 @@ def test_a_sweep(tmp_path, said):
             swept(tmp_path / "sweep", ratio, seed, accuracy=90.0 + seed)
     pruned(tmp_path / "sweep/below/10_unfinished", state="interrupted", with_maps=False)
     (tmp_path / "sweep/9_damaged").mkdir()
-    (tmp_path / "sweep/9_damaged/config.json").write_text("{")
+    for name in ("config.json", "status.json"):
+        (tmp_path / "sweep/9_damaged" / name).write_text("{")
     text = said(tmp_path / "sweep")
     plots = tmp_path / "sweep/plots"
     assert {path.name for path in plots.iterdir()} == {"pruning_sweep.png", "report.txt"}
@@ -242,7 +244,7 @@ OF_LATENTS = {"latent_space_pca.png", "reconstruction_errors.png", "latent_corre
 
 @pytest.fixture
 def without_umap(monkeypatch):
-    monkeypatch.setattr("snnexp.analysis.latent_plots.umap_is_there", lambda: False)
+    monkeypatch.setattr("snnexp.analysis.posterior.latent_plots.umap_is_there", lambda: False)
 
 
 def names(folder):

@@ -12,9 +12,9 @@ import yaml
 from conftest import TINY
 from snnexp import cli
 from snnexp.analysis.runs import find
-from snnexp.engine import profiling, trial
-from snnexp.engine.tuning import Ladder
 from snnexp.errors import UserError
+from snnexp.profile import child_process, steps
+from snnexp.profile.tuning import Ladder
 
 WORDS = [word for word in TINY if not word.startswith(("epochs", "logger", "model.width"))] + ["model.width=0.0625", "warmup=1", "steps=3"]
 
@@ -25,7 +25,7 @@ def said(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SNNEXP_DATA", str(data_dir))
     monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(profiling, "PEAK_SECONDS", 0.05)
+    monkeypatch.setattr(steps, "PEAK_SECONDS", 0.05)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -46,10 +46,10 @@ def said(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let settings run as a function of theirs says: samples/s, or an outcome."""
 
-    def machine(rate: Callable[[dict], float | trial.Outcome]) -> None:
-        def attempt(settings: dict, *, memory_limit: int | None, seconds: float, log: Path) -> trial.Outcome:
+    def machine(rate: Callable[[dict], float | child_process.Outcome]) -> None:
+        def attempt(settings: dict, *, memory_limit: int | None, seconds: float, log: Path) -> child_process.Outcome:
             found = rate(settings)
-            if isinstance(found, trial.Outcome):
+            if isinstance(found, child_process.Outcome):
                 return found
             facts = {
                 "model": "vggsnn", "dataset": "digits_dvs", "precision": "fp32", "precisions": ["fp32", "bf16"],
@@ -57,9 +57,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 "cores": 2, "torch": "2", "training_samples": 64, "device_bytes": None, "peak_bytes": 2**30, "steps": 3,
                 "step_ms": {"median": 1e3 * settings["batch_size"] / found}, "samples_per_s": {"median": found},
             }  # fmt: skip
-            return trial.Outcome("ok", report=facts, memory=2**30, seconds=0.1)
+            return child_process.Outcome("ok", report=facts, memory=2**30, seconds=0.1)
 
-        monkeypatch.setattr(trial, "attempt", attempt)
+        monkeypatch.setattr(child_process, "attempt", attempt)
 
     return machine
 
@@ -136,9 +136,9 @@ def test_eight_bit_moments_keep_the_options_and_are_marked(said, machine, tmp_pa
 def test_out_of_memory_and_a_mistake_are_rows(said, machine, tmp_path):
     def rate(settings):
         if settings["batch_size"] > 16:
-            return trial.Outcome("out of memory", "more than the limit of 1 GiB")
+            return child_process.Outcome("out of memory", "more than the limit of 1 GiB")
         if settings["precision"] == "bf16":
-            return trial.Outcome("failed", "RuntimeError: no")
+            return child_process.Outcome("failed", "RuntimeError: no")
         return 100.0
 
     machine(rate)
@@ -149,9 +149,9 @@ def test_out_of_memory_and_a_mistake_are_rows(said, machine, tmp_path):
 
 
 def test_a_baseline_that_cannot_run_is_a_failure_with_its_reason(said, machine):
-    machine(lambda s: trial.Outcome("failed", "RuntimeError: no kernel"))
+    machine(lambda s: child_process.Outcome("failed", "RuntimeError: no kernel"))
     assert "the baseline does not run: failed: RuntimeError: no kernel" in said("profile", *WORDS, "tune=true", code=1)
-    machine(lambda s: trial.Outcome("out of memory", "too much"))
+    machine(lambda s: child_process.Outcome("out of memory", "too much"))
     assert "does not run: out of memory" in said("profile", *WORDS, "tune=true", code=1)
 
 
@@ -169,7 +169,7 @@ def test_of_a_baseline_that_does_not_fit_the_smaller_one_is_written_and_nothing_
 
     def rate(settings):
         asked.append(settings["batch_size"])
-        return trial.Outcome("out of memory", "too much") if settings["batch_size"] > 8 else 100.0
+        return child_process.Outcome("out of memory", "too much") if settings["batch_size"] > 8 else 100.0
 
     machine(rate)
     output = said("profile", *WORDS, "tune=true")
@@ -190,7 +190,7 @@ def test_a_tuned_setting_that_fails_in_the_end_is_not_written(said, machine, tmp
     def rate(settings):
         if settings["precision"] == "fp32":
             return 100.0
-        return trial.Outcome("failed", "RuntimeError: no") if ending else 200.0
+        return child_process.Outcome("failed", "RuntimeError: no") if ending else 200.0
 
     monkeypatch.setattr(Ladder, "compare", last)
     machine(rate)
@@ -203,7 +203,7 @@ def test_a_tuned_setting_that_fails_in_the_end_is_not_written(said, machine, tmp
 
 
 def test_a_name_that_is_taken_is_said_before_anything_is_measured(said, tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "profile", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(steps, "profile", lambda *_: pytest.fail("measured"))
     (tmp_path / "outputs/mine").mkdir(parents=True)
     assert "exists already" in said("profile", *WORDS, "exp_name=mine", code=2)
     assert folder(tmp_path).name == "mine"
@@ -246,7 +246,7 @@ def test_too_large_a_setting_is_told_in_words(said, monkeypatch, tmp_path):
     def full(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(profiling, "profile", full)
+    monkeypatch.setattr(steps, "profile", full)
     assert "out of memory" in (output := said("profile", *WORDS, code=1)) and "tune=true" in output
     assert list((tmp_path / "outputs").iterdir()) == [], "nothing was measured"
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from snnexp.commands import runs as command
+from snnexp.commands import runs
 from snnexp.errors import UserError
 
 
@@ -42,7 +42,7 @@ def outputs(tmp_path, monkeypatch):
 
 
 def printed(capsys, *argv):
-    assert command.run(list(argv)) == 0
+    assert runs.run(list(argv)) == 0
     return capsys.readouterr().out
 
 
@@ -164,13 +164,13 @@ def test_compare(outputs, capsys):
 )
 def test_mistakes(outputs, argv, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        command.run(argv)
+        runs.run(argv)
 
 
 def test_no_runs_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no directory outputs/ in (.|\n)*snnexp train"):
-        command.run([])
+        runs.run([])
     (tmp_path / "outputs").mkdir()
     text = printed(capsys)
     assert str(tmp_path / "outputs") in text and "snnexp train" in text
@@ -179,7 +179,7 @@ def test_no_runs_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, caps
 
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as stop:
-        command.run(["--help"])
+        runs.run(["--help"])
     assert stop.value.code == 0
     assert "snnexp runs model=vggsnn --over seed" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from analysis.live_files import ago, append, epoch, make, update, write
+from analysis.watch_files import ago, append, epoch, make, update, write
 from conftest import TINY
 from snnexp import cli
 from snnexp.commands import watch

@@ -13,7 +13,7 @@ import pytest
 
 from snnexp.data import cache
 from snnexp.data.cache import Source, loose, prepared
-from snnexp.data.files import in_zip
+from snnexp.data.source_files import in_zip
 from snnexp.errors import UserError
 
 SHAPE = (2, 1, 3, 3)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnexp.engine import checkpoint, weights
+from snnexp import files
+from snnexp.engine import checkpoint
+from snnexp.engine.weights import reading
 from snnexp.errors import RunFailed, UserError
 
 
@@ -24,6 +26,7 @@ def content(value: float = 1.0) -> dict:
         "model": "vggsnn",
         "state_dict": {"weight": torch.full((64, 64), value)},
         "args": {"T": 4, "lif": {"tau": "preset"}, "trust": []},
+        "pruned": {"kept": {}, "ratio": 0.0},
         "ema": None,
     }
 
@@ -54,7 +57,7 @@ def test_what_is_saved_comes_back(saved):
 
 
 def test_a_kill_before_the_rename_leaves_the_old_one(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
     status = in_a_child(lambda: checkpoint.save(saved, content(2.0)))
     assert os.WTERMSIG(status) == signal.SIGKILL
     monkeypatch.undo()
@@ -67,7 +70,7 @@ def test_a_full_disk_leaves_the_old_one_and_says_so(saved, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(RunFailed, match="(?s)cannot write .*No space left.*MiB are free.*unharmed"):
         checkpoint.save(saved, content(2.0))
     monkeypatch.undo()
@@ -112,7 +115,7 @@ def test_a_second_name_where_the_file_system_knows_no_links(saved, monkeypatch):
     def refuse(*paths: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     checkpoint.link(saved, saved.with_name("checkpoint_best.pth"))
     assert saved.with_name("checkpoint_best.pth").read_bytes() == saved.read_bytes()
 
@@ -146,7 +149,7 @@ def test_a_checkpoint_never_runs_code(form, tmp_path):
     with pytest.raises(UserError, match="never runs code"):
         checkpoint.load(path)
     with pytest.raises(UserError, match="code"):
-        weights.read(path)
+        reading.read(path)
     assert not mark.exists()
     try:  # the mark does show where pickle is let loose
         torch.load(path, weights_only=False)

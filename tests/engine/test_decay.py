@@ -8,7 +8,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from conftest import composed
-from snnexp import build
+from snnexp.engine import experiment
 from snnexp.engine.decay import parameter_groups
 from snnexp.errors import UserError
 from snnexp.models.spikformer import Spikformer
@@ -71,7 +71,7 @@ def test_a_step_without_gradient_shrinks_what_decays(name, decay):
         for p in model.parameters():
             p.fill_(2.0)
     words = [f"optimizer={name}", f"optimizer.decay={decay}", "optimizer.weight_decay=0.5", "lr=0.1"]
-    optimizer = build.optimizer(composed(*words), model)
+    optimizer = experiment.make_optimizer(composed(*words), model)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -85,7 +85,7 @@ def test_a_step_without_gradient_shrinks_what_decays(name, decay):
 def test_a_group_without_parameters_takes_no_part():
     model = nn.LayerNorm(4)
     for name in ("adamw", "adamw8bit", "sgd"):
-        optimizer = build.optimizer(composed(f"optimizer={name}", "optimizer.decay=weights"), model)
+        optimizer = experiment.make_optimizer(composed(f"optimizer={name}", "optimizer.decay=weights"), model)
         model.weight.grad = torch.ones(4)
         optimizer.step()
 
@@ -98,7 +98,7 @@ def test_another_word_is_refused(value):
 
 def test_a_node_without_it_decays_all():
     settings = composed("~optimizer.decay")
-    assert len(build.optimizer(settings, nn.Linear(2, 2)).param_groups) == 1
+    assert len(experiment.make_optimizer(settings, nn.Linear(2, 2)).param_groups) == 1
 
 
 OWN = """
@@ -130,18 +130,18 @@ def with_own(name: str, *words: str) -> dict:
 
 def test_a_users_own_optimizer(own):
     model = nn.Linear(2, 2)
-    assert len(build.optimizer(with_own("Plain"), model).param_groups) == 1
+    assert len(experiment.make_optimizer(with_own("Plain"), model).param_groups) == 1
     for name in ("Plain", "Open"):
-        assert len(build.optimizer(with_own(name, "+optimizer.decay=all"), model).param_groups) == 1
-    groups = build.optimizer(with_own("Open", "+optimizer.decay=weights", "+optimizer.weight_decay=0.1"), model).param_groups
+        assert len(experiment.make_optimizer(with_own(name, "+optimizer.decay=all"), model).param_groups) == 1
+    groups = experiment.make_optimizer(with_own("Open", "+optimizer.decay=weights", "+optimizer.weight_decay=0.1"), model).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.1), (1, 0.0)]
     with pytest.raises(UserError, match="optimizer.decay=weights: own_optimizers.Plain has no weight_decay; leave optimizer.decay=all"):
-        build.optimizer(with_own("Plain", "+optimizer.decay=weights"), model)
+        experiment.make_optimizer(with_own("Plain", "+optimizer.decay=weights"), model)
     with pytest.raises(UserError, match="optimizer.decay=foo: not one of all, weights"):
         with_own("Open", "+optimizer.decay=foo")
 
 
 def test_an_argument_of_that_name_is_the_users_own(own):
-    made = build.optimizer(with_own("Fading", "+optimizer.decay=0.5"), nn.Linear(2, 2))
+    made = experiment.make_optimizer(with_own("Fading", "+optimizer.decay=0.5"), nn.Linear(2, 2))
     assert made.decay == 0.5 and len(made.param_groups) == 1
-    assert build.optimizer(with_own("Fading"), nn.Linear(2, 2)).decay == 0.9
+    assert experiment.make_optimizer(with_own("Fading"), nn.Linear(2, 2)).decay == 0.9

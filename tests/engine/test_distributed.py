@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from snnexp.contracts import DataSet
 from snnexp.data.sampler import EvaluationBatches
 from snnexp.engine import distributed
+from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.distributed import Ranks, choose_device, joined
 from snnexp.engine.evaluation import evaluate
-from snnexp.engine.precision import resolve
 from snnexp.errors import UserError
 from snnexp.tasks.classification import Classification
 
@@ -22,7 +23,7 @@ COUNT = 7
 """Samples: with batches of 4 over 2 ranks, shares of 4 and 3, two batches of 2 on one rank, of 2 and 1 on the other."""
 
 
-class Digits:
+class Digits(DataSet):
     """Seven samples with classes 0, 1, 2, 0, ..."""
 
     labels = np.arange(COUNT) % 3

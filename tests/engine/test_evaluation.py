@@ -8,9 +8,9 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 
+from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import evaluate
-from snnexp.engine.precision import resolve
 from snnexp.engine.signals import StopFlag, Stopped
 
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ from conftest import assert_same, load
 from snnexp.data.sampler import TrainBatches
 from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.distributed import Ranks
-from snnexp.engine.evaluation import to_device
-from snnexp.engine.loader import loader
+from snnexp.engine.loader import loader, to_device
 from snnexp.engine.schedule import Cosine
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
+from snnexp.rundir import epoch_name
 
 
 class Quadratic(nn.Module):
@@ -302,10 +302,11 @@ def test_a_stop_before_a_validation_within_an_epoch_loses_none(make, monkeypatch
 
 
 def test_the_name_of_a_part_of_an_epoch_is_whole_however_long_the_run(make):
-    assert [restart.epoch_name(epoch) for epoch in (7, 0.375, 120.3333, 1000)] == ["epoch7", "epoch0.375", "epoch120.3333", "epoch1000"]
+    assert [epoch_name(epoch) for epoch in (7, 0.375, 120.3333, 1000)] == ["epoch7", "epoch0.375", "epoch120.3333", "epoch1000"]
     x = make("keep_best=2", "keep_last=1")
     x.run.checkpoints.mkdir(exist_ok=True)
     for name in ("epoch120.3333", "epoch121"):
         x.run.checkpoint(name).touch()
+    assert x.run.epoch_checkpoints() == {120.3333: x.run.checkpoint("epoch120.3333"), 121: x.run.checkpoint("epoch121")}
     restart.discard(x, State(epoch=121, ranking=[[50.0, 120.3333], [40.0, 121]]), fallen=set())
     assert x.run.checkpoint("epoch120.3333").exists()

@@ -13,7 +13,7 @@ from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import UserError
-from snnexp.rundir import write_json
+from snnexp.rundir import RunDir, write_json
 
 
 def train(x) -> None:
@@ -28,7 +28,7 @@ def test_a_checkpoint_holds_what_the_design_promises(make):
     assert saved["model"] == "vggsnn" and saved["args"] == x.settings and (saved["epoch"], saved["step"]) == (1, 1)
     assert saved["state_dict"].keys() == x.model.state_dict().keys() == saved["ema"].keys()
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in saved["state_dict"])
-    assert set(saved["data"]) == {"classes", "mean", "std", "split", "normalise"} and len(saved["ranks"]) == 1
+    assert set(saved["data"]) == {"classes", "mean", "std", "split", "normalise", "centred"} and len(saved["ranks"]) == 1
     assert saved["best_acc1"] == saved["state"]["best"]["value"]
     assert {"optimizer", "scheduler", "scaler", "sampler", "circumstances"} <= saved.keys()
 
@@ -115,13 +115,10 @@ def test_a_kill_between_latest_and_best_is_mended(make):
     assert load(best)["epoch"] == 2
 
 
-def test_a_run_from_before_the_best_epoch_had_a_step_goes_on(make):
+def test_a_run_from_before_there_was_a_key_goes_on(make):
     x = make("epochs=2", "limit_train=16")
     train(x)
-    latest = x.run.checkpoint("latest")
-    saved = checkpoint.load(latest)
-    del saved["state"]["best"]["step"], saved["state"]["validated"]
-    checkpoint.save(latest, saved)
+    saved = checkpoint.load(x.run.checkpoint("latest"))
     old = json.loads(x.run.config.read_text())
     del old["prefetch"]
     write_json(x.run.config, old)
@@ -160,3 +157,11 @@ def test_a_stop_in_a_validation_does_not_count_its_forwards_twice(make, monkeypa
     y = make("tracker=lif_full", "tracker.lif_full.splits=[val]", "batch_size=4", "epochs=1", base=GRAPHS)
     loop.train(y, StopFlag())
     assert json.loads((y.run.root / "lif_activation_stats_val.json").read_text())["total_forward_count"] == 32 // 4
+
+
+def test_checkpoints_of_epochs_are_known_by_their_names(tmp_path):
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    for name in ("epoch2", "epoch2.5", "epoch12.3333", "best", "epoch", "epoch2.", "epoch1.2.3", "epochs2"):
+        run.checkpoint(name).touch()
+    assert run.epoch_checkpoints() == {epoch: run.checkpoint(f"epoch{epoch:g}") for epoch in (2, 2.5, 12.3333)}

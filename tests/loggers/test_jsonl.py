@@ -20,8 +20,8 @@ def test_lines_are_the_objects_in_order(tmp_path):
     log = MetricsLog(tmp_path / "logs" / "metrics.jsonl")
     log.append({"epoch": 0, "Train/Loss": 2.5, "note": "größer"})
     log.append({"epoch": 1, "Train/Loss": 1.25, "note": None})
-    log.close()
-    log.close()
+    log.sync()
+    log.sync()
     assert lines(log.path) == [
         {"epoch": 0, "Train/Loss": 2.5, "note": "größer"},
         {"epoch": 1, "Train/Loss": 1.25, "note": None},
@@ -34,7 +34,7 @@ def test_every_bit_of_a_float_survives(tmp_path):
     values += [0.1 + 0.2, 5e-324, -0.0]
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"values": values})
-    log.close()
+    log.sync()
     (record,) = lines(log.path)
     assert [struct.pack("d", v) for v in record["values"]] == [struct.pack("d", v) for v in values]
 
@@ -44,14 +44,14 @@ def test_two_logs_of_equal_objects_have_equal_bytes(tmp_path):
         log = MetricsLog(tmp_path / name)
         for epoch in range(3):
             log.append({"epoch": epoch, "Val/Acc1": 100 / 3 * epoch})
-        log.close()
+        log.sync()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"epoch": 4, "Loss": math.nan, "lr": math.inf, "deep": {"list": [1.0, -math.inf]}})
-    log.close()
+    log.sync()
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
@@ -72,27 +72,27 @@ def test_a_line_is_in_the_file_before_append_returns(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"step": 1})
     assert lines(log.path) == [{"step": 1}]
-    assert log.offset() == log.path.stat().st_size == len(b'{"step": 1}\n')
+    assert log.size == log.path.stat().st_size == len(b'{"step": 1}\n')
 
 
-def test_truncate_cuts_what_the_checkpoint_did_not_know(tmp_path):
+def test_cut_drops_what_the_checkpoint_did_not_know(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"epoch": 0})
     log.sync()
-    offset = log.offset()
+    offset = log.size
     log.append({"epoch": 1})
     log.append({"epoch": 2})
-    log.close()
+    log.sync()
 
     log = MetricsLog(log.path)
-    log.truncate(offset)
+    log.cut(offset)
     log.append({"epoch": 1, "again": True})
-    log.close()
+    log.sync()
     assert lines(log.path) == [{"epoch": 0}, {"epoch": 1, "again": True}]
 
     log = MetricsLog(log.path)
-    log.truncate(0)
-    assert log.offset() == 0
+    log.cut(0)
+    assert log.size == 0
 
 
 @pytest.mark.parametrize("offset", [-1, 10_000])
@@ -100,7 +100,7 @@ def test_an_offset_outside_the_log_is_refused(tmp_path, offset):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"epoch": 0})
     with pytest.raises(UserError, match=rf"m\.jsonl has 13 bytes.*{offset}"):
-        log.truncate(offset)
+        log.cut(offset)
     assert lines(log.path) == [{"epoch": 0}]
 
 
@@ -108,7 +108,7 @@ def test_an_offset_inside_a_line_is_refused(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.append({"epoch": 0})
     with pytest.raises(UserError, match="middle of a line"):
-        log.truncate(5)
+        log.cut(5)
 
 
 @pytest.mark.parametrize("half", ['{"epo', '{"epoch": "' + "x" * 9000])
@@ -116,12 +116,17 @@ def test_half_a_line_left_by_a_kill_does_not_swallow_the_next(tmp_path, half):
     path = tmp_path / "m.jsonl"
     path.write_text('{"epoch": 0}\n' + half)
     log = MetricsLog(path)
+    log.cut(13)
     log.append({"epoch": 1})
-    log.close()
     assert lines(path) == [{"epoch": 0}, {"epoch": 1}]
-    path.write_text(half)
-    MetricsLog(path).close()
-    assert path.read_bytes() == b""
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_text("not ours\n")
+    (tmp_path / "m.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot open the log .*m.jsonl"):
+        MetricsLog(tmp_path / "m.jsonl")
+    assert (tmp_path / "elsewhere").read_text() == "not ours\n"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
@@ -136,6 +141,7 @@ def test_a_full_disk_is_a_failed_run(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("snnexp.loggers.jsonl.os.fsync", full)
+    log.append({"epoch": 0})
+    monkeypatch.setattr("snnexp.files.os.fsync", full)
     with pytest.raises(RunFailed, match="No space left"):
         log.sync()

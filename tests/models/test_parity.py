@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch, Data
 
 from parity import Upstream, firing, trained
-from snnexp.data.medical import Stays
+from snnexp.data.stays.medical import Stays
 from snnexp.models.resnet19 import ResNet19
 from snnexp.models.seqset_vae.set_vae import SetVAE, mean_of_sets
 from snnexp.models.spikformer import Spikformer

@@ -6,7 +6,7 @@ from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
 from conftest import composed
-from snnexp import build
+from snnexp import check, parts
 from snnexp.errors import UserError
 from snnexp.models import spikformer
 from snnexp.models.neurons import LIFNode
@@ -361,13 +361,13 @@ def test_input_of_another_shape(shape):
 )
 def test_the_files_of_conf_build_the_models_of_the_paper(words, live, data_dir):
     whole = composed(*words, f"data_dir={data_dir}", "T=2")
-    build.check(whole)
-    data, task = build.data(whole), build.task(whole)
+    check.check(whole)
+    data, task = parts.make_data(whole), parts.make_task(whole)
     with torch.device("meta"):
-        assert count(build.model(whole, data, task)) == live
+        assert count(parts.make_model(whole, data, task)) == live
     assert whole["model"]["lif"]["detach_reset"] is True
 
 
 def test_the_default_camera_is_refused_with_the_size_to_take(data_dir):
     with pytest.raises(UserError, match=r"model.size: 24 is no multiple of 16, .* take data of size 16 or 32 \(dataset.size\)"):
-        build.check(composed("model=spikformer_dvs", "dataset=digits_dvs", f"data_dir={data_dir}", "T=2"))
+        check.check(composed("model=spikformer_dvs", "dataset=digits_dvs", f"data_dir={data_dir}", "T=2"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from conftest import composed
 from pruning.nets import IMAGES, count, forward, network, only
-from snnexp import build
+from snnexp import parts
 from snnexp.errors import UserError
 from snnexp.models.spikformer import Spikformer
 from snnexp.models.vggsnn import VGGSNN
@@ -323,7 +323,7 @@ def test_the_schedule_of_the_settings():
 def test_the_configuration_makes_it(choice, title):
     settings = composed("model=vggsnn", f"pruner={choice}", "seed=5")
     model, inputs = network("vggsnn")
-    pruner = build.pruner(settings, model)
+    pruner = parts.make_pruner(settings, model)
     assert title in pruner.criterion.title
     assert (pruner.ratio, pruner.ranking, pruner.round_to, pruner.floor, pruner.calibration_samples) == (0.3, "per_layer", 1, 0.1, 100)
     assert lengths(pruner.select_channels_to_prune(pruner.compute_channel_scores([inputs]))) == [2, 4, 9, 9, 19, 19, 19, 19]

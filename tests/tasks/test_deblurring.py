@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnexp.data.video import Clips
+from snnexp.data.video.clips import Clips
 from snnexp.errors import UserError
 from snnexp.tasks.deblurring import Deblurring
 from snnexp.tasks.image_quality import BEST, psnr
@@ -179,7 +179,7 @@ def test_what_is_not_allowed_is_said(options, said, monkeypatch):
 
 def test_it_is_for_video_only(monkeypatch):
     with pytest.raises(UserError, match="digits is no video"):
-        Deblurring().outputs(SimpleNamespace(name="digits"))
-    assert Deblurring().outputs(SimpleNamespace(clip_name=None, provides={"in_channels": 3})) == 3
+        Deblurring().outputs(SimpleNamespace(name="digits", kind="frames"))
+    assert Deblurring().outputs(SimpleNamespace(kind="video", provides={"in_channels": 3})) == 3
     monkeypatch.setattr("snnexp.tasks.deblurring.lpips_net", lambda backbone, device: None)
     assert Deblurring(lpips="alex").modes["LPIPS"] == "min" and "LPIPS" not in Deblurring().modes

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from snnexp.errors import UserError
 from snnexp.tasks.graph import GraphClassification, GraphRegression
 
-TWO, THREE = SimpleNamespace(name="d", classes=("a", "b")), SimpleNamespace(name="d", classes=("a", "b", "c"))
+TWO, THREE = SimpleNamespace(name="d", classes=("a", "b"), targets=()), SimpleNamespace(name="d", classes=("a", "b", "c"))
 NUMBERS = SimpleNamespace(name="d", classes=(), targets=("y", "z"))
 
 

@@ -88,7 +88,7 @@ def test_schedules_of_beta_and_capacity():
 def test_the_outcome_is_weighed():
     logits, y = torch.tensor([[1.0, 0.0], [0.5, 2.5]]), torch.tensor([0, 1])
     task = StayOutcome(weight=3.0, positive_weight="balanced")
-    assert task.outputs(SimpleNamespace(name="made", variables=("a",), positive=0.2)) == 2
+    assert task.outputs(SimpleNamespace(name="made", kind="stays", positive=0.2)) == 2
     loss, judged = task.loss(made(logits=logits), (STAYS, y), step=0)
     each = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(-2))]
     assert judged.cross_entropy.item() == pytest.approx((each[0] + 4 * each[1]) / 2, rel=1e-5)
@@ -163,7 +163,7 @@ def test_ranking_by_hand():
         (lambda: SetVAELoss(free_bits=-1.0), "free_bits=-1"),
         (lambda: StayOutcome(positive_weight="even"), "positive_weight='even'"),
         (lambda: StayOutcome(positive_weight=0.0), "greater than 0"),
-        (lambda: StayOutcome().outputs(SimpleNamespace(name="digits")), "digits are no stays"),
+        (lambda: StayOutcome().outputs(SimpleNamespace(name="digits", kind="frames")), "digits are no stays"),
     ],
 )
 def test_options_and_data_that_are_refused(make, said):

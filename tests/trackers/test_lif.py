@@ -1,6 +1,5 @@
 """LIF statistics: the documented files, sums over batches and ranks, and a record that a resume goes on with."""
 
-import json
 import resource
 from pathlib import Path
 
@@ -12,69 +11,7 @@ from torch import Tensor, nn
 from snnexp.errors import RunFailed, UserError
 from snnexp.models.neurons import make_lif
 from snnexp.trackers.lif import LIFTracker
-
-SEEN = {"lif1": [0.0, 1.0, 0.0, 1.0], "lif2": [0.0, 0.0, 0.0, 0.0]}
-"""What a SpikingJelly LIF makes of 1.5 at each step, and what a second makes of its spikes: v is 0.5 at the most."""
-
-
-class Twice(nn.Module):
-    """Two LIF layers, named as those of the spiking graph network."""
-
-    def __init__(self, size: int = 3) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, size)
-        self.gnn_model = nn.Module()
-        self.gnn_model.lif1 = make_lif("spikingjelly")
-        self.gnn_model.lif2 = make_lif("spikingjelly")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gnn_model.lif2(self.gnn_model.lif1(x))
-
-
-class Counted:
-    """`reduce` of two ranks that see the same, and the number of its calls."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, value: Tensor) -> Tensor:
-        self.calls += 1
-        return 2 * value.cpu()
-
-
-def forward(model: nn.Module, x: Tensor, *trackers: LIFTracker, split: str = "train") -> dict[str, list[float]]:
-    """One forward that the trackers see; the true rate of each layer and step."""
-    spikes = {}
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: spikes.setdefault(name, output))
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2].startswith("lif")
-    ]
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    for tracker in trackers:
-        tracker.observe(split)
-    functional.reset_net(model)
-    return {name: [float(step.count_nonzero()) / step.numel() for step in output] for name, output in spikes.items()}
-
-
-def constant(n: int = 2, T: int = 4, value: float = 1.5) -> Tensor:
-    return torch.full((T, n, 3), value)
-
-
-def random(n: int = 2, T: int = 4) -> Tensor:
-    return torch.randn(T, n, 3) * 2 + 1
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-def by_step(rates: list[float]) -> dict[str, float]:
-    return {f"T{t}": round(rate, 6) for t, rate in enumerate(rates)}
-
+from trackers.watched import SEEN, Counted, Twice, by_step, constant, forward, random, read
 
 # The documented files.
 
@@ -295,103 +232,6 @@ def test_files_of_every_second_epoch(tmp_path):
     assert read(tmp_path / "lif_stats_full_epoch_2_val.json")["total_forward_count"] == 2
     assert read(tmp_path / "lif_stats_full_epoch_4.json")["total_forward_count"] == 4
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
-
-
-# Resume.
-
-
-@pytest.mark.parametrize("flush_every", [1, 4, 100])
-def test_a_killed_run_goes_on_without_a_gap_or_a_repeat(tmp_path, flush_every):
-    torch.manual_seed(0)
-    inputs = [random(n) for n in (4, 4, 4, 4, 4, 4, 4, 4, 4, 2)]
-    model = Twice()
-
-    def tracker(folder: Path, every: bool) -> LIFTracker:
-        return LIFTracker(model=model, every_forward=every, flush_every=flush_every, folder=folder, splits=["train", "val"])
-
-    def epoch(*trackers: LIFTracker, first: int = 0) -> list[dict]:
-        for x in inputs[first:]:
-            forward(model, x, *trackers)
-        forward(model, inputs[0], *trackers, split="val")
-        return [each.close_epoch(1) for each in trackers]
-
-    for every in (False, True):
-        folder = tmp_path / f"{every}"
-        for name in ("whole", "broken"):
-            (folder / name).mkdir(parents=True)
-        whole = tracker(folder / "whole", every)
-        told = epoch(whole) + epoch(whole)
-        broken = tracker(folder / "broken", every)
-        assert epoch(broken) == told[:1]
-        for x in inputs[:3]:
-            forward(model, x, broken)
-        state = broken.state_dict()
-        for x in inputs[3:8]:  # past the checkpoint, some of it on the disk: then a kill
-            forward(model, x, broken)
-        forward(model, inputs[5], broken, split="val")
-        torch.save(state, tmp_path / "state.pth")
-
-        again = tracker(folder / "broken", every)
-        again.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
-        assert epoch(again, first=3) == told[1:], "sums of the epoch survive"
-        assert [path.name for path in whole.finish()] == [path.name for path in again.finish()]
-        for path in whole.finish():
-            assert path.read_bytes() == (folder / "broken" / path.name).read_bytes()
-        if every:
-            assert read(folder / "broken" / "lif_activation_stats.json")["total_forward_count"] == 20
-            assert read(folder / "broken" / "lif_activation_stats_val.json")["total_forward_count"] == 2
-        assert whole.rows() == again.rows() != []
-
-
-def test_a_state_is_loaded_again_in_the_same_process(tmp_path):
-    # A validation that was stopped is forgotten: it will be done again.
-    model = Twice()
-    tracker = LIFTracker(model=model, every_forward=True, splits=["train", "val"], folder=tmp_path)
-    forward(model, constant(), tracker)
-    before = tracker.state_dict()
-    forward(model, constant(), tracker, split="val")
-    tracker.load_state_dict(before)
-    assert tracker.state_dict() == before
-    forward(model, constant(), tracker, split="val")
-    tracker.finish()
-    assert read(tmp_path / "lif_activation_stats_val.json")["total_forward_count"] == 1
-    assert read(tmp_path / "lif_activation_stats.json")["total_forward_count"] == 1
-
-
-def test_a_split_may_be_added_on_resume(tmp_path):
-    model = Twice()
-    tracker = LIFTracker(model=model, every_forward=True, splits=["val"], folder=tmp_path)
-    forward(model, constant(), tracker)
-    again = LIFTracker(model=model, every_forward=True, splits=["train", "val"], folder=tmp_path)
-    again.load_state_dict(tracker.state_dict())
-    forward(model, constant(value=3.0), again)
-    assert again.close_epoch(1)["Spikes/gnn_model.lif1"] == [0.5, 1.0, 0.5, 1.0], "the sums of the epoch know both"
-    again.finish()
-    assert read(tmp_path / "lif_activation_stats.json")["total_forward_count"] == 1
-
-
-def test_a_record_that_was_cut_or_of_other_layers_is_refused(tmp_path):
-    model = Twice()
-    tracker = LIFTracker(model=model, every_forward=True, folder=tmp_path)
-    for _ in range(3):
-        forward(model, constant(), tracker)
-    state = tracker.state_dict()
-    path = tmp_path / "logs" / "lif_full_train.bin"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"lif_full_train\.bin has 239 bytes.* 240 of them"):
-        LIFTracker(model=model, every_forward=True, folder=tmp_path).load_state_dict(state)
-    with pytest.raises(UserError, match=r"tracker=lif_full: .*gnn_model\.lif1, gnn_model\.lif2.*layers are 0\."):
-        LIFTracker(model=nn.Sequential(make_lif()), every_forward=True, folder=tmp_path).load_state_dict(state)
-
-
-def test_a_new_run_starts_the_record_over(tmp_path):
-    for _ in range(2):
-        model = Twice()
-        tracker = LIFTracker(model=model, every_forward=True, folder=tmp_path, flush_every=1)
-        forward(model, constant(), tracker)
-        forward(model, constant(), tracker)
-    tracker.finish()
-    assert read(tmp_path / "lif_activation_stats.json")["total_forward_count"] == 2
 
 
 # Ranks, and what it costs.

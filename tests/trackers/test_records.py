@@ -1,11 +1,13 @@
-"""The file of records: what is written is read, a resumed run cuts it, a new one starts it over."""
+"""The file of records: what is written is read; how it grows and is cut is told in test_files.py."""
 
 import numpy as np
 import pytest
 
-from snnexp.errors import RunFailed, UserError
+from snnexp.errors import UserError
 from snnexp.trackers import records as module
 from snnexp.trackers.records import Records
+
+SHAPE = (2,)
 
 
 def filled(path, count: int) -> Records:
@@ -16,48 +18,28 @@ def filled(path, count: int) -> Records:
 
 
 def read(records: Records) -> list:
-    return [row for block in records.blocks((2,)) for row in block.tolist()]
+    return [row for block in records.blocks(SHAPE) for row in block.tolist()]
 
 
 def test_reads_what_was_written_piece_by_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "READ_AT_A_TIME", 48)  # three records
     records = filled(tmp_path / "logs" / "a.bin", 20)
-    records.sync()
-    assert records.count == 20 and records.path.stat().st_size == 20 * 2 * 8
-    assert [len(block) for block in records.blocks((2,))] == [3] * 6 + [2]
+    assert records.count(SHAPE) == 20 and records.path.stat().st_size == 20 * 2 * 8
+    assert [len(block) for block in records.blocks(SHAPE)] == [3] * 6 + [2]
     assert read(records) == [[i, 10 * i] for i in range(20)]
 
 
-def test_cut_drops_what_came_after_and_goes_on(tmp_path):
+def test_keeps_the_first_records_and_goes_on(tmp_path):
     filled(tmp_path / "a.bin", 20)
     again = Records(tmp_path / "a.bin")
-    again.cut(5, (2,))
+    again.keep(5, SHAPE)  # the last byte of which is no end of a line
     again.append(np.array([[5, 50]]))
     assert read(again) == [[i, 10 * i] for i in range(6)] and again.path.stat().st_size == 6 * 2 * 8
+    again.keep(0, SHAPE)
+    assert read(again) == []
 
 
-def test_a_new_run_starts_over(tmp_path):
-    filled(tmp_path / "a.bin", 20)
-    for again in (Records(tmp_path / "a.bin"), Records(tmp_path / "a.bin")):
-        again.append(np.array([[1, 2]]))
-        assert read(again) == [[1, 2]]
-    again.cut(0, (2,))
-    again.append(np.array([[3, 4]]))
-    assert read(again) == [[3, 4]] and again.path.stat().st_size == 16
-    empty = Records(tmp_path / "none.bin")
-    empty.sync()
-    empty.cut(0, (2,))
-    assert read(empty) == [] and not empty.path.exists()
-
-
-@pytest.mark.parametrize("there", [0, 5])
-def test_a_file_shorter_than_the_state_says_is_refused(tmp_path, there):
-    filled(tmp_path / "a.bin", there)
-    with pytest.raises(UserError, match=rf"a\.bin has {16 * there} bytes.* 96 of them.*\n.*resume from an earlier checkpoint"):
-        Records(tmp_path / "a.bin").cut(6, (2,))
-
-
-def test_a_disk_that_refuses_is_named(tmp_path):
-    (tmp_path / "logs").write_text("")
-    with pytest.raises(RunFailed, match=r"cannot write .*a\.bin"):
-        filled(tmp_path / "logs" / "a.bin", 1)
+def test_fewer_records_than_the_state_says_are_refused(tmp_path):
+    filled(tmp_path / "a.bin", 5)
+    with pytest.raises(UserError, match=r"a\.bin has 80 bytes.* 96 of them.*\n.*resume from an earlier checkpoint"):
+        Records(tmp_path / "a.bin").keep(6, SHAPE)

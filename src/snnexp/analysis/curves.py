@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Raises: OSError if it cannot be read.
     """
-    rows: dict[float, dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and number(row.get("epoch")) is not None:
-            rows[row["epoch"]] = row
+    rows = {row["epoch"]: row for row in objects(path) if number(row.get("epoch")) is not None}
     return [rows[epoch] for epoch in sorted(rows)]
+
+
+def objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; a line that is none is left out.
+
+    Raises: OSError if it cannot be read.
+    """
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(line), dict):
+                yield row
 
 
 def number(value: Any) -> float | None:

@@ -1,13 +1,12 @@
 """Figures of panels in one style, drawn without a screen and written whole."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp.errors import RunFailed
+from snnexp.files import explaining, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,13 +44,8 @@ def figure(path: Path, width: float, height: float, title: str) -> Iterator["Fig
         FigureCanvasAgg(drawing)
         drawing.suptitle(fit(title, int(width * 13)), fontsize=9, fontweight="bold", x=0.01, ha="left")
         yield drawing
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            drawing.savefig(temporary, format="png")
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RunFailed(f"cannot write {path}: {error.strerror}.") from error
+        with explaining(path, ""), replacing(path, "wb", shared=True) as file:
+            drawing.savefig(file, format="png")
 
 
 def grid(count: int) -> tuple[int, int]:

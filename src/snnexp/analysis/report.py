@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.analysis import pruning
-from snnexp.analysis.collapse import Summary
 from snnexp.analysis.curves import number, series
 from snnexp.analysis.panels import amount, fit
+from snnexp.analysis.posterior.collapse import Summary
+from snnexp.analysis.pruning import record as pruning
 from snnexp.analysis.runs import MAIN, Run, shown, smaller_is_better
 from snnexp.analysis.spikes import DEAD, SATURATED, Record, count_units, some
 

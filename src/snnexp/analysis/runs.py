@@ -7,14 +7,13 @@ import math
 import os
 import socket
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from snnexp.errors import UserError
-from snnexp.rundir import is_alive
+from snnexp.rundir import is_alive, runs_below
 
 STALE_AFTER_S = 3600.0
 """Silence in seconds after which a run that another machine began may be dead."""
@@ -87,7 +86,7 @@ def find(directory: Path) -> list[Run]:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory. Name the one that holds the runs: snnexp runs DIR")
-    runs = [load(path, directory) for path in _run_directories(directory)]
+    runs = [load(path, directory) for path in runs_below(directory)]
     return sorted(runs, key=lambda run: (run.started or "", run.name))
 
 
@@ -111,22 +110,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{Path(error.filename).name if error.filename else 'file'}: {error.strerror}"
     return str(error) if isinstance(error, ValueError) else f"unexpected content ({type(error).__name__}: {error})"
-
-
-def _run_directories(directory: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(directory) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-    except OSError:
-        yield directory  # load() will say why it cannot be read
-        return
-    names = {entry.name for entry in inside}
-    if {"config.json", "status.json"} <= names:
-        yield directory  # what lies below belongs to this run
-        return
-    for entry in inside:
-        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-            yield from _run_directories(Path(entry.path))
 
 
 def _exists(path: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from snnexp.analysis.curves import number
 from snnexp.analysis.panels import figure, fit, grid, lone, panels, whole_numbers
+from snnexp.rundir import RunDir
 
 DEAD, SATURATED = "dead", "saturated"
 SATURATED_RATE = 0.99
@@ -63,7 +64,7 @@ def read(run: Path, rows: list[dict[str, Any]]) -> Record:
     if not record.over_training and by_epoch:
         record.positions, record.over_training = epochs, by_epoch
         record.over_training_source = "metrics.jsonl, training forwards of each epoch"
-    path = units_file(run)
+    path = RunDir(run).arrays("spikes")
     if path is not None and (units := _attempt(record, path, read_units)):
         record.units, record.units_source = units, str(path.relative_to(run))
     if not record.table:
@@ -98,13 +99,6 @@ def statistics_files(run: Path) -> list[Path]:
         if (found := re.fullmatch(r"lif_stats(?:_full)?_epoch_(\d+)\.json", path.name))
     ]
     return [path for path in final if path.is_file()] + [path for _, path in sorted(of_epochs, reverse=True)[:2]]
-
-
-def units_file(run: Path) -> Path | None:
-    """The rates of units: of the run's own test (or other) samples, else of the latest evaluation."""
-    own = [run / f"{split}_spikes.npz" for split in ("test", "val", "train")]
-    judged = sorted(run.glob("evaluations/*/*_spikes.npz"), reverse=True)
-    return next((path for path in [*own, *judged] if path.is_file()), None)
 
 
 def read_statistics(path: Path) -> dict[str, Any]:

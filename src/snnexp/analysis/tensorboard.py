@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snnexp.analysis.vae_curves import MEANS, Curves, curve
+from snnexp.analysis.posterior.curves import MEANS, Curves, curve
 from snnexp.errors import UserError
 
 PARTS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "test": "Test"}

@@ -1,14 +1,13 @@
 """snnexp analyze RUN [RUN ...]: curves, spike, pruning and latent plots and a text report into RUN/plots/, from the files of the run."""
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnexp.errors import RunFailed, UserError, nearest
-from snnexp.rundir import RunDir, find_run
+from snnexp.files import write_text
+from snnexp.rundir import RunDir, find_run, runs_below
 
 if TYPE_CHECKING:
     from snnexp.analysis.tensorboard import Events
@@ -144,19 +143,7 @@ def read_words(argv: list[str]) -> tuple[list[str], Settings, Path | None]:
 def is_sweep(word: str) -> bool:
     """True if a word names a directory that is no run itself and holds runs."""
     path = Path(word).expanduser()
-    return path.is_dir() and not (path / "config.json").is_file() and next(runs_below(path), None) is not None
-
-
-def runs_below(directory: Path) -> Iterator[Path]:
-    """The run directories below `directory`, by name; what lies inside one belongs to it."""
-    for folder, inside, files in os.walk(directory):
-        inside[:] = [] if "config.json" in files else sorted((name for name in inside if not name.startswith(".")), key=_by_number)
-        if "config.json" in files:
-            yield Path(folder)
-
-
-def _by_number(name: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # 2_... before 10_...
+    return path.is_dir() and not (path / "config.json").is_file() and any(run != path for run in runs_below(path))
 
 
 def analyze_sweep(directory: Path) -> None:
@@ -164,7 +151,8 @@ def analyze_sweep(directory: Path) -> None:
 
     Raises: RunFailed if the disk refuses.
     """
-    from snnexp.analysis import pruning_sweep, runs
+    from snnexp.analysis import runs
+    from snnexp.analysis.pruning import sweep as pruning_sweep
 
     found = [runs.load(path, directory) for path in runs_below(directory)]
     for one in found:
@@ -176,7 +164,7 @@ def analyze_sweep(directory: Path) -> None:
     if drawn:
         folder = _plots(directory)
         pruning_sweep.draw(sweep, directory.name, folder / "pruning_sweep.png")
-        _write(folder / "report.txt", text)
+        write_text(folder / "report.txt", text)
     print(f"\n{text}", end="")
 
 
@@ -185,7 +173,11 @@ def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 
 
     Raises: UserError if latents are to be made of a run that has none, or cannot be; RunFailed if the disk refuses.
     """
-    from snnexp.analysis import collapse, curves, pruning, pruning_plots, report, runs, spikes, variational
+    from snnexp.analysis import curves, report, runs, spikes
+    from snnexp.analysis.posterior import collapse
+    from snnexp.analysis.posterior import draw as variational
+    from snnexp.analysis.pruning import plots
+    from snnexp.analysis.pruning import record as pruning
 
     facts = runs.load(run.root)
     rows, problems = _rows(run)
@@ -213,14 +205,14 @@ def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 
             draw(record, title, folder / name)
             drawn.append(name)
     if pruned:
-        drawn += pruning_plots.draw(pruned, title, folder)
+        drawn += plots.draw(pruned, title, folder)
     if posterior:
         drawn += [*variational.draw(posterior, title, folder), "collapse_analysis.txt"]
-        _write(folder / "collapse_analysis.txt", collapse.text(posterior.evidence))
+        write_text(folder / "collapse_analysis.txt", collapse.text(posterior.evidence))
     said = collapse.summary(posterior.evidence) if posterior else None
     place = None if settings.save_dir is None else folder
     text = report.write(report.Facts(facts, rows, record, result, activity, source, [*drawn, "report.txt"], pruned, place, said))
-    _write(folder / "report.txt", text)
+    write_text(folder / "report.txt", text)
     return text
 
 
@@ -229,7 +221,7 @@ def _latents(run: RunDir, rows: list[dict[str, Any]], settings: Settings) -> Pat
 
     Raises: UserError if the run is not variational, or the checkpoint or split is not there.
     """
-    from snnexp.analysis.variational import is_variational
+    from snnexp.analysis.posterior.draw import is_variational
 
     if not is_variational(run.root, rows):
         raise UserError(
@@ -275,11 +267,12 @@ def analyze_events(directory: Path, save_dir: Path | None) -> None:
 
 
 def _draw_events(events: "Events", folder: Path, title: str) -> None:
-    from snnexp.analysis import collapse, vae_curves
+    from snnexp.analysis.posterior import collapse
+    from snnexp.analysis.posterior import curves as vae_curves
 
     evidence = collapse.Evidence(title, curves=events.curves)
     drawn = [*vae_curves.draw(events.curves, title, folder), "collapse_analysis.txt"]
-    _write(folder / "collapse_analysis.txt", collapse.text(evidence))
+    write_text(folder / "collapse_analysis.txt", collapse.text(evidence))
     print(f"{events.directory}: {len(events.tags)} tags read ({', '.join(sorted(events.tags.values()))})")
     if events.unknown:
         print(f"  not known, left out: {', '.join(sorted(events.unknown))}")
@@ -296,13 +289,6 @@ def _folder(folder: Path, parents: bool = True) -> Path:
     except OSError as error:
         raise RunFailed(f"cannot make {folder}: {error.strerror}.") from error
     return folder
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}.") from error
 
 
 def _rows(run: RunDir) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,25 +1,28 @@
 """snnexp data: fetch, verify and prepare a data set, or say exactly how to get it."""
 
+import re
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from snnexp import app, config
+from snnexp import config
+from snnexp.composing import command_line, compose, conf
 
 
 def run(argv: list[str]) -> int:
     """List the data sets, or prepare the one that the command line names."""
-    line = app.read_command_line(argv)
+    line = command_line.read_command_line(argv)
     if not line.flags and not any("dataset=" in word or "=" not in word for word in line.overrides):
         list_all()
         return 0
-    app.run("data", argv, job)
+    compose.run("data", argv, job)
     return 0
 
 
 def list_all() -> None:
     """Print each data set with the first line of its config file."""
-    for path in sorted((app.conf_dir() / "dataset").glob("*.yaml")):
-        comments = [text.lstrip("# ").strip() for text in path.read_text().splitlines() if text.startswith("#") and "@package" not in text]
+    for path in sorted((conf.conf_dir() / "dataset").glob("*.yaml")):
+        comments = [text.lstrip("# ").strip() for text in path.read_text().splitlines() if re.match(r"#(?! @)", text)]
         said = comments[0].removeprefix(f"{path.stem}: ") if comments else ""
         print(f"  {path.stem:<16} {said}")
     print("Fetch, verify and prepare one: snnexp data dataset=NAME [data_dir=DIR]")
@@ -27,10 +30,10 @@ def list_all() -> None:
 
 def job(cfg: DictConfig) -> None:
     """Prepare one data set and say what it is."""
-    from snnexp import build
+    from snnexp import parts
 
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
-    data = build.data(settings, download=True)
+    data = parts.make_data(settings, download=True)
     print(data.protocol)
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"

@@ -10,14 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from snnexp import app, config, targets
-from snnexp.errors import UserError
+from snnexp import config, files, targets
+from snnexp.composing import command_line, compose
+from snnexp.composing.command_line import refuse_groups
+from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, is_run, now, write_json
 
 
 def run(argv: list[str]) -> int:
     """Judge the run that the command line names."""
-    if app.asks_for_help(argv) and app.run_argument(argv) is None:
+    if command_line.asks_for_help(argv) and command_line.run_argument(argv) is None:
         print(
             "snnexp evaluate RUN [checkpoint=best|latest|final|pruned|epoch<N>|PATH] [split=train|val|test|all] [limit_val=N]\n"
             "                    [data_dir=ELSEWHERE | dataset.root=ELSEWHERE | dataset.file=TABLE]\n"
@@ -25,13 +27,13 @@ def run(argv: list[str]) -> int:
             "statistics. Data that were named by their place are named so again: dataset.root=, dataset.file=."
         )
         return 0
-    if (word := app.run_argument(argv)) is not None and (file := Path(word).expanduser()).is_file() and not lies_in_a_run(file):
+    if (word := command_line.run_argument(argv)) is not None and (file := Path(word).expanduser()).is_file() and not lies_in_a_run(file):
         raise UserError(how_to_judge(word, file, argv))
-    source, checkpoint, argv = app.take_run("evaluate", argv)
-    if app.read_command_line(argv).multirun:
+    source, checkpoint, argv = command_line.take_run("evaluate", argv)
+    if command_line.read_command_line(argv).multirun:
         raise UserError("evaluate judges one checkpoint on one split; -m has no meaning here.")
-    app.refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
-    app.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
+    refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
+    compose.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
     return 0
 
 
@@ -42,9 +44,9 @@ def lies_in_a_run(file: Path) -> bool:
 
 def how_to_judge(word: str, file: Path, argv: list[str]) -> str:
     """What to type to judge weights that lie in no run, with what the file and the command line tell of their network and data."""
-    from snnexp.engine import weights
+    from snnexp.engine.weights import reading
 
-    known = made_with(weights.read(file)[0].settings or {})
+    known = made_with(reading.read(file)[0].settings or {})
     given = {name: value for name, _, value in (each.partition("=") for each in argv if each != word) if value}
     known |= {name: value for name, value in given.items() if name not in ("split", "checkpoint")}
     first = {name: known.pop(name, "...") for name in ("model", "dataset")}
@@ -83,7 +85,7 @@ def latents(run: RunDir, checkpoint: str = "best", split: str = "test", max_batc
     limit = [] if max_batches is None else [f"limit_val={max_batches * settings['batch_size']}"]
     written: list[Path] = []
     argv = [f"checkpoint={checkpoint}", f"split={split}", *limit]
-    app.run("evaluate", argv, lambda cfg: written.append(job(cfg, run, None)), saved=run, schema=config.EvaluateConfig)
+    compose.run("evaluate", argv, lambda cfg: written.append(job(cfg, run, None)), saved=run, schema=config.EvaluateConfig)
     path = written[0] / f"{split}_latents.npz"
     if not path.exists():
         raise UserError(f"{run.root}: its model has no latents; only a variational one (seqset_vae, set_vae) has.")
@@ -95,27 +97,24 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
 
     Raises: UserError, RunFailed.
     """
-    from snnexp import build
-    from snnexp.engine import allocator, checkpoint
-    from snnexp.engine.activity import measure
-    from snnexp.engine.choice import choose, of_checkpoint
+    from snnexp import parts
+    from snnexp.engine import allocator, experiment, trained
+    from snnexp.engine.arithmetic.precision import check
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
-    from snnexp.engine.frames import Frames
-    from snnexp.engine.latents import Latents
-    from snnexp.engine.precision import check, resolve
+    from snnexp.engine.measures.activity import measure
+    from snnexp.engine.measures.latents import Latents
+    from snnexp.engine.measures.restored import Frames
     from snnexp.engine.results import as_json, limited, write_predictions
     from snnexp.engine.terminal import Terminal
-    from snnexp.pruning import surgery
 
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
     path = given or checkpoint_path(run, settings["checkpoint"])
-    saved = checkpoint.load(path)
-    refuse_another_network(path, saved["args"], before)
+    saved = trained.load(path, before)
     terminal = Terminal(None, main=True)
     allocator.keep_memory()
-    build.set_determinism(settings["deterministic"])
+    experiment.set_determinism(settings["deterministic"])
     ranks = Ranks(0, 1, choose_device(settings["device"]))
     check(settings["precision"], ranks.device)
 
@@ -124,32 +123,23 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
             raise UserError(f"data_dir={settings['data_dir']}: no such directory.")
         if (table := settings["dataset"].get("file")) is not None and table == before["dataset"].get("file"):
             raise UserError(f"data_dir={settings['data_dir']}: this run's molecules are those of {table}; give dataset.file=OTHER.")
-    dataset = settings["dataset"] | {name: saved["data"][name] for name in ("sensor",) if name in saved["data"]}
-    data, task = build.data(settings | {"dataset": dataset}), build.task(settings)
-    own_samples = data.same_samples(saved["data"])
-    if dataset.get("root") == before["dataset"].get("root"):
+    task = parts.make_task(settings)
+    data, own_samples = trained.data_of(settings, saved)
+    if (root := settings["dataset"].get("root")) == before["dataset"].get("root"):
         if settings["data_dir"] != before["data_dir"]:
-            raise UserError(f"data_dir={settings['data_dir']}: this run's data lie in {dataset.get('root')}; give dataset.root=ELSEWHERE.")
+            raise UserError(f"data_dir={settings['data_dir']}: this run's data lie in {root}; give dataset.root=ELSEWHERE.")
         if not own_samples:
             terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
     elif own_samples:
         terminal.say("These are the very samples of the run, and its split.")
-    data.load_state_dict(saved["data"])
-    model = build.model(settings, data, task).to(ranks.device)
-    chosen = choose(settings, model, ranks.device, [of_checkpoint(saved)])  # the run's own, as far as it was open there
-    chosen.lay_out(model)
-    precision = resolve(chosen.precision, ranks.device)
-    surgery.rebuild(model, saved["pruned"]["kept"], path)
-    checkpoint.load_into(model, checkpoint.weights(saved), path)
+    model = parts.make_model(settings, data, task).to(ranks.device)
+    precision = trained.take_over(model, settings, saved, path, ranks.device)
 
-    split, view = settings["split"], data.view(settings["split"])
-    if not len(view):
-        there = ", ".join(f"{name} ({count})" for name, count in data.splits.items() if count)
-        raise UserError(f"split={split}: these data have none; they have {there}.")
-    known = data.seen_before(saved["data"], split) if hasattr(data, "seen_before") else None
+    split, samples = settings["split"], trained.samples_in(data, settings["split"])
+    known = data.seen_before(saved["data"], split)
     if known and not own_samples:
-        terminal.say(f"{known} of these {len(view)} samples are among those that the run was trained on or chose its epoch by.")
-    seen = Latents(model, data, split, min(len(view), settings["limit_val"] or len(view)), ranks)
+        terminal.say(f"{known} of these {samples} samples are among those that the run was trained on or chose its epoch by.")
+    seen = Latents(model, data, split, min(samples, settings["limit_val"] or samples), ranks)
     folder = claim_stamp(run)
     frames = Frames(data, split, settings["limit_val"], folder)
 
@@ -158,7 +148,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
         frames(batch, output)
 
     with removed_if_broken_off(folder):
-        with terminal.bar(split, len(view)) as bar:
+        with terminal.bar(split, samples) as bar:
             judged = evaluate(
                 model,
                 task,
@@ -192,7 +182,7 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
         "metrics": as_json(judged.metrics),
         "activity": active.summary(),
         "protocol": protocol,
-        "data": dataset.get("root"),
+        "data": root,
         "samples_of_the_run": own_samples,
         **({} if known is None else {"samples_it_had_seen": known}),
         "changes": config.differences(before, settings, ignoring={"limit_val", "checkpoint", "split", *config.NAMING}),
@@ -210,22 +200,14 @@ def job(cfg: DictConfig, run: RunDir, given: Path | None) -> Path:
     return folder
 
 
-def refuse_another_network(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raises: UserError if a checkpoint is of a network that was made otherwise than a run's: its weights may fit, and mean another one."""
-    config.fill_in_earlier(theirs)
-    if differing := config.differences(*({"model": made["model"], "T": made["T"]} for made in (theirs, ours)), ignoring=set()):
-        raise UserError(f"{path} is of another network than this run's ({', '.join(differing[:4])}). Judge it by its own run.")
-
-
 def checkpoint_path(run: RunDir, name: str) -> Path:
-    """The checkpoint of a run that `name` means: best, latest, final, epoch<N>, or a path."""
-    elsewhere = Path(name).expanduser()
-    if elsewhere.is_file():
-        return elsewhere
-    if name == "best" and not run.checkpoint("best").exists() and run.checkpoint("latest").exists():
+    """The checkpoint of a run that `name` means; where that is not the one it names, it is said."""
+    from snnexp.engine import trained
+
+    path = trained.checkpoint_path(run, name)
+    if name == "best" and path == run.checkpoint("latest"):
         print("No epoch was validated, so there is no best one: this is the latest.")
-        return run.checkpoint("latest")
-    return run.checkpoint(name)
+    return path
 
 
 @contextmanager
@@ -239,12 +221,13 @@ def removed_if_broken_off(folder: Path) -> Iterator[None]:
 
 
 def claim_stamp(run: RunDir) -> Path:
-    """A new directory for an evaluation, named by the time."""
-    for attempt in range(1, 1000):
-        stamp = time.strftime("%Y%m%d_%H%M%S") + (f"_{attempt}" if attempt > 1 else "")
-        try:
-            (run.evaluations / stamp).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return run.evaluations / stamp
-    raise UserError(f"{run.evaluations}: too many evaluations in one second.")
+    """A new directory for an evaluation, named by the time.
+
+    Raises: RunFailed if it cannot be made.
+    """
+    try:
+        return files.claim(run.evaluations, time.strftime("%Y%m%d_%H%M%S"))
+    except FileExistsError:
+        raise UserError(f"{run.evaluations}: too many evaluations in one second.") from None
+    except OSError as error:
+        raise RunFailed(f"cannot make a directory in {run.evaluations}: {error.strerror}.") from error

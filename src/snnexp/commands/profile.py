@@ -19,11 +19,13 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from snnexp import app, config
-from snnexp.analysis import profile as text
-from snnexp.engine import trial
-from snnexp.engine.tuning import CHANGES_TRAINING, THRESHOLD, UNCONFIRMED, WORKERS, Ladder, Row, Setting, Space
+from snnexp import config, files
+from snnexp.composing import command_line, compose
+from snnexp.composing.model_and_data import check_match
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import write_text
+from snnexp.profile import child_process, report
+from snnexp.profile.tuning import CHANGES_TRAINING, THRESHOLD, UNCONFIRMED, WORKERS, Ladder, Row, Setting, Space
 from snnexp.rundir import now, write_json
 
 OWN = ("warmup", "steps", "tune", "memory_limit", "tune_budget_minutes")
@@ -34,10 +36,10 @@ SWITCHES = ("precision", "compile", "channels_last", "batch_size", "accumulate",
 
 def run(argv: list[str]) -> int:
     """Profile, or tune, what the command line composes."""
-    line = app.read_command_line(argv)
+    line = command_line.read_command_line(argv)
     if line.multirun:
         raise UserError("profile measures one setting, alone on the machine: -m has no meaning here. To search: snnexp profile tune=true.")
-    app.run("profile", argv, lambda cfg: job(cfg, line.config_dirs), schema=config.ProfileConfig)
+    compose.run("profile", argv, lambda cfg: job(cfg, line.config_dirs), schema=config.ProfileConfig)
     return 0
 
 
@@ -46,7 +48,7 @@ def job(cfg: DictConfig, config_dirs: list[str]) -> None:
 
     Raises: UserError, RunFailed.
     """
-    from snnexp import build
+    from snnexp import check
 
     choices = dict(HydraConfig.get().runtime.choices)
     given = copy.deepcopy(cfg)
@@ -58,7 +60,8 @@ def job(cfg: DictConfig, config_dirs: list[str]) -> None:
         raise UserError(
             f"devices={settings['devices']}: profile measures one process on one device; devices=1, and the batch_size of one of them."
         )
-    build.check(settings)
+    check_match(settings)
+    check.check(settings)
     if settings["tune"]:
         Tuning(cfg, given, choices, settings, config_dirs).run()
     else:
@@ -70,8 +73,9 @@ def measure(settings: dict[str, Any]) -> None:
 
     Raises: UserError, RunFailed.
     """
-    from snnexp.engine import layer_speed, memory, profiling
+    from snnexp.engine.arithmetic import layer_speed
     from snnexp.engine.distributed import choose_device
+    from snnexp.profile import memory, steps
 
     device = choose_device(settings["device"])
     for kind in layer_speed.KINDS if device.type == "cpu" else ():
@@ -79,17 +83,20 @@ def measure(settings: dict[str, Any]) -> None:
     before = memory.peak_bytes(device)
     folder = claim(settings)
     try:
-        with tempfile.TemporaryDirectory(prefix="snnexp_profile_") as scratch, trial.experiment(settings, Path(scratch)) as x:
-            found = profiling.profile(x, settings["warmup"], settings["steps"], before)
+        with (
+            tempfile.TemporaryDirectory(prefix="snnexp_profile_") as scratch,
+            child_process.scratch_experiment(settings, Path(scratch)) as experiment,
+        ):
+            found = steps.profile(experiment, settings["warmup"], settings["steps"], before)
     except BaseException as error:  # whatever it is, a Ctrl-C too, goes on; only the directory, in which nothing is, goes away
         folder.rmdir()
-        full = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in trial.FULL)
+        full = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in child_process.FULL)
         if full or isinstance(error, MemoryError):
             said = str(error).strip().splitlines() or ["no more is known"]
             raise RunFailed(f"out of memory: {said[0]}\nLower batch_size, or let tune=true find what fits.") from error
         raise
     found = {"command": command(), "when": now(), "warmup": settings["warmup"]} | found
-    said = text.report(found)
+    said = report.report(found)
     write_json(folder / "profile.json", found | {"settings": settings})
     write_text(folder / "profile.txt", f"{found['command']}\n{found['when']}\n\n{said}\n")
     print(f"{said}\n{os.path.relpath(folder)}")
@@ -135,17 +142,17 @@ class Tuning:
             raise
         found = self.write(self.ladder.stopped)
         tuned = self.write_yaml(found)
-        said = f"{self.table()}\n\n{text.verdict(found)}"
+        said = f"{self.table()}\n\n{report.verdict(found)}"
         write_text(self.folder / "profile.txt", f"{command()}\n{now()}\n\n{said}\n\n{tuned}\n")
         print(f"\n{said}\n\n{os.path.relpath(self.folder)}\n{tuned}")
 
-    def measure(self, setting: Setting, seconds: float) -> trial.Outcome:
+    def measure(self, setting: Setting, seconds: float) -> child_process.Outcome:
         """One setting in a process of its own."""
         try:
             settings = config.finish(self.changed(setting, self.cfg), self.choices | {"optimizer": setting["optimizer"]})
         except UserError as error:
-            return trial.Outcome("failed", str(error), mistake=True)
-        outcome = trial.attempt(settings, memory_limit=self.memory_limit, seconds=seconds, log=self.folder / "tune.log")
+            return child_process.Outcome("failed", str(error), mistake=True)
+        outcome = child_process.attempt(settings, memory_limit=self.memory_limit, seconds=seconds, log=self.folder / "tune.log")
         self.facts = self.facts or outcome.report
         return outcome
 
@@ -178,13 +185,13 @@ class Tuning:
     def show(self, row: Row) -> None:
         """Say and keep a row as soon as it is there."""
         number = len(self.ladder.rows)
-        cells = [cell for cell in text.cells(as_dict(row), CHANGES_TRAINING) if cell]
+        cells = [cell for cell in report.cells(as_dict(row), CHANGES_TRAINING) if cell]
         print(f"{number:3}  {'  '.join(cells)}", flush=True)
         self.write("running")
 
     def table(self) -> str:
         """The rows so far."""
-        return text.ladder([as_dict(row) for row in self.ladder.rows], CHANGES_TRAINING)
+        return report.ladder([as_dict(row) for row in self.ladder.rows], CHANGES_TRAINING)
 
     def write(self, stopped: str) -> dict[str, Any]:
         """Write profile.json; its content."""
@@ -214,9 +221,9 @@ class Tuning:
         comments = [
             f"Found by snnexp profile tune=true on {date.today()}: {facts['model']} on {facts['dataset']}, {facts['device']}"
             f" ({facts['cores']} cores), torch {facts['torch']}.",
-            text.outcome(found),
+            report.outcome(found),
             f"Measured by: {command()}",
-            *(f"{key}: {text.spelt(self.ladder.baseline[key])} -> {text.spelt(value)}"
+            *(f"{key}: {report.spelt(self.ladder.baseline[key])} -> {report.spelt(value)}"
               + (", which changes the numbers of training" if key in CHANGES_TRAINING else "") for key, value in setting.items()),
             taken,
         ]  # fmt: skip
@@ -296,26 +303,14 @@ def claim(settings: dict[str, Any]) -> Path:
     """
     choices, parent = settings["choices"], Path(settings["output_dir"])
     name = settings["exp_name"] or f"profile_{choices['model']}_{choices['dataset']}_{time.strftime('%Y%m%d_%H%M%S')}"
-    for attempt in range(1, 1000):
-        path = parent / (name if attempt == 1 else f"{name}_{attempt}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if settings["exp_name"]:
-                raise UserError(f"exp_name={name}: {path} exists already; choose another.") from None
-            continue
-        except OSError as error:
-            raise UserError(f"cannot make the directory {path}: {error.strerror}. Set output_dir=... elsewhere.") from error
-        return path.resolve()
-    raise UserError(f"{parent / name}: a thousand profiles have this name; choose exp_name=...")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Raises: RunFailed if the disk refuses."""
     try:
-        path.write_text(content)
+        return files.claim(parent, name, exclusive=bool(settings["exp_name"])).resolve()
+    except FileExistsError:
+        if settings["exp_name"]:
+            raise UserError(f"exp_name={name}: {parent / name} exists already; choose another.") from None
+        raise UserError(f"{parent / name}: a thousand profiles have this name; choose exp_name=...") from None
     except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}.") from error
+        raise UserError(f"cannot make the directory {parent / name}: {error.strerror}. Set output_dir=... elsewhere.") from error
 
 
 def command() -> str:

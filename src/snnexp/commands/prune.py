@@ -12,9 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from snnexp import app, config
+from snnexp import config
 from snnexp.commands import train
 from snnexp.commands.evaluate import checkpoint_path
+from snnexp.composing import command_line, compose, conf
+from snnexp.composing.command_line import refuse_groups
+from snnexp.composing.model_and_data import check_match
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import RunDir, now
 
@@ -40,18 +43,18 @@ snnexp prune RUN --help shows every key of that run, snnexp prune --cfg job ever
 
 def run(argv: list[str]) -> int:
     """Prune the run that the command line names, or train one first; exit code 1 if a job of a sweep failed."""
-    named = app.run_argument(argv) is not None
-    if app.asks_for_help(argv) and not named:
+    named = command_line.run_argument(argv) is not None
+    if command_line.asks_for_help(argv) and not named:
         print(HELP, end="")
         return 0
     train.Sweep.directory, started = None, now()
     try:
         if named:
-            source, chosen, argv = app.take_run("prune", argv)
+            source, chosen, argv = command_line.take_run("prune", argv)
             refuse_what_is_fixed(argv)
-            app.run("prune_run", argv, lambda cfg: job(cfg, source, chosen), saved=source, schema=config.PruneConfig, anew=ANEW)
+            compose.run("prune_run", argv, lambda cfg: job(cfg, source, chosen), saved=source, schema=config.PruneConfig, anew=ANEW)
         else:
-            app.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig)
+            compose.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig)
     except train.JobFailed:
         train.summarise(train.Sweep.directory, started)
         return 1
@@ -63,9 +66,9 @@ def refuse_what_is_fixed(argv: list[str]) -> None:
 
     Raises: UserError.
     """
-    app.refuse_groups(argv, ("optimizer", "scheduler"), "fine-tuning has its own: pruner.finetune.optimizer=, pruner.finetune.scheduler=.")
+    refuse_groups(argv, ("optimizer", "scheduler"), "fine-tuning has its own: pruner.finetune.optimizer=, pruner.finetune.scheduler=.")
     others = tuple(group for group in config.GROUPS if group != "pruner")
-    app.refuse_groups(argv, others, "a pruned run goes on with what its source had. To train another: snnexp prune without a RUN.")
+    refuse_groups(argv, others, "a pruned run goes on with what its source had. To train another: snnexp prune without a RUN.")
     for word in argv:
         name = word.lstrip("+~").partition("=")[0]
         if name in ("epochs", "lr"):
@@ -87,7 +90,7 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
 
     Raises: UserError, RunFailed.
     """
-    from snnexp import build
+    from snnexp import check
 
     choices = dict(HydraConfig.get().runtime.choices)
     config.settle_resolvers(cfg)
@@ -103,7 +106,9 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
         choices = config.read_saved(source.config)["choices"] | own
         starts_from(cfg, chosen or checkpoint_path(source, "best"))
     elif dense is not None:
-        build.check(settings := config.finish(cfg, choices))  # before the dense run has a directory
+        settings = config.finish(cfg, choices)  # before the dense run has a directory
+        check_match(settings)
+        check.check(settings)
         if folder is None and settings["exp_name"] is not None and (taken := Path(settings["output_dir"]) / settings["exp_name"]).exists():
             raise UserError(
                 f"exp_name={settings['exp_name']}: {taken} exists already, and a run is never overwritten.\n"
@@ -117,7 +122,8 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
         return train.objective(existing)
     if source is not None:
         say_changes(config.read_saved(source.config), settings)
-    run = existing or train.create(cfg, settings, folder, settings["trust"] if source is not None else None)
+    named = [] if source is None else [str(chosen or source.root)]
+    run = existing or train.create(cfg, settings, folder, settings["trust"] if source is not None else None, named)
     if settings["start"]:
         finish_source(run, settings)
     elif dense is not None:
@@ -221,7 +227,7 @@ def option(group: str, name: str) -> DictConfig:
 
     Raises: UserError if there is no such option.
     """
-    known = sorted(app.options_of(group))
+    known = sorted(conf.options_of(group))
     try:
         return hydra.compose("train", overrides=[f"{group}={name}"])[group]
     except (HydraException, ValueError) as error:

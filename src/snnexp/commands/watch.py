@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnexp.errors import UserError, nearest
-from snnexp.rundir import RunDir, find_run
+from snnexp.rundir import RunDir, find_run, runs_below
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from snnexp.analysis.live import Event, Live
+    from snnexp.analysis.watch import Event, Live
 
 HELP = """snnexp watch RUN [interval=2] [once=true]
 
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from snnexp.analysis.live import Live
+    from snnexp.analysis.watch import Live
 
     if hasattr(sys.stdout, "reconfigure") and not _is_unicode(sys.stdout.encoding):
         sys.stdout.reconfigure(errors="replace")  # a run's name may hold letters that this terminal has not
@@ -123,7 +123,7 @@ def _wait_for(word: str) -> None:
 
 def _find(word: str) -> RunDir:
     """The run that a word names; of a directory of runs the one begun last, which is said."""
-    from snnexp.commands.analyze import is_sweep, runs_below
+    from snnexp.commands.analyze import is_sweep
 
     if not is_sweep(word):
         return find_run(word)[0]
@@ -135,7 +135,7 @@ def _find(word: str) -> RunDir:
 
 def _begun(run: Path) -> float:
     """When a run was begun or resumed; one that has only been made, when its directory was."""
-    from snnexp.analysis.live import moment
+    from snnexp.analysis.watch import moment
     from snnexp.rundir import read_json
 
     try:
@@ -155,8 +155,8 @@ def _draw(live: "Live", console: "Console", interval: float) -> None:
     from rich.console import Group
     from rich.live import Live as Screen
 
-    from snnexp.analysis.live import OVER
-    from snnexp.analysis.live_panel import panel
+    from snnexp.analysis.watch import OVER
+    from snnexp.analysis.watch_panel import panel
 
     footer = f"every {interval:g} s; Ctrl-C ends the watching only"
     unicode = _is_unicode(console.encoding)
@@ -203,7 +203,7 @@ class _Patience:
 
 def _tell(live: "Live", console: "Console", interval: float, news: "list[Event]") -> None:
     """The present state, then a line for whatever happens, until the run is over."""
-    from snnexp.analysis.live import OVER
+    from snnexp.analysis.watch import OVER
 
     _print_panel(live, console)
     silent = False
@@ -217,7 +217,7 @@ def _tell(live: "Live", console: "Console", interval: float, news: "list[Event]"
 
 
 def _print_panel(live: "Live", console: "Console") -> None:
-    from snnexp.analysis.live_panel import panel
+    from snnexp.analysis.watch_panel import panel
 
     for line in panel(live, console.width, unicode=_is_unicode(console.encoding)):
         console.print(line)

@@ -27,6 +27,7 @@ import numpy as np
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
+from snnexp.files import to_disk
 
 FORMAT = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -363,11 +364,6 @@ def widened(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...])
             wide.write(np.frombuffer(chunk, dtype=np.uint8).astype(dtype).data)
     narrow.unlink()
     return wide
-
-
-def to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def move(building: Path, directory: Path) -> None:

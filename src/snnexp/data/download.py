@@ -16,6 +16,7 @@ from pathlib import Path
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import MissingData, UserError
+from snnexp.files import to_disk
 
 ROUNDS = 3
 PAUSE_SECONDS = 2.0
@@ -63,7 +64,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
                     f"if that does not help, get the file by hand and put it at {path}."
                 )
             with open(part, "rb+") as file:
-                os.fsync(file.fileno())
+                to_disk(file)
             os.replace(part, path)
     except OSError as error:
         raise UserError(

@@ -6,6 +6,8 @@ import numpy as np
 
 from snnexp.errors import UserError
 
+SPLITS = ("train", "val", "test")
+
 
 def carve(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int, option: str) -> tuple[np.ndarray, np.ndarray]:
     """Divide `rows` into (kept, carved): of every class round(`fraction` * n) rows are carved, drawn by (`seed`, class).
@@ -106,6 +108,16 @@ def strata(labels: np.ndarray) -> str:
 def sizes(rows: dict[str, np.ndarray]) -> str:
     """The sizes in words: 70 train / 15 val / 15 test."""
     return " / ".join(f"{len(rows[name])} {name}" for name in ("train", "val", "test"))
+
+
+def rows_of(rows: dict[str, np.ndarray], split: str) -> np.ndarray:
+    """The rows of "train", "val", "test", or "all" three in this order.
+
+    Raises: UserError for another name.
+    """
+    if split not in (*SPLITS, "all"):
+        raise UserError(f"split is {split!r}; allowed are {', '.join(SPLITS)} and all.")
+    return np.concatenate([rows[part] for part in SPLITS]) if split == "all" else rows[split]
 
 
 def published(found: dict[str, int], original: dict[str, int]) -> str:

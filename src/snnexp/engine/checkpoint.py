@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, read without running any pickle."""
 
-import contextlib
 import os
 import pickle
 import shutil
@@ -11,10 +10,11 @@ import torch
 from torch import nn
 
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import directory_to_disk, explaining, replacing, temporary_name
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
-    "circumstances",
+    "circumstances", "pruned",
 )  # fmt: skip
 
 
@@ -23,17 +23,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises: RunFailed if the disk refuses; what was there stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that what a kill leaves is overwritten; the run is locked
     try:
-        temporary.unlink(missing_ok=True)  # never opened as it lies there: a kill may have left a second name of another checkpoint
-        with open(temporary, "wb") as file:
+        with replacing(path, "wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        directory_to_disk(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
         raise RunFailed(
             f"cannot write {path}: {error}\n{free:.0f} MiB are free there. Earlier checkpoints are unharmed: make room, then "
@@ -43,18 +37,17 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a checkpoint a second name, replacing what had it; a copy where the file system knows no links."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
-        try:
-            shutil.copyfile(source, temporary)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RunFailed(f"cannot write {target}: {error.strerror}. Earlier checkpoints are unharmed.") from error
+        more = " Earlier checkpoints are unharmed."
+        with explaining(target, more), replacing(target, "wb") as copy, open(source, "rb") as file:
+            shutil.copyfileobj(file, copy)
+        return
     os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing, and leaves both
+    temporary.unlink(missing_ok=True)  # between two names of one file a rename does nothing
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -66,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or any(name not in content for name in REQUIRED):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is not a checkpoint of snnexp: it lacks some of {', '.join(REQUIRED)}; found: {found}.")
-    return {"pruned": {"kept": {}, "ratio": 0.0}} | content  # older ones are dense
+    return content
 
 
 def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
@@ -117,15 +110,12 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _sync_directory(path: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a directory be opened; the rename itself is atomic
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def listing(folder: Path) -> str:
     """The names of the checkpoints in a folder."""
     return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"
+
+
+OTHER_SAMPLES = (
+    "the samples or their split are not those that this run was trained on; to go on would be to train on test samples. "
+    "Restore the data, or start a new run with init_from=RUN."
+)

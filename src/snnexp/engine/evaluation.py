@@ -1,21 +1,20 @@
 """A model on a split: every sample counted once, whatever the batch size and the number of ranks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
+from snnexp.contracts import DataSet, Task
 from snnexp.data.sampler import EvaluationBatches, pool
+from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.distributed import Ranks
-from snnexp.engine.loader import budget, loader
-from snnexp.engine.precision import Precision
+from snnexp.engine.experiment import Experiment
+from snnexp.engine.loader import budget, loader, to_device
 from snnexp.engine.signals import StopFlag, Stopped
-
-if TYPE_CHECKING:
-    from snnexp.build import Experiment
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    task: Any,
-    data: Any,
+    task: Task,
+    data: DataSet,
     split: str,
     *,
     batch_size: int,
@@ -71,8 +70,7 @@ def evaluate(
                 continue
             batch = data.prepare(to_device(batch, ranks.device))
             try:
-                with torch.no_grad(), precision.autocast():
-                    loss, output = task.loss(model, batch, step=0)
+                loss, output = forward(model, task, batch, precision)
                 for name, value in task.counts(loss, output, batch).items():
                     sums[name] = sums[name] + value if name in sums else value
                 columns = task.predict(output, batch)
@@ -97,28 +95,31 @@ def evaluate(
     return Evaluation(metrics, predicted, true, *score)
 
 
-def judge(x: "Experiment", split: str, stop: StopFlag, title: str, observe: Any = None, collect: Any = None) -> Evaluation:
+def forward(model: nn.Module, task: Any, batch: Any, precision: Precision) -> tuple[torch.Tensor, Any]:
+    """The loss of a batch and what the task made of it, without gradients; the caller brings the membranes to rest."""
+    with torch.no_grad(), precision.autocast():
+        return task.loss(model, batch, step=0)
+
+
+def judge(experiment: Experiment, split: str, stop: StopFlag, title: str, observe: Any = None, collect: Any = None) -> Evaluation:
     """The model of a run, or its moving average, on a split of its data."""
-    count = min(x.data.splits[split], x.config.limit_val or x.data.splits[split])
-    with x.averaged(), x.terminal.bar(title, count) as bar:
-        x.ranks.share_buffers(x.model)  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
+    count = min(experiment.data.splits[split], experiment.config.limit_val or experiment.data.splits[split])
+    with experiment.averaged(), experiment.terminal.bar(title, count) as bar:
+        experiment.ranks.share_buffers(
+            experiment.model
+        )  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
         return evaluate(
-            x.model,
-            x.task,
-            x.data,
+            experiment.model,
+            experiment.task,
+            experiment.data,
             split,
-            batch_size=x.config.batch_size,
-            ranks=x.ranks,
-            precision=x.precision,
-            workers=x.config.workers,
-            limit=x.config.limit_val,
+            batch_size=experiment.config.batch_size,
+            ranks=experiment.ranks,
+            precision=experiment.precision,
+            workers=experiment.config.workers,
+            limit=experiment.config.limit_val,
             stop=stop,
             on_batch=bar.advance,
             observe=observe,
             collect=collect,
         )
-
-
-def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The tensors of a batch on `device`; on CUDA the copy does not wait."""
-    return tuple(part.to(device, non_blocking=True) for part in batch)

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from snnexp.contracts import DataSet, View
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
 from snnexp.engine.signals import ignore_stop_signals
 
 
-def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
+def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
     """A loader that draws nothing from the global random state, whose processes leave stop signals to the trainer."""
     return DataLoader(
         view,
@@ -24,13 +25,13 @@ def loader(view: Dataset, batches: TrainBatches | EvaluationBatches, workers: in
     )
 
 
-def budget(data: Any, split: str, augmented: bool = False) -> dict[str, Any]:
+def budget(data: DataSet, split: str, augmented: bool = False) -> dict[str, Any]:
     """What the batches of a split (or of what augmentation makes of it) keep to beside their number of samples, if the data ask for it.
 
     A budget for the sum of the samples' sizes, or lengths by which samples of one batch are to be alike.
     """
-    allowed = getattr(data, "node_budget", None)
-    alike = {"lengths": data.lengths(split)} if hasattr(data, "lengths") else {}
+    lengths, allowed = data.lengths(split), data.node_budget
+    alike = {} if lengths is None else {"lengths": lengths}
     return alike if allowed is None else {"sizes": data.sizes(split, augmented), "budget": allowed} | alike
 
 
@@ -40,3 +41,8 @@ def _as_fetched(batch: object) -> object:
 
 def _worker_init(worker: int) -> None:
     ignore_stop_signals()
+
+
+def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The tensors of a batch on `device`; on CUDA the copy does not wait."""
+    return tuple(part.to(device, non_blocking=True) for part in batch)

@@ -4,15 +4,12 @@ import json
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
+from snnexp.engine.experiment import Experiment
 from snnexp.engine.state import State
 from snnexp.rundir import now
-
-if TYPE_CHECKING:
-    from snnexp.build import Experiment
 
 EVERY_S = 10.0
 """Seconds between two lines."""
@@ -21,8 +18,8 @@ EVERY_S = 10.0
 class Stopwatch:
     """Measures the training steps of one epoch; the time of validations and checkpoints is left out."""
 
-    def __init__(self, x: "Experiment", state: State) -> None:
-        self.x, self.state = x, state
+    def __init__(self, experiment: Experiment, state: State) -> None:
+        self.experiment, self.state = experiment, state
         self.began = self.last = self.save_mark = time.monotonic()
         self.written, self.paused, self.before = self.began, 0.0, state.samples
 
@@ -55,25 +52,27 @@ class Stopwatch:
     def write(self, moment: float, status: bool = True) -> None:
         """One line of progress, and the run's status."""
         self.written = moment
-        if not self.x.ranks.main:
+        if not self.experiment.ranks.main:
             return
-        epochs, state = self.x.config.epochs, self.state
-        left = (epochs - state.epoch) * self.x.train_batches.count - state.batch * self.x.config.batch_size
+        epochs, state = self.experiment.config.epochs, self.state
+        left = (epochs - state.epoch) * self.experiment.train_batches.count - state.batch * self.experiment.config.batch_size
         rate = self.rate()
         line = {
             "time": now(),
             "epoch": state.epoch,
             "step": state.step,
-            "done": round(state.epoch + state.batch / max(1, len(self.x.train_batches)), 4),  # epochs, with the part of the running one
+            "done": round(
+                state.epoch + state.batch / max(1, len(self.experiment.train_batches)), 4
+            ),  # epochs, with the part of the running one
             "loss": state.last_loss,
             "samples_per_s": round(rate, 2),
             "eta_s": round(max(left, 0) / rate) if rate > 0 else None,
-            "memory_mib": round(peak_memory_mib(self.x.ranks.device)),
+            "memory_mib": round(peak_memory_mib(self.experiment.ranks.device)),
         }
-        with open(self.x.run.progress_log, "a") as log:
+        with open(self.experiment.run.progress_log, "a") as log:
             log.write(json.dumps(line) + "\n")
         if status:
-            self.x.run.update_status(epoch=state.epoch, step=state.step)
+            self.experiment.run.update_status(epoch=state.epoch, step=state.step)
 
 
 def peak_memory_mib(device: torch.device) -> float:

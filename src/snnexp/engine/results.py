@@ -6,89 +6,93 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
 from snnexp import provenance
+from snnexp.contracts import Tracker
 from snnexp.engine import checkpoint
-from snnexp.engine.activity import Activity, enough, measure
 from snnexp.engine.evaluation import Evaluation
-from snnexp.engine.latents import Latents
+from snnexp.engine.experiment import Experiment
+from snnexp.engine.measures.activity import Activity, enough, measure
+from snnexp.engine.measures.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.rundir import write_json
 
-if TYPE_CHECKING:
-    from snnexp.build import Experiment
 
-
-def announce(x: "Experiment", state: State) -> None:
+def announce(experiment: Experiment, state: State) -> None:
     """Say what is about to be trained, on what, and from where."""
-    ranks = x.ranks
+    ranks = experiment.ranks
     if ranks.main:
-        x.run.update_status(monitor=f"Val/{x.monitor}")
+        experiment.run.update_status(monitor=f"Val/{experiment.monitor}")
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    x.terminal.say(f"{x.data.protocol}")
-    layout = ", channels_last" if x.choice.channels_last else ""
-    x.terminal.say(
-        f"{x.settings['choices']['model']}: {x.parameters:,} parameters; input {' x '.join(map(str, x.data.shape))}; "
-        f"{x.precision.name}{layout} on {ranks.world} x {device}; LIF: {x.neuron_implementation}"
+    experiment.terminal.say(f"{experiment.data.protocol}")
+    layout = ", channels_last" if experiment.choice.channels_last else ""
+    name, shape = experiment.settings["choices"]["model"], " x ".join(map(str, experiment.data.shape))
+    experiment.terminal.say(
+        f"{name}: {experiment.parameters:,} parameters; input {shape}; "
+        f"{experiment.precision.name}{layout} on {ranks.world} x {device}; LIF: {experiment.neuron_implementation}"
     )
-    if x.choice.how:
-        x.terminal.say(f"{' and '.join(f'{key}=auto' for key in x.choice.open)}: {x.choice.how}.")
+    if experiment.choice.how:
+        experiment.terminal.say(f"{' and '.join(f'{key}=auto' for key in experiment.choice.open)}: {experiment.choice.how}.")
     if state.step:
-        x.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
+        experiment.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
 
 
 def log_epoch(
-    x: "Experiment", state: State, training: dict[str, float], validation: dict[str, float] | None, tracked: dict[str, Any]
+    experiment: Experiment, state: State, training: dict[str, float], validation: dict[str, float] | None, tracked: dict[str, Any]
 ) -> None:
     """Write an epoch's metrics to metrics.jsonl and the loggers, which get the mean of what was `tracked` at each step, and say them."""
-    if not x.ranks.main:
+    if not experiment.ranks.main:
         return
     values = {f"Train/{name}": value for name, value in training.items()}
     values |= {f"Val/{name}": value for name, value in (validation or {}).items()}
-    values["LR"] = x.optimizer.param_groups[0]["lr"]
-    x.metrics.append({"epoch": state.epoch, "step": state.step, **values, **tracked})
-    x.metrics.sync()
-    state.metrics_offset = x.metrics.offset()
+    values["LR"] = experiment.optimizer.param_groups[0]["lr"]
+    experiment.metrics.append({"epoch": state.epoch, "step": state.step, **values, **tracked})
+    experiment.metrics.sync()
+    state.metrics_offset = experiment.metrics.size
     means = {name: sum(value) / len(value) if isinstance(value, list) else value for name, value in tracked.items()}
-    for logger in x.loggers:
+    for logger in experiment.loggers:
         logger.scalars(values | means, state.epoch)
-        if x.config.val_every < 1 and validation is not None:  # the curve by step has those at the ends of epochs too
+        if experiment.config.val_every < 1 and validation is not None:  # the curve by step has those at the ends of epochs too
             logger.step_scalars({name: value for name, value in values.items() if name.startswith("Val/")}, state.step)
     star = " *" if state.best and state.best["epoch"] == state.epoch else ""
-    x.terminal.say(f"epoch {state.epoch}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
+    experiment.terminal.say(
+        f"epoch {state.epoch}/{experiment.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star
+    )
 
 
-def log_validation(x: "Experiment", state: State, validation: dict[str, float], epoch: float) -> None:
+def log_validation(experiment: Experiment, state: State, validation: dict[str, float], epoch: float) -> None:
     """The same for a validation within an epoch; `epoch` says how far it lies into the run. The loggers get it by step."""
-    if not x.ranks.main:
+    if not experiment.ranks.main:
         return
     values = {f"Val/{name}": value for name, value in validation.items()}
-    x.metrics.append({"epoch": epoch, "step": state.step, **values})
-    x.metrics.sync()
-    state.metrics_offset = x.metrics.offset()
-    for logger in x.loggers:
+    experiment.metrics.append({"epoch": epoch, "step": state.step, **values})
+    experiment.metrics.sync()
+    state.metrics_offset = experiment.metrics.size
+    for logger in experiment.loggers:
         logger.step_scalars(values, state.step)
     star = " *" if state.best and state.best["epoch"] == epoch else ""
-    x.terminal.say(f"epoch {epoch:g}/{x.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star)
+    experiment.terminal.say(
+        f"epoch {epoch:g}/{experiment.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star
+    )
 
 
-def log_step(x: "Experiment", state: State, values: dict[str, float], tracker: Any) -> None:
+def log_step(experiment: Experiment, state: State, values: dict[str, float], tracker: Tracker) -> None:
     """Give the loggers what a tracker has to say of an optimizer step, and say its news."""
-    if not x.ranks.main:
+    if not experiment.ranks.main:
         return
-    for logger in x.loggers if values else []:
+    for logger in experiment.loggers if values else []:
         logger.step_scalars(values, state.step)
-    while news := getattr(tracker, "news", None):  # not every tracker has any to tell
-        x.terminal.say(news.pop(0))
+    while tracker.news:
+        experiment.terminal.say(tracker.news.pop(0))
 
 
-def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:
+def not_finite(experiment: Experiment, state: State, loss: float, norm: float) -> str:
     """The message of a run whose loss or gradient is NaN or infinite."""
     if not math.isfinite(loss):
         what = f"the loss is {loss}"
@@ -97,40 +101,40 @@ def not_finite(x: "Experiment", state: State, loss: float, norm: float) -> str:
     else:
         what = "the loss or the gradient of another process is not finite"
     last = "there was no finite loss before" if state.last_loss is None else f"the last finite loss was {state.last_loss:.6g}"
-    rate = x.optimizer.param_groups[0]["lr"]
+    rate = experiment.optimizer.param_groups[0]["lr"]
     return (
         f"{what} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
         f"Lower the rate, clip gradients or compute in fp32, from the last good checkpoint:\n"
-        f"  snnexp resume {shlex.quote(str(x.run.root))} lr={x.config.lr / 10:g} clip_grad=1.0 precision=fp32"
+        f"  snnexp resume {shlex.quote(str(experiment.run.root))} lr={experiment.config.lr / 10:g} clip_grad=1.0 precision=fp32"
     )
 
 
 @contextmanager
-def best_weights(x: "Experiment", state: State) -> Iterator[None]:
+def best_weights(experiment: Experiment, state: State) -> Iterator[None]:
     """The model carries the weights of the best epoch inside the context; without a validated epoch, its own."""
-    path = x.run.checkpoint("best")
+    path = experiment.run.checkpoint("best")
     if state.best is None or not path.exists():
         yield
         return
-    own = {name: value.detach().clone() for name, value in x.model.state_dict().items()}
-    average, x.ema = x.ema, None  # the file holds the average already
+    own = {name: value.detach().clone() for name, value in experiment.model.state_dict().items()}
+    average, experiment.ema = experiment.ema, None  # the file holds the average already
     try:
-        checkpoint.load_into(x.model, checkpoint.weights(checkpoint.load(path)), path)
+        checkpoint.load_into(experiment.model, checkpoint.weights(checkpoint.load(path)), path)
         yield
     finally:
-        x.ema = average
-        x.model.load_state_dict(own)
+        experiment.ema = average
+        experiment.model.load_state_dict(own)
 
 
-def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
+def activity(experiment: Experiment, stop: StopFlag) -> Activity | None:
     """What the neurons of the model do on the test split, or the nearest to it that the data have; on the main rank.
 
     None where it could not be measured, or a stop signal came meanwhile: the run is done without it.
     """
-    if not x.ranks.main:
+    if not experiment.ranks.main:
         return None
-    split = next(split for split in ("test", "val", "train") if x.data.splits[split])
-    with x.averaged(), x.terminal.bar("activity", enough(x.data, split, x.config.limit_val)) as bar:
+    split = next(split for split in ("test", "val", "train") if experiment.data.splits[split])
+    with experiment.averaged(), experiment.terminal.bar("activity", enough(experiment.data, split, experiment.config.limit_val)) as bar:
 
         def advance(samples: int) -> None:
             bar.advance(samples)
@@ -139,30 +143,36 @@ def activity(x: "Experiment", stop: StopFlag) -> Activity | None:
 
         try:
             return measure(
-                x.model,
-                x.task,
-                x.data,
+                experiment.model,
+                experiment.task,
+                experiment.data,
                 split=split,
-                batch_size=x.config.batch_size,
-                device=x.ranks.device,
-                precision=x.precision,
-                limit=x.config.limit_val,
+                batch_size=experiment.config.batch_size,
+                device=experiment.ranks.device,
+                precision=experiment.precision,
+                limit=experiment.config.limit_val,
                 on_batch=advance,
             )
         except Stopped:
-            x.terminal.say("Told to stop: activity and energy are left out of the result; `snnexp evaluate` measures them.")
+            experiment.terminal.say("Told to stop: activity and energy are left out of the result; `snnexp evaluate` measures them.")
         except Exception as error:  # a user's own operation may not bear being counted; the result of a long run must not go with it
-            x.terminal.say(f"Activity and energy could not be measured: {type(error).__name__}: {error}")
+            experiment.terminal.say(f"Activity and energy could not be measured: {type(error).__name__}: {error}")
     return None
 
 
-def latents_of(x: "Experiment", split: str) -> Latents:
+def latents_of(experiment: Experiment, split: str) -> Latents:
     """A collector of the latents of a split."""
-    return Latents(x.model, x.data, split, min(x.data.splits[split], x.config.limit_val or x.data.splits[split]), x.ranks)
+    return Latents(
+        experiment.model,
+        experiment.data,
+        split,
+        min(experiment.data.splits[split], experiment.config.limit_val or experiment.data.splits[split]),
+        experiment.ranks,
+    )
 
 
 def write(
-    x: "Experiment",
+    experiment: Experiment,
     state: State,
     evaluation: Evaluation | None,
     active: Activity | None,
@@ -173,38 +183,42 @@ def write(
 
     `files` are what the trackers wrote; the loggers get them and are told the result.
     """
-    if not x.ranks.main:
+    if not experiment.ranks.main:
         return
     state.pass_time()
     result = {
         "best": state.best,
         "test": as_json(evaluation.metrics) if evaluation else {},
-        "protocol": limited(x.data.protocol, state.samples and x.config.limit_train and x.train_batches.count, x.config.limit_val),
+        "protocol": limited(
+            experiment.data.protocol,
+            state.samples and experiment.config.limit_train and experiment.train_batches.count,
+            experiment.config.limit_val,
+        ),
         "split": "test",
-        "seed": x.config.seed,
-        "epochs": round(state.epoch + state.batch / len(x.train_batches), 4) if state.batch else state.epoch,
-        "parameters": x.parameters,
+        "seed": experiment.config.seed,
+        "epochs": round(state.epoch + state.batch / len(experiment.train_batches), 4) if state.batch else state.epoch,
+        "parameters": experiment.parameters,
         "wall_time_s": round(state.wall_seconds, 1),
         "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2) if state.samples else None,
-        "precision": x.precision.name,
-        "channels_last": x.choice.channels_last,
-        "neuron": x.neuron_implementation,
-        "processes": x.ranks.world,
+        "precision": experiment.precision.name,
+        "channels_last": experiment.choice.channels_last,
+        "neuron": experiment.neuron_implementation,
+        "processes": experiment.ranks.world,
         "threads": torch.get_num_threads(),
         "activity": active.summary() if active else None,
-        **({"init_from": start} if (start := provenance.added(x.run.root, "init_from")) else {}),
+        **({"init_from": start} if (start := provenance.added(experiment.run.root, "init_from")) else {}),
         **({"pruning": pruned} if pruned else {}),
     }
     if evaluation:
-        write_predictions(x.run.root, "test", evaluation)
+        write_predictions(experiment.run.root, "test", evaluation)
     if active:
-        active.write(x.run.root / f"{active.split}_spikes.npz")
-    write_json(x.run.result, result)
-    for logger in x.loggers:
+        active.write(experiment.run.root / f"{active.split}_spikes.npz")
+    write_json(experiment.run.result, result)
+    for logger in experiment.loggers:
         for path in files:
             logger.upload(path)
         logger.finish(result)
-    show(x, result)
+    show(experiment, result)
 
 
 def as_json(metrics: dict[str, float | None]) -> dict[str, float | None]:
@@ -231,7 +245,7 @@ def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
     np.save(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
 
 
-def show(x: "Experiment", result: dict[str, Any]) -> None:
+def show(experiment: Experiment, result: dict[str, Any]) -> None:
     """The final table."""
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = []
@@ -246,13 +260,13 @@ def show(x: "Experiment", result: dict[str, Any]) -> None:
         ("wall time", f"{result['wall_time_s']:.0f} s"),
     ]
     if "pruning" in result:
-        rows = [row for row in rows if row[0] != "parameters"] + pruning_rows(result["pruning"], x.monitor)
-    rows += [row for tracker in x.trackers.values() for row in tracker.rows()]
+        rows = [row for row in rows if row[0] != "parameters"] + pruning_rows(result["pruning"], experiment.monitor)
+    rows += [row for tracker in experiment.trackers.values() for row in tracker.rows()]
     for row in rows:
         table.add_row(*row)
-    x.terminal.console.print(table)
-    x.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))
-    x.terminal.say(os.path.relpath(x.run.root))
+    experiment.terminal.console.print(table)
+    experiment.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))
+    experiment.terminal.say(os.path.relpath(experiment.run.root))
 
 
 def pruning_rows(pruned: dict[str, Any], metric: str) -> list[tuple[str, str]]:

@@ -1,16 +1,16 @@
 """Learning-rate schedules: functions of the optimizer step and of the run's length, so that a longer run is a longer curve.
 
-A schedule answers `factor(done, epochs)`, which multiplies the rate of every parameter group: `done` is how many epochs the step lies
-from the start of the run (steps done / steps of an epoch). It hears each validation through `observe(value, mode)`.
+How many epochs of the run are done counts in steps: steps done / steps of an epoch.
 """
 
 import math
 from typing import Any
 
+from snnexp.contracts import Schedule
 from snnexp.errors import UserError
 
 
-class Constant:
+class Constant(Schedule):
     """The rate as given, after `warmup_epochs` of linear rise from `warmup_start` times the rate."""
 
     def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0) -> None:
@@ -26,19 +26,6 @@ class Constant:
         if done >= self.warmup_epochs:
             return 1.0
         return self.warmup_start + (1 - self.warmup_start) * done / self.warmup_epochs
-
-    def observe(self, value: float, mode: str) -> None:
-        """Nothing: this schedule does not listen to the validation."""
-
-    def forget(self) -> None:
-        """Nothing heard, nothing to forget."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step is all there is to know."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take back."""
 
 
 class Cosine(Constant):

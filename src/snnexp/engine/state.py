@@ -20,7 +20,7 @@ class State:
     samples: int = 0  # training samples seen
     train_seconds: float = 0.0  # spent training
     wall_seconds: float = 0.0  # spent altogether, before and after every restart
-    best: dict[str, Any] | None = None  # {"epoch", "metric", "value"}
+    best: dict[str, Any] | None = None  # {"epoch", "step", "metric", "value"}
     ranking: list[list[float]] = field(default_factory=list)  # [value, epoch] of the best `keep_best` epochs, best first
     stale: int = 0  # validations since the best
     validated: int = 0  # the step of the last validation within an epoch

@@ -4,10 +4,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from snnexp.contracts import Logger
 from snnexp.errors import UserError
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """Writes `<run_dir>/logs/events.out.tfevents.*`, whose step axis is the epoch, and for what comes more often than that
     `<run_dir>/logs/steps/events.out.tfevents.*`, whose axis is the optimizer step: TensorBoard shows it as a run of its own.
 
@@ -69,9 +70,6 @@ class TensorBoard:
                 session.hparams[key].string_value = value
         data = plugin_data_pb2.HParamsPluginData(session_start_info=session)
         self._write_session("_hparams_/session_start_info", data)
-
-    def upload(self, path: Path) -> None:
-        """Files stay in the run directory, where TensorBoard looks for nothing but its own."""
 
     def finish(self, result: dict[str, Any]) -> None:
         """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, and close the hparams session.

@@ -4,18 +4,19 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from snnexp.contracts import Logger
 from snnexp.errors import UserError
 from snnexp.loggers.tensorboard import final_metrics
 
 MODES = ("online", "offline", "disabled")
 
 
-class Wandb:
+class Wandb(Logger):
     """Sends a run to Weights & Biases; its id is kept in `<run_dir>/wandb_run_id`.
 
     `mode`: online, offline (written below the run directory, `wandb sync` sends it later) or disabled, null = what
     $WANDB_MODE says; `name`: null = the name of the run directory. An epoch that was sent before an interruption is not
-    sent again: the service's step axis only moves forward.
+    sent again: the service's step axis only moves forward. What comes by step is not sent: the axis there is the epoch.
 
     Raises: UserError if the package is missing, the mode is unknown, or the service refuses.
     """
@@ -65,9 +66,6 @@ class Wandb:
         if epoch >= self._next:
             self._run.log(dict(values), step=epoch, commit=True)
             self._next = epoch + 1
-
-    def step_scalars(self, values: dict[str, float], step: int) -> None:
-        """Nothing: the axis there is the epoch, whose points hold the newest values; by step they lie in the run directory."""
 
     def hparams(self, config: dict[str, Any]) -> None:
         """Enter the config of the run; what a resume changed replaces what was there."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from snnexp.files import replacing
 from snnexp.machine import cache_folder, only_ours, processor
 
 SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf")
@@ -87,18 +88,14 @@ def _cached(command: list[str], folder: Path, name: str) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], folder: Path, name: str) -> Path:
-    # Several processes may come here at once: each builds its own file, the rename is atomic, the last one stays.
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
-    os.close(handle)
-    try:
-        subprocess.run([*command, *FLAGS, str(SOURCE), "-o", temporary, "-lm"], capture_output=True, text=True, check=True)
-        os.chmod(temporary, 0o700)  # the linker made the file anew, as the umask has it
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-            path = folder / f"{name}-{_digest(file.read())}.so"
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="snnexp-") as scratch:
+        made = Path(scratch) / "lif.so"
+        subprocess.run([*command, *FLAGS, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, text=True, check=True)
+        content = made.read_bytes()
+    path = folder / f"{name}-{_digest(content)}.so"
+    with replacing(path, "wb", shared=True) as file:
+        os.fchmod(file.fileno(), 0o700)  # whatever the umask has, nobody else may write it
+        file.write(content)
     return path
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif, published_form
@@ -38,7 +39,7 @@ class Block(nn.Module):
         return self.lif2(self.conv2(self.lif1(self.conv1(x))) + self.shortcut(x))
 
 
-class ResNet19(nn.Module):
+class ResNet19(nn.Module, Model):
     """A 3x3 stem, eight residual blocks of 128, 256 and 512 channels, and two linear layers with a LIF between them.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].

@@ -6,6 +6,7 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif, published_form
@@ -132,7 +133,7 @@ def published_names(layer: str) -> Table:
     ]
 
 
-class Spikformer(nn.Module):
+class Spikformer(nn.Module, Model):
     """Patch splitting (SPS), `depth` blocks of attention and MLP, and a linear layer without LIF on the mean of the tokens.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes]. H and W are multiples of

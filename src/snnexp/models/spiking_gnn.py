@@ -12,6 +12,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, GraphConv, 
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import coalesce, degree, segment
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.channels import ChannelGroup, Place, channel_group
@@ -44,7 +45,7 @@ def sgt_names(names: list[str]) -> Table:
     ]
 
 
-class SpikingGNN(nn.Module):
+class SpikingGNN(nn.Module, Model):
     """`num_layers` convolutions of `width`, each with LayerNorm and LIF but for the last LIF; sum, mean and max of the nodes; LIF; linear.
 
     Input a batch of graphs, x [V, F] and edge_index [2, E]; output [T, G, num_outputs]. The same features enter at every step, so what

@@ -7,6 +7,7 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif, published_form
@@ -28,7 +29,7 @@ class ConvLIF(nn.Module):
         return self.lif(self.conv(x))
 
 
-class VGGSNN(nn.Module):
+class VGGSNN(nn.Module, Model):
     """Eight ConvLIF layers, halved four times (`pool` "avg" or "stride"), and one linear layer without LIF.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].

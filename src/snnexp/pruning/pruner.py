@@ -15,6 +15,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
+from snnexp import contracts
 from snnexp.errors import UserError, nearest
 from snnexp.models.channels import ChannelGroup
 from snnexp.pruning.schedule import create_pruning_scheduler
@@ -24,7 +25,7 @@ from snnexp.pruning.surgery import Cut, groups_of
 RANKINGS = ("per_layer", "global")
 
 
-class Pruner:
+class Pruner(contracts.Pruner):
     """Prunes the groups of `model` by a criterion (pruning/scores.py); conf/pruner/spike_map.yaml explains the settings.
 
     `ratio` counts from the units there are when the pruner is made. Raises: UserError for settings that are not allowed, for a model

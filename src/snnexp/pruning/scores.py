@@ -1,8 +1,6 @@
 """By what a channel is judged: criteria that give every unit of a group a score; the lowest go.
 
-A criterion is any class with `title` (what the score is, in words), `watch(model, groups)`, which hooks what it has to see of the forward
-passes and returns the handles of its hooks (a list, empty if it needs none), and `scores()`: float64 on the CPU, one per unit, by the
-group's name.
+A criterion of your own keeps the contract of `snnexp.contracts.Criterion`.
 """
 
 import math
@@ -12,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from snnexp.contracts import Criterion
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place
 from snnexp.models.neurons import LIFNode
 
 
-class SpikeMap:
+class SpikeMap(Criterion):
     """Mean spike rate of a unit over T, samples and space, on the neurons that carry it; of several, and of a head's channels, the mean."""
 
     title = "mean spike rate"
@@ -74,7 +73,7 @@ class SpikeEntropy(SpikeMap):
         return -(torch.xlogy(rates, rates) + torch.xlogy(1 - rates, 1 - rates)).mean(0) / math.log(2)
 
 
-class WeightMagnitude:
+class WeightMagnitude(Criterion):
     """Mean absolute value of the weights that make a unit (Li et al., ICLR 2017: their sum, which is the same among equal filters)."""
 
     title = "mean absolute weight"
@@ -95,7 +94,7 @@ class WeightMagnitude:
         return torch.cat(units, 1).mean(1).cpu()
 
 
-class RandomChoice:
+class RandomChoice(Criterion):
     """A random number per unit: the control that every other criterion has to beat."""
 
     title = "a random number"

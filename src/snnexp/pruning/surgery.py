@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnexp.contracts import offered
 from snnexp.errors import UserError, nearest
 from snnexp.models.channels import ChannelGroup, Place
 
@@ -25,12 +26,12 @@ def groups_of(model: nn.Module) -> list[ChannelGroup]:
 
     Raises: UserError if it declares none, or what is no group.
     """
-    if not hasattr(model, "channel_groups"):
+    if (declared := offered(model, "channel_groups")) is None:
         raise UserError(
             f"{type(model).__name__} cannot be pruned: it does not say which of its channels belong together. Give the class a method "
             "channel_groups() (snnexp/models/channels.py has its parts, snnexp/models/vggsnn.py a short one)."
         )
-    groups = model.channel_groups()
+    groups = declared()
     if not groups or not all(isinstance(group, ChannelGroup) for group in groups):
         raise UserError(f"{type(model).__name__}.channel_groups() must return a list of at least one channel_group(...), not {groups!r}.")
     modules = dict(model.named_modules())

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import DataSet, Task
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 
 
-class Classification:
+class Classification(Task):
     """Classify from the outputs of all T steps; the prediction is the largest time mean.
 
     loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022).
@@ -30,7 +31,7 @@ class Classification:
             raise UserError(f"task.label_smoothing: {label_smoothing} is not allowed; it lies in [0, 1).")
         self.kind, self.means, self.lamb, self.label_smoothing = loss, float(means), float(lamb), float(label_smoothing)
 
-    def outputs(self, data: object) -> int:
+    def outputs(self, data: DataSet) -> int:
         """The number of outputs that the classes of the data need."""
         if not data.classes:
             raise UserError(f"task=classification: {data.name} has no classes; use the task that its data set file names.")
@@ -79,3 +80,7 @@ class Classification:
     def predict(self, output: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return predicted and true classes, int64 [N] each."""
         return output.float().mean(0).argmax(-1), batch[1]
+
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        """Return the outputs [T, N, K] of several batches as those of one."""
+        return torch.cat(outputs, dim=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import DataSet, Task
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 from snnexp.tasks.image_quality import eight_bit, fitted, lpips, lpips_net, luma, psnr, ssim, studio_luma
@@ -14,7 +15,7 @@ from snnexp.tasks.perceptual import PerceptualLoss
 from snnexp.tasks.tiling import tiled
 
 if TYPE_CHECKING:
-    from snnexp.data.video import Clips
+    from snnexp.data.video.clips import Clips
 
 DELTA, EPS = 1e-3, 1e-9
 LOSSES = {
@@ -26,7 +27,7 @@ KEPT = 64
 """Pixels of a side of what is kept of a frame as prediction: all frames would be gigabytes."""
 
 
-class Deblurring:
+class Deblurring(Task):
     """Restore the frames whose truth is known; the loss is the mean Charbonnier distance of their pixels, in fp32.
 
     With `perceptual`, this weight times the distance after relu3_3 of VGG16 (file `vgg_weights`) is added at every
@@ -38,6 +39,7 @@ class Deblurring:
     Raises: UserError for options that are not allowed, and for data that are no video.
     """
 
+    kinds = ("video",)
     monitor = "PSNR"
 
     def __init__(
@@ -73,10 +75,12 @@ class Deblurring:
         self.tile, self.overlap = list(tile), list(overlap)
         self.modes = {"PSNR": "max", "PSNR_Y": "max", "SSIM": "max", "Loss": "min"} | ({"LPIPS": "min"} if lpips else {})
 
-    def outputs(self, data: object) -> int:
+    def outputs(self, data: DataSet) -> int:
         """The channels of a restored frame."""
-        if not hasattr(data, "clip_name"):
-            raise UserError(f"task=deblurring: {data.name} is no video; choose dataset=photo_pan, spike_reds, gopro, dvd or reds.")
+        if data.kind != "video":
+            raise UserError(
+                f"task=deblurring: {data.name} is no video; choose dataset=photo_pan, spike_reds, gopro, dvd, reds or video_folder."
+            )
         return data.provides["in_channels"]
 
     def loss(self, model: nn.Module, batch: "Clips", step: int) -> tuple[Tensor, Tensor]:
@@ -131,6 +135,10 @@ class Deblurring:
         first = batch.known.int().argmax(1)
         kept = [middle(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
         return *kept, torch.stack(rows)
+
+    def joined(self, outputs: list[Tensor]) -> Tensor | list[Tensor]:
+        """Return the restored frames [N, D, C, H, W] of several batches as those of one; a list where they are not all of one size."""
+        return torch.cat(outputs) if len({output.shape[1:] for output in outputs}) == 1 else outputs
 
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
         """Return the metrics from the scores of all clips: the mean over the frames of each video, then over the videos."""

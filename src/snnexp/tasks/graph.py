@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
+from snnexp.contracts import DataSet, Task
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 
 
-class GraphClassification:
+class GraphClassification(Task):
     """Classify graphs from the time mean o [G, K] of the outputs [T, G, K].
 
     loss "bce": one output for two classes, -y log s(o) - (1 - y) log(1 - s(o)); "ce": cross entropy of K outputs; "auto": bce for two
@@ -26,7 +27,7 @@ class GraphClassification:
             raise UserError(f"task.loss: {loss!r} is not known; allowed: auto, bce, ce.")
         self.kind = loss
 
-    def outputs(self, data: object) -> int:
+    def outputs(self, data: DataSet) -> int:
         """The number of outputs that the classes of the data need."""
         count = len(data.classes)
         if count < 2:
@@ -63,6 +64,10 @@ class GraphClassification:
         score = output[:, 0].sigmoid() if output.shape[1] == 1 else output.softmax(1)
         return self._classes(output), batch[1], score
 
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        """Return the outputs [G, K] of several batches as those of one."""
+        return torch.cat(outputs)
+
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
         """Return the area under the ROC curve, 0 to 1, of one class against the rest where there are more than two, and their mean.
 
@@ -81,7 +86,7 @@ class GraphClassification:
         return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
 
 
-class GraphRegression:
+class GraphRegression(Task):
     """Predict numbers of graphs from the time mean of the outputs [T, G, K], standardised by the training targets' mean and deviation.
 
     loss "l1" or "mse": mean |o - z| or (o - z)^2 with z = (y - mean) / std. The metrics are in the targets' own units; with several
@@ -97,9 +102,9 @@ class GraphRegression:
             raise UserError(f"task.loss: {loss!r} is not known; allowed: l1, mse.")
         self.kind = loss
 
-    def outputs(self, data: object) -> int:
+    def outputs(self, data: DataSet) -> int:
         """The number of targets of the data."""
-        count = len(getattr(data, "targets", ()))
+        count = len(data.targets)
         if count == 0:
             raise UserError(
                 f"task=graph_regression: {data.name} has classes and no targets; use task=graph_classification, or another dataset.target "
@@ -141,3 +146,7 @@ class GraphRegression:
     def predict(self, output: Tensor, batch: tuple[Data, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return predicted and true targets in their units, fp32 [G], or [G, K] where there are several."""
         return (output[:, 0], batch[1][:, 0]) if output.shape[1] == 1 else (output, batch[1])
+
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        """Return the outputs [G, K] of several batches as those of one."""
+        return torch.cat(outputs)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import DataSet, Task
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 from snnexp.tasks.chamfer import chamfer
 
 if TYPE_CHECKING:
-    from snnexp.data.medical import Stays
+    from snnexp.data.stays.medical import Stays
 
 BETA_SCHEDULES = ("linear", "cyclic", "capacity")
 
@@ -37,7 +38,7 @@ class Judged:
         return self
 
 
-class SetVAELoss:
+class SetVAELoss(Task):
     """Reconstruction + beta KL of sets, the negative evidence lower bound of Kingma & Welling (2014) with a weight on the KL.
 
     Reconstruction: half the symmetric Chamfer distance, in squares, between a set's events and their reconstruction (`chamfer`), summed
@@ -56,6 +57,7 @@ class SetVAELoss:
     Raises: UserError for options that are not allowed.
     """
 
+    kinds = ("stays",)
     monitor = "Loss"
     modes = {"Loss": "min", "Recon": "min", "KL": "min"}
 
@@ -77,7 +79,7 @@ class SetVAELoss:
         self.free_bits, self.capacity = free_bits, capacity
         self.terms: dict[str, Any] = {}
 
-    def outputs(self, data: Any) -> int | None:
+    def outputs(self, data: DataSet) -> int | None:
         """None: a set autoencoder has no outputs but the sets.
 
         Raises: UserError for data that are not stays.
@@ -143,6 +145,18 @@ class SetVAELoss:
         total = output.error.new_zeros(len(y)).index_add(0, stays.stay, output.error)
         return total / stays.lengths, y
 
+    def joined(self, outputs: list[Judged]) -> Judged:
+        """Return what several batches came to as that of one; stays are counted through, and the cross entropy is the mean over them."""
+        counts = [int(one.stay.max()) + 1 for one in outputs]  # no stay is without a set
+        firsts = np.cumsum([0, *counts[:-1]]).tolist()
+        stay = torch.cat([one.stay + first for one, first in zip(outputs, firsts, strict=True)])
+        of_sets = torch.cat([one.error for one in outputs]), torch.cat([one.kl for one in outputs]), stay
+        if outputs[0].logits is None:
+            return Judged(*of_sets, outputs[0].beta)
+        weighed = sum(one.cross_entropy * count for one, count in zip(outputs, counts, strict=True)) / sum(counts)
+        logits, states = torch.cat([one.logits for one in outputs]), torch.cat([one.state for one in outputs])
+        return Judged(*of_sets, outputs[0].beta, weighed, logits, states)
+
 
 class StayOutcome(SetVAELoss):
     """The loss of a set VAE + `weight` times the cross entropy of the stays' outcome.
@@ -176,7 +190,7 @@ class StayOutcome(SetVAELoss):
         self.weight, self.positive_weight = weight, positive_weight
         self.class_weights = [1.0, 1.0 if positive_weight is None or isinstance(positive_weight, str) else float(positive_weight)]
 
-    def outputs(self, data: Any) -> int:
+    def outputs(self, data: DataSet) -> int:
         """Two: the outcome did not come, or did; what "balanced" means is read from the data here."""
         need_stays(data, "stay_outcome")
         if self.positive_weight == "balanced" and 0 < data.positive < 1:
@@ -227,9 +241,9 @@ class StayOutcome(SetVAELoss):
         return {"AUROC": float(roc_auc_score(true, score)), "AUPRC": float(average_precision_score(true, score))}
 
 
-def need_stays(data: Any, task: str) -> None:
+def need_stays(data: DataSet, task: str) -> None:
     """Raises: UserError for data that are not stays of medical events."""
-    if not hasattr(data, "variables"):
+    if data.kind != "stays":
         raise UserError(
             f"task={task}: {data.name} are no stays of medical events; choose dataset=physionet2012, ehr_folder or synthetic_icu."
         )

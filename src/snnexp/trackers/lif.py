@@ -12,9 +12,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
+from snnexp.contracts import Tracker, offered
 from snnexp.errors import RunFailed, UserError, nearest
+from snnexp.files import explaining, replacing
 from snnexp.models.neurons import LIFNode
-from snnexp.trackers.records import Records, replaced
+from snnexp.trackers.records import Records
 
 SPLITS = ("train", "val", "test")
 DECIMALS = 6
@@ -36,7 +38,7 @@ class History:
         return {"forwards": self.forwards, "latest": None if self.latest is None else self.latest.tolist()}
 
 
-class LIFTracker:
+class LIFTracker(Tracker):
     """Counts the spikes of every LIF layer of `model` in each forward pass, and writes them as ratios in the documented JSON files.
 
     It keeps the latest forward of each of `splits` or, with `every_forward`, all of them, in files below `folder`/logs that grow by
@@ -84,7 +86,7 @@ class LIFTracker:
         for node in nodes.values():
             node.count_spikes = True
         self.layers, self._nodes = list(nodes), list(nodes.values())
-        self.model_type = getattr(model, "model_type", type(model).__name__)
+        self.model_type = offered(model, "model_type") or type(model).__name__
         self.steps: int | None = None
         self.every_forward, self.save_every, self.flush_every = every_forward, save_every, flush_every
         self._main, self._reduce = main, reduce
@@ -132,10 +134,6 @@ class LIFTracker:
         if len(history.waiting) == self.flush_every:
             self._flush(split)
 
-    def stepped(self, step: int) -> dict[str, float]:
-        """Nothing to say of a single step."""
-        return {}
-
     def close_epoch(self, epoch: int) -> dict[str, list[float]]:
         """The rates of the epoch's training forwards, [T] a layer; every `save_every` epochs they are written as well."""
         self._flush_all()
@@ -175,7 +173,7 @@ class LIFTracker:
             history.forwards, history.waiting = saved["forwards"], []
             history.latest = None if saved["latest"] is None else np.array(saved["latest"])
             if split in self._records:
-                self._records[split].cut(history.forwards, self._shape)
+                self._records[split].keep(history.forwards, self._shape)
 
     def finish(self) -> list[Path]:
         """Write lif_activation_stats.json, and what else is named after it; all files written, those of single epochs too."""
@@ -265,7 +263,7 @@ class LIFTracker:
         if not self._main:
             return
         latest = dict(zip(self.layers, map(by_step, rounded(self._histories[split].latest)), strict=True))
-        with replaced(path) as file:
+        with explaining(path), replacing(path) as file:
             json.dump({"model_type": self.model_type, "num_timesteps": self.steps, "latest_forward": latest}, file, indent=2)
             file.write("\n")
 
@@ -274,8 +272,8 @@ class LIFTracker:
         if not self._main:
             return
         records, averages = self._records[split], {}
-        with replaced(path) as file:
-            head = {"model_type": self.model_type, "num_timesteps": self.steps, "total_forward_count": records.count}
+        with explaining(path), replacing(path) as file:
+            head = {"model_type": self.model_type, "num_timesteps": self.steps, "total_forward_count": records.count(self._shape)}
             file.write(compact(head)[:-1] + ',\n"all_forward_steps":{')
             for number, layer in enumerate(self.layers):
                 file.write(f"{',' if number else ''}\n{compact(layer)}:[")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from snnexp.data.medical import Stays
+    from snnexp.data.stays.medical import Stays
 
 
 class LatestValues(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import Attention, rows_of_heads
@@ -14,12 +15,12 @@ from snnexp.models.seqset_vae.set_vae import Coded, SetDecoder, SetVAE
 from snnexp.models.seqset_vae.statistics import StatisticsHeads
 
 if TYPE_CHECKING:
-    from snnexp.data.medical import Stays
+    from snnexp.data.stays.medical import Stays
 
 MINUTES_OF_A_DAY = 1440.0
 
 
-class SeqSetVAE(nn.Module):
+class SeqSetVAE(nn.Module, Model):
     """A SetVAE for each set of a stay, a causal transformer of `layers` layers over the sets' latents, a head on the mean of its states.
 
     The transformer reads the posterior's means, averaged over the levels. A state sees its own set and those before it. The time of a

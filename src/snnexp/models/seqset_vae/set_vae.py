@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each, one_to_all
 from snnexp.published import Published
 
 if TYPE_CHECKING:
-    from snnexp.data.medical import Stays
+    from snnexp.data.stays.medical import Stays
 
 LARGEST_LOG_VARIANCE = 10.0
 EVENTS = ("split", "scaled")
@@ -40,7 +41,7 @@ class Coded:
     heads: list[Tensor] = field(default_factory=list)
 
 
-class SetVAE(nn.Module):
+class SetVAE(nn.Module, Model):
     """Encoder, posterior at each of `levels` levels, and decoder of sets of events (variable, value).
 
     An event enters as a vector of which one half names the variable and the other is the value times a direction of the variable's own.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from snnexp.data.medical import Stays
+    from snnexp.data.stays.medical import Stays
 
 PER_VARIABLE, MEMBERS, HIDDEN = 10, 4, 64
 LARGEST_SQUARE = 6.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest
 from snnexp.models.svrt.spikes import SpikeFusion, published_names
@@ -26,7 +27,7 @@ Flows = tuple[Tensor, Tensor]
 """From each frame to the next, and from each to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
 
 
-class VRT(nn.Module):
+class VRT(nn.Module, Model):
     """Frames [N, D, C, H, W] (0 to 1) to sharp ones of the same shape; any D, H and W.
 
     Seven stages at scales 1, 1/2, 1/4, 1/8 and back attend within windows, first two frames at a time, then over `window` (frames,
@@ -48,6 +49,7 @@ class VRT(nn.Module):
         Published("VRT", [(CONSTANTS, None)]),
         Published("S-VRT", [(rf"^vrt\..*{CONSTANTS}", None), (r"^vrt\.", ""), *published_names("spikes.")], form={"encoder_relu": True}),
     )
+    kinds = ("video",)
     deterministic_on_cuda = False  # neither the backward pass of grid_sample is, nor that of torchvision's deformable convolution
 
     def __init__(

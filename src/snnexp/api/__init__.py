@@ -1,0 +1,1 @@
+"""snnexp from a program: `snnexp.load`, `snnexp.train`, `snnexp.runs`."""

@@ -1,0 +1,98 @@
+"""A command line before Hydra reads it: settings, flags, config directories, and the run that it names."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snnexp import config as configuration
+from snnexp.errors import UserError
+from snnexp.rundir import RunDir, find_run
+
+FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
+
+
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
+
+
+@dataclass
+class CommandLine:
+    """Settings and flags of a command line, apart: Hydra's parser wants all settings together."""
+
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    config_dirs: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        """True if the command line asks for a sweep."""
+        return any(flag in ("-m", "--multirun") for flag in self.flags)
+
+
+def read_command_line(argv: list[str]) -> CommandLine:
+    """Sort a command line into settings, flags and config directories.
+
+    Raises: UserError for a flag that Hydra does not know.
+    """
+    line, words = CommandLine(), iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            line.config_dirs.append(value or next(words, ""))
+        elif word in FLAGS_WITH_VALUE:
+            line.flags.append(word)
+            if (value := next(words, None)) is not None:
+                optional = word in ("--info", "-i") and ("=" in value or value.startswith("-"))
+                (line.overrides if optional and "=" in value else line.flags).append(value)
+        elif word in FLAGS or name in FLAGS_WITH_VALUE:
+            line.flags.append(word)
+        elif word.startswith("-"):
+            setting = name.lstrip("-").replace("-", "_") or "KEY"
+            raise UserError(f"{word}: there is no such flag; settings have no dashes: {setting}={value or 'VALUE'}.")
+        else:
+            # A listed group needs no plus; with one, Hydra refuses it.
+            line.overrides.append(word[1:] if word.startswith("+") and name[1:] in configuration.GROUPS else word)
+    return line
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    """True if the command line asks for help."""
+    return any(word in ("--help", "-h") for word in argv)
+
+
+def run_argument(argv: list[str]) -> str | None:
+    """The word that names a run: what exists as a path, even with `=` in its name, or the first word that is no setting and no flag."""
+    line = read_command_line(argv)
+    existing = [word for word in line.overrides if exists(word)]
+    return next(iter(existing + [word for word in line.overrides if "=" not in word and not word.startswith("~")]), None)
+
+
+def exists(word: str) -> bool:
+    """True if a word is the path of something; a setting that no path could be is not."""
+    try:
+        return Path(word).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def take_run(command: str, argv: list[str]) -> tuple[RunDir, Path | None, list[str]]:
+    """The run that a command line names, its checkpoint if it names one, and the rest of the line.
+
+    Raises: UserError if it names none.
+    """
+    word = run_argument(argv)
+    if word is None:
+        raise UserError(f"{command} which run? snnexp {command} RUN [KEY=VALUE ...]; `snnexp runs` lists them.")
+    run, checkpoint = find_run(word)
+    rest = list(argv)
+    rest.remove(word)
+    return run, checkpoint, rest
+
+
+def refuse_groups(argv: list[str], groups: tuple[str, ...], reason: str) -> None:
+    """Refuse to choose another option of a group that a saved run has fixed.
+
+    Raises: UserError.
+    """
+    for word in argv:
+        name = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if name in groups and "=" in word:
+            raise UserError(f"{word}: {reason}")

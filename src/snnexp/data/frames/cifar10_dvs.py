@@ -1,0 +1,135 @@
+"""cifar10_dvs: CIFAR10-DVS, 10,000 recordings of a DVS128 before a screen that moves CIFAR-10 images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snnexp.data.cache import Notes, prepared
+from snnexp.data.download import fetch
+from snnexp.data.frames.augment import Augmentation
+from snnexp.data.frames.event_frames import EventFrames, FrameForm
+from snnexp.data.frames.events import DVS128, check_framing, parse_aedat2
+from snnexp.data.frames.framing import framed
+from snnexp.data.source_files import File, in_folder, in_zip
+from snnexp.data.splits import carve, published, sizes
+from snnexp.errors import MissingData
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# The zip of each class: its number at figshare, its md5.
+ADDRESS = "https://ndownloader.figshare.com/files/"
+ARCHIVES = {
+    "airplane": (7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
+    "automobile": (7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
+    "bird": (7712794, "a9c207c91c55b9dc2002dc21c684d785"),
+    "cat": (7712812, "52c63c677c2b15fa5146a8daf4d56687"),
+    "deer": (7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+    "dog": (7712818, "f379ebdf6703d16e0a690782e62639c3"),
+    "frog": (7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
+    "horse": (7712851, "e7cbbf77bec584ffbf913f00e682782a"),
+    "ship": (7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+    "truck": (7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
+}
+
+
+class CIFAR10DVS(EventFrames):
+    """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309) as frames [T, 2, size, size] (FrameForm).
+
+    Files (AEDAT 2.0), each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
+    `root`/download/<class>.zip, `root`/<class>.zip; zips are read in place. `download` fetches the missing zips.
+    Split: there is no official one. Of each class the first ceil(0.9 n) recordings by number are for training, the rest is the test;
+    `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
+
+    Raises: MissingData if classes are missing, UserError for a damaged file or a framing that cannot be made.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        T: int,
+        size: int = 48,
+        seed: int = 0,
+        download: bool = False,
+        framing: str = "count",
+        normalise: str = "rms",
+        flip: bool = True,
+        roll: int = 5,
+        warp: bool = False,
+        mixup: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_epochs: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        check_framing(T, (size, size), DVS128, framing)
+        form = FrameForm(normalise, size, DVS128)
+        root = Path(root)
+        if download:
+            fetch_missing(root)
+        files = [file for label in range(len(CLASSES)) for file in recordings(root, label)]
+        missing = [name for label, name in enumerate(CLASSES) if not any(file.label == label for file in files)]
+        if missing:
+            raise MissingData(
+                f"cifar10_dvs: {root} holds no recordings of {', '.join(missing)}. "
+                "Fetch them with: snnexp data dataset=cifar10_dvs. "
+                "Or get <class>.zip from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 by hand and put it into "
+                f"{root / 'download'} (or unpacked: {root}/<class>/*.aedat), classes {', '.join(CLASSES)}."
+            )
+
+        def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            return framed(files, parse_aedat2, T, form.cells, DVS128, framing)
+
+        entry = prepared(
+            root,
+            {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing} | form.settings,
+            [file.source for file in files],
+            len(files),
+            (T, 2, size, size),
+            produce,
+            "cifar10_dvs",
+            form.store,
+        )
+        rows = {"train": [], "test": []}
+        for label in range(len(CLASSES)):
+            members = np.flatnonzero(entry.labels == label)
+            first = -(-9 * len(members) // 10)  # ceil(0.9 n), in whole numbers because 0.9 is none in binary
+            rows["train"].append(members[:first])
+            rows["test"].append(members[first:])
+        rows = {name: np.concatenate(of_class) for name, of_class in rows.items()}
+        rows["train"], rows["val"] = carve(entry.labels, rows["train"], val_fraction, split_seed, "dataset.val_fraction")
+        super().__init__(
+            name="cifar10_dvs",
+            classes=CLASSES,
+            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
+            f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed {split_seed}; "
+            f"T={T} frames of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),
+            directory=root,
+            entry=entry,
+            rows=rows,
+            seed=seed,
+            augmentation=Augmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
+            form=form,
+        )
+
+
+def recordings(root: Path, label: int) -> list[File]:
+    """The recordings of a class in the order of their numbers, from the first place that has any."""
+    name = CLASSES[label]
+    for folder in (root / name, root / "extract" / name):
+        if folder.is_dir() and (files := in_folder(folder, [".aedat"], label, name)):
+            return files
+    for archive in (root / "download" / f"{name}.zip", root / f"{name}.zip"):
+        if archive.is_file() and (files := in_zip(archive, [".aedat"], lambda _: label)):
+            return files
+    return []
+
+
+def fetch_missing(root: Path) -> None:
+    """Download the zip of every class that is nowhere yet."""
+    for label, name in enumerate(CLASSES):
+        if not recordings(root, label):
+            number, md5 = ARCHIVES[name]
+            fetch([f"{ADDRESS}{number}"], root / "download" / f"{name}.zip", md5)

@@ -1,0 +1,141 @@
+"""What a recipe does to training samples after the moves of augment.py: RandAugment and erasing by timm, mixup, warps of clips."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from snnexp.data.frames.augment import draws, place
+from snnexp.errors import UserError, nearest
+
+TRANSLATION = 0.45  # of the image's side, the furthest that timm's recipes move one
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Python's and NumPy's global generators are free to be seeded inside, and stand where they stood afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def seed_generators(u: float) -> None:
+    """Let Python's and NumPy's global generators, which timm draws from, begin at a number from [0, 1)."""
+    random.seed(int(u * 2**53))
+    np.random.seed(int(u * 2**32))
+
+
+def rand_augment(policy: str, fill: np.ndarray, size: int, operations: Sequence[str] | None = None) -> Any:
+    """timm's transform of a PIL image, drawing from `operations` (None: timm's 15).
+
+    `fill` [C] is the colour of what moves in, interpolation is bicubic as in Spikformer's recipe.
+
+    Raises: UserError for an operation that timm does not have, or none at all.
+    """
+    from PIL import Image
+    from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform  # seconds to import, so only where it is asked for
+
+    wrong = next((name for name in operations or () if name not in NAME_TO_OP), None)
+    if wrong is not None or (operations is not None and not operations):
+        said = f"names {wrong!r}" if operations else "is empty"
+        near = nearest(str(wrong), NAME_TO_OP) if operations else ""
+        raise UserError(f"dataset.rand_augment_ops {said}; allowed are {', '.join(NAME_TO_OP)}, and null for timm's 15.{near}")
+    colour = [int(value) for value in np.clip(np.rint(fill), 0, 255)]
+    settings = {
+        "translate_const": int(TRANSLATION * size),
+        "img_mean": tuple(colour) if len(colour) > 1 else colour[0],
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    return rand_augment_transform(policy, settings, None if operations is None else list(operations))
+
+
+def apply_rand_augment(x: np.ndarray, transform: Any, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
+    """Change the images x, uint8 [N, C, H, W] with C of 1 or 3, in place."""
+    from PIL import Image
+
+    u = draws(seed, epochs, indices, 6)[:, 5]  # the five before it are the moves'
+    with kept_generators():
+        for n, image in enumerate(x):
+            seed_generators(u[n])
+            picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+            changed = np.asarray(transform(picture))
+            image[...] = changed if len(image) == 1 else changed.transpose(2, 0, 1)
+
+
+def erase(x: np.ndarray, probability: float, fill: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
+    """Set a rectangle of each sample, with `probability`, to `fill` [C] in place: x [N, C, H, W], or [T, N, C, H, W] through all T.
+
+    Rectangles are timm's RandomErasing (Zhong et al., AAAI 2020): 2 % to a third of the area, aspect 0.3 to 3.3.
+    """
+    import torch
+    from timm.data.random_erasing import RandomErasing
+
+    erasing = RandomErasing(probability, mode="const", device="cpu")
+    u = draws(seed, epochs, indices, 7)[:, 6]
+    with kept_generators():
+        for n in range(len(u)):
+            seed_generators(u[n])
+            hole = erasing(torch.ones(1, *x.shape[-2:]))[0].numpy() == 0
+            (x[:, n] if x.ndim == 5 else x[n])[..., hole] = fill[:, None]
+
+
+def own_share(alpha: float, probability: float, seed: int, epoch: int, index: int) -> float:
+    """The share of its own that each sample keeps in the batch that begins with (epoch, index).
+
+    It is the larger part of Beta(alpha, alpha) with `probability`, else 1. Mixed is the batch with itself in reverse, so a share of s and
+    one of 1 - s give the same batch in another order; taking the larger one lets a sample's own label be the one that accuracy counts by.
+    """
+    u = draws(seed, np.array([epoch]), np.array([index]), 9)[0]
+    if u[7] >= probability:
+        return 1.0
+    part = np.random.Generator(np.random.Philox(int(u[8] * 2**53))).beta(alpha, alpha)
+    return float(max(part, 1 - part))
+
+
+def mixup(x: np.ndarray, share: float) -> np.ndarray:
+    """Mix every sample with the one as far from the batch's end (Zhang et al., ICLR 2018): x float32 [N, C, H, W] or [T, N, C, H, W]."""
+    share = np.float32(share)
+    return share * x + (1 - share) * np.flip(x, axis=1 if x.ndim == 5 else 0)
+
+
+def warp(x: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
+    """Do one of six things to each clip of event frames, counts [T, N, C, H, W], as a whole and in place; what moves in is 0.
+
+    Nothing; a shear along x by up to 0.3; a shift by up to 5 whole pixels along x, or along y; a turn by up to 30 degrees; a square of
+    0.1 to 11 % of the area set to 0. Each is as likely, a magnitude is one of 31 evenly spaced, and moves take the nearest pixel, so that
+    counts stay whole (SNNAugmentWide of Spikformer's code, after Mueller, Hutter, ICCV 2021).
+    """
+    height, width = x.shape[-2:]
+    u = draws(seed, epochs, indices, 13)[:, 9:]
+    for n, (kind, size, top, left) in enumerate(u):
+        clip, magnitude = x[:, n], np.floor(31 * size) / 15 - 1
+        match int(6 * kind):
+            case 1:
+                clip[...] = resampled(clip, np.array([[1, 0], [0.3 * magnitude, 1]]))
+            case 2:
+                place(clip, clip.copy(), False, 0, int(5 * magnitude), wrap=False)
+            case 3:
+                place(clip, clip.copy(), False, int(5 * magnitude), 0, wrap=False)
+            case 4:
+                angle = np.deg2rad(30 * magnitude)
+                clip[...] = resampled(clip, np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]))
+            case 5:
+                side = round(np.sqrt((0.001 + 0.109 * size) * height * width))
+                row, column = int(top * (max(height - side, 0) + 1)), int(left * (max(width - side, 0) + 1))
+                clip[..., row : row + side, column : column + side] = 0
+
+
+def resampled(clip: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The clip [..., H, W] whose pixel at (y, x) from the centre is the nearest to matrix @ (y, x) in the given one, or 0 outside."""
+    centre = (np.array(clip.shape[-2:]) - 1) / 2
+    grid = np.moveaxis(np.indices(clip.shape[-2:]), 0, -1) - centre
+    row, column = np.moveaxis(np.rint(grid @ matrix.T + centre).astype(int), -1, 0)
+    inside = (row >= 0) & (row < clip.shape[-2]) & (column >= 0) & (column < clip.shape[-1])
+    return np.where(inside, clip[..., row.clip(0, clip.shape[-2] - 1), column.clip(0, clip.shape[-1] - 1)], 0).astype(clip.dtype)

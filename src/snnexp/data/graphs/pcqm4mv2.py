@@ -1,0 +1,164 @@
+"""pcqm4mv2: 3.7 million molecules of PubChemQC with their HOMO-LUMO gap, the table of OGB's large-scale challenge."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snnexp.data.cache import Notes
+from snnexp.data.download import fetch
+from snnexp.data.frames.cifar import latin1
+from snnexp.data.graphs import molecules
+from snnexp.data.graphs.graphs import SPLITS, Block, GraphSamples, given_parts, prepared_graphs
+from snnexp.data.source_files import File, listings
+from snnexp.data.splits import carve, published, sizes
+from snnexp.errors import MissingData, UserError
+
+ARCHIVE = "https://dgl-data.s3-accelerate.amazonaws.com/dataset/OGB-LSC/pcqm4m-v2.zip"
+PUBLISHED = {"train": 3_378_606, "valid": 73_545}
+OFFICIAL = {"train": "train", "valid": "test"}
+"""What the labelled parts of the official split are here."""
+
+
+class PCQM4Mv2(GraphSamples):
+    """PCQM4Mv2 (Hu et al. 2021): molecules with the gap between their highest occupied and lowest free orbital, in eV, by DFT.
+
+    x int64 [V, 9] and edge_attr int64 [E, 3] are PyTorch Geometric's categorical columns of atoms and bonds (from_smiles).
+    Files: data.csv.gz (columns smiles and homolumogap, in the order of the split) and split_dict.pt of OGB's pcqm4m-v2.zip, which lies in
+    `root` or `root`/download, or its folder pcqm4m-v2 in `root` or `root`/raw, read in place. `download` fetches the zip; no checksum
+    of it is published.
+    Split: test is the official valid part, as the labels of test-dev and test-challenge are hidden; `val_fraction` of the official
+    training part is the validation part (`split_seed`).
+
+    Raises: MissingData if the files are missing, UserError with file and line for what cannot be read, UserError without RDKit.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        download: bool = False,
+        val_fraction: float = 0.02,
+        split_seed: int = 0,
+        node_budget: int | None = None,
+    ) -> None:
+        root = Path(root)
+        files = find(root)
+        if len(files) < 2 and download:
+            fetch([ARCHIVE], root / "download" / "pcqm4m-v2.zip", md5=None)
+            files = find(root)
+        if missing := [name for name in ("data.csv.gz", "split_dict.pt") if name not in files]:
+            raise MissingData(
+                f"pcqm4mv2: {root} holds no {' and no '.join(missing)}. Fetch them with: snnexp data dataset=pcqm4mv2. "
+                f"Or get {ARCHIVE} by hand and put it into {root / 'download'}."
+            )
+        molecules.check_rdkit("pcqm4mv2")
+        table, split = files["data.csv.gz"], files["split_dict.pt"]
+
+        def produce(notes: Notes) -> Iterator[Block]:
+            yield from molecules.blocks(read(table, official(split)), table.shown, divided=True)
+
+        entry = prepared_graphs(
+            root, {"data": "pcqm4mv2"}, [table.source, split.source], produce, "pcqm4mv2", PUBLISHED["train"] + PUBLISHED["valid"]
+        )
+        rows = given_parts(entry)
+        found = {name: len(rows[place]) for name, place in OFFICIAL.items()}
+        strata = np.zeros(len(entry.arrays["y"]), dtype=np.int64)
+        rows["train"], rows["val"] = carve(strata, rows["train"], val_fraction, split_seed, "dataset.val_fraction")
+        super().__init__(
+            name="pcqm4mv2",
+            protocol=f"pcqm4mv2: {sizes(rows)}; test is the official valid part (the labels of test-dev and test-challenge are hidden), "
+            f"val {val_fraction:.0%} of the official train, split_seed {split_seed}" + published(found, PUBLISHED),
+            directory=root,
+            entry=entry,
+            rows=rows,
+            targets=["homolumogap"],
+            node_values=molecules.node_values(),
+            edge_values=molecules.edge_values(),
+            node_budget=node_budget,
+        )
+
+
+def find(root: Path) -> dict[str, File]:
+    """The table and the split by their names."""
+    files: dict[str, File] = {}
+    folders = [f"{place}{part}" for place in ("", "pcqm4m-v2/", "raw/pcqm4m-v2/") for part in ("", "raw")]
+    for _, there in listings(root, folders, ["pcqm4m-v2.zip"], ["data.csv.gz", "split_dict.pt"]):
+        files = there | files
+    return files
+
+
+def official(file: File) -> np.ndarray:
+    """The place in SPLITS of each molecule, int8, -1 for those whose label is hidden.
+
+    Raises: UserError if the file is not whole, asks for code to be run, or holds no such split.
+    """
+    numpy_parts = [
+        np._core.multiarray._reconstruct,
+        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        np.dtypes.Int64DType,
+        (latin1, "_codecs.encode"),
+    ]
+    try:
+        with torch.serialization.safe_globals(numpy_parts):
+            split = torch.load(io.BytesIO(file.read()), weights_only=True)
+        parts = {name: np.asarray(split[name], dtype=np.int64).reshape(-1) for name in split}
+        count = 1 + max(int(part.max(initial=-1)) for part in parts.values())
+        place = np.full(count, -1, dtype=np.int8)
+        for name, ours in OFFICIAL.items():
+            if (parts[name] < 0).any() or (place[parts[name]] != -1).any():
+                raise ValueError(f"the part {name} has a number twice or below 0")
+            place[parts[name]] = SPLITS.index(ours)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{file.shown}: no split of OGB that could be read ({type(error).__name__}: {why}). Fetch it again.") from error
+    return place
+
+
+def read(file: File, place: np.ndarray) -> Iterator[molecules.Row]:
+    """The molecules of the table whose label is known.
+
+    Raises: UserError with the line for what is not as it should be.
+    """
+    done = 0
+    try:
+        with file.open() as packed, gzip.open(packed) as stream:
+            table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
+            header = next(table, [])
+            if not {"smiles", "homolumogap"} <= set(header):
+                raise UserError(f"{file.shown}:1: the columns are {', '.join(header) or 'none'}; smiles and homolumogap are needed.")
+            smiles, gap = header.index("smiles"), header.index("homolumogap")
+            for number, fields in enumerate(table):
+                shown = f"{file.shown}:{table.line_num}"
+                if len(fields) != len(header) or number >= len(place):
+                    raise UserError(f"{shown}: {','.join(fields)[:60]!r} is not one of {len(place)} molecules with {len(header)} columns.")
+                if place[number] >= 0:
+                    yield table.line_num, fields[smiles], [gap_of(fields[gap], shown)], int(place[number])
+                done = number + 1
+            if (place[done:] >= 0).any():
+                raise UserError(f"{file.shown}: ends after {done} molecules; the split has {len(place)}. Fetch it again.")
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file.shown}: cannot be read ({error}). Fetch it again.") from error
+
+
+def gap_of(field: str, shown: str) -> float:
+    try:
+        gap = float(field)
+    except ValueError:
+        gap = math.nan
+    if not math.isfinite(gap):
+        raise UserError(f"{shown}: homolumogap is {field!r}, no finite number, though the split counts the molecule as labelled.")
+    return gap

@@ -1,0 +1,380 @@
+"""physionet2012: stays in an intensive care unit with their outcome, the PhysioNet/CinC Challenge 2012, from its text files."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import math
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snnexp.data.cache import Notes, Source, loose
+from snnexp.data.download import fetch
+from snnexp.data.splits import apportion, carve, fold, published
+from snnexp.data.stays.medical import MedicalStays
+from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
+from snnexp.data.stays.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
+from snnexp.errors import MissingData, UserError, nearest
+
+ADDRESS = "https://physionet.org/files/challenge-2012/1.0.0"
+SETS = "abc"
+PUBLISHED = 4000
+AT_ONCE = 500
+HEADER = "Time,Parameter,Value"
+OUTCOME = "In-hospital_death"
+LARGEST = 64 * 2**20  # bytes of a record; the published ones have some thousands
+
+
+@dataclass(frozen=True)
+class Records:
+    """The record files of one of the three sets: a folder of <RecordID>.txt, or an archive of such."""
+
+    letter: str
+    place: Path
+    outcomes: Path | None
+
+    @property
+    def archive(self) -> bool:
+        return self.place.is_file()
+
+    def source(self) -> Source:
+        """All of them as one source."""
+        if self.archive:
+            return loose(self.place)
+        return folder_source(self.place, ".txt", f"set-{self.letter}")
+
+    def read(self) -> Iterator[tuple[str, str, bytes]]:
+        """The name, the shown place and the content of each record, in the order of their numbers.
+
+        Raises: UserError for what cannot be read.
+        """
+        try:
+            if not self.archive:
+                for name in numbered(os.listdir(self.place)):
+                    yield name, str(self.place / name), (self.place / name).read_bytes()
+            elif self.place.suffix == ".zip":
+                with zipfile.ZipFile(self.place) as archive:
+                    members = {info.filename.rpartition("/")[2]: info for info in archive.infolist() if "__MACOSX" not in info.filename}
+                    for name in numbered(members):
+                        info = members[name]
+                        shown = f"{self.place}:{info.filename}"
+                        if info.flag_bits & 1:
+                            raise UserError(f"{shown}: encrypted. Unpack it with its password into a folder {self.place.stem} beside it.")
+                        yield name, bounded(shown, info.file_size), archive.read(info)
+            else:
+                with tarfile.open(self.place, "r:gz") as tar:  # one stream: what comes out of order waits in memory
+                    found: dict[str, tuple[str, bytes]] = {}
+                    for info in tar:
+                        name = info.name.rpartition("/")[2]
+                        if info.isfile() and numbered([name]):
+                            shown = bounded(f"{self.place}:{info.name}", info.size)
+                            found[name] = shown, tar.extractfile(info).read()
+                for name in numbered(found):
+                    yield name, *found[name]
+        # NotImplementedError is zipfile's word for a compression that it cannot read
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
+            raise UserError(f"{self.place}: cannot be read ({error}). Copy it again, or remove and fetch it again.") from error
+
+
+def bounded(shown: str, size: int) -> str:
+    """The shown place of a record of `size` bytes.
+
+    Raises: UserError if no record is so large: it would fill the memory.
+    """
+    if size > LARGEST:
+        raise UserError(
+            f"{shown}: {size:,} bytes; a record may have {LARGEST:,}, and the published ones have some thousands. Fetch the archive again, "
+            "or take this file out of it."
+        )
+    return shown
+
+
+def numbered(names: object) -> list[str]:
+    """Of some file names those of records, <RecordID>.txt, in the order of their numbers."""
+    return sorted((name for name in names if re.fullmatch(r"\d+\.txt", name)), key=lambda name: int(name[:-4]))
+
+
+class PhysioNet2012(MedicalStays):
+    """Up to 12,000 first 48 hours in an intensive care unit: 36 variables and 5 descriptors, and who died in hospital.
+
+    `root` holds any of the folders set-a, set-b and set-c of <RecordID>.txt (or set-x.zip, set-x.tar.gz; one folder further down too) and
+    Outcomes-x.txt beside each; `download` fetches all three sets if none is there. Of a file's lines HH:MM,Parameter,Value the value -1
+    (and a line without a name) is missing; a value outside its range (physionet2012_rules) is impossible; both are dropped and counted.
+    `split`: "random" (`val_fraction` and `test_fraction` of all, stratified by outcome, `split_seed`), or "strats": set a is test, sets b
+    and c are 80 % train and 20 % val (seed 123). `cv_fold` = 0..`cv_folds` - 1, of "random" only: that fold of all is the test and
+    `val_fraction` of the rest the validation part. `strict` false: lines and stays at fault are skipped and counted.
+    The other options are those of MedicalStays.
+
+    Raises: MissingData without any set, UserError naming file and line for what is not as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        split: str = "random",
+        cv_folds: int = 5,
+        cv_fold: int | None = None,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 42,
+        horizon_hours: float | None = 48,
+        max_sequence_length: int | None = 1000,
+        clip: float = 5.0,
+        embeddings: str | Path | None = None,
+        strict: bool = True,
+        download: bool = False,
+    ) -> None:
+        if split not in ("random", "strats"):
+            raise UserError(f"dataset.split is {split!r}; allowed are random and strats.")
+        if split == "strats" and cv_fold is not None:
+            raise UserError(f"dataset.cv_fold is {cv_fold}, but dataset.split=strats fixes the test; take split=random, or cv_fold=null.")
+        root = Path(root)
+        sets = find(root)
+        if download and not any(records.place.parent != root / "download" for records in sets):
+            for letter in SETS:
+                for name in (f"Outcomes-{letter}.txt", f"set-{letter}.tar.gz"):
+                    fetch([f"{ADDRESS}/{name}?download"], root / "download" / name, md5=None)
+            sets = find(root)
+        if not sets:
+            raise MissingData(
+                f"physionet2012: {root} holds no set-a, set-b or set-c (a folder of <RecordID>.txt, .zip or .tar.gz). Fetch them with: "
+                f"snnexp data dataset=physionet2012. Or get set-a.tar.gz ... and Outcomes-a.txt ... from {ADDRESS}/ by hand and put them "
+                f"into {root / 'download'}; any one of the three will do."
+            )
+        for records in sets:
+            if strict and records.outcomes is None:
+                raise MissingData(
+                    f"physionet2012: {records.place} has no Outcomes-{records.letter}.txt beside it. Get it from {ADDRESS}/ and put it "
+                    f"into {root}; or leave these stays out with dataset.strict=false."
+                )
+        outcomes = [loose(records.outcomes) for records in sets if records.outcomes is not None]
+        settings = {"data": "physionet2012", "strict": strict, "ranges": {name: list(RANGES[name]) for name in VARIABLES}}
+        entry = prepared_stays(
+            root,
+            settings,
+            [*(records.source() for records in sets), *outcomes],
+            lambda notes: blocks(sets, strict, notes),
+            "physionet2012",
+            len(VARIABLES),
+        )
+        y, letters = entry.arrays["y"], entry.arrays["letter"]
+        if cv_fold is not None:
+            rows, words = fold(y, cv_fold, cv_folds, val_fraction, split_seed)
+        elif split == "random":
+            rows, words = apportion(y, val_fraction, test_fraction, split_seed)
+        else:
+            rows, words = as_strats(y, letters)
+        found = {f"set-{letter}": int((letters == place).sum()) for place, letter in enumerate(SETS)}
+        super().__init__(
+            name="physionet2012",
+            title="physionet2012",
+            words=f"{words}{dropped(entry.notes)}",
+            directory=root,
+            entry=entry,
+            rows=rows,
+            variables=VARIABLES,
+            logged=LOGGED,
+            horizon_hours=horizon_hours,
+            max_sequence_length=max_sequence_length,
+            clip=clip,
+            embeddings=embeddings,
+            strict=strict,
+            remark=published(found, dict.fromkeys(found, PUBLISHED)),
+        )
+
+
+def as_strats(y: np.ndarray, letters: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
+    """The split that STraTS describes, and words that say so: set a is test, the others 80 % train and 20 % val, not stratified."""
+    rest = np.flatnonzero(letters > 0)
+    train, val = carve(np.zeros(len(y), dtype=np.int64), rest, 0.2, 123, "dataset.val_fraction")
+    rows = {"train": train, "val": val, "test": np.flatnonzero(letters == 0)}
+    words = "split as STraTS describes: test is set a, val 20% of sets b and c at random, seed 123 (its own draw may differ)"
+    return rows, ", ".join([words, *(f"no {name} part" for name in rows if not len(rows[name]))])
+
+
+def find(root: Path) -> list[Records]:
+    """The sets that are there, in the order a, b, c."""
+    if not root.is_dir():
+        return []
+    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "set-")) and path.name != "cache")
+    found = []
+    for letter in SETS:
+        name = f"set-{letter}"
+        # Some archives hold a folder set-a in which the files lie, and are unpacked into one of that name.
+        folders = [at / name / deeper for at in (root, *inner) for deeper in ("", name)]
+        archives = [at / f"{name}{ending}" for at in (root, *inner) for ending in (".zip", ".tar.gz", ".tgz")]
+        places = [path for path in folders if path.is_dir() and numbered(os.listdir(path))] + [path for path in archives if path.is_file()]
+        if places:
+            place = places[0]
+            beside = [at / f"Outcomes-{letter}.txt" for at in (place.parent, place, place.parent.parent, root, root / "download", *inner)]
+            found.append(Records(letter, place, next((path for path in beside if path.is_file()), None)))
+    return found
+
+
+def blocks(sets: list[Records], strict: bool, notes: Notes) -> Iterator[Block]:
+    """The stays of some sets, in their order.
+
+    Raises: UserError naming file and line for what is not as published, if `strict`.
+    """
+    skip = Skipped(strict)
+    notes |= {"missing": 0, "impossible": 0}
+    low, high = np.array([RANGES[name] for name in VARIABLES]).T
+    taken: dict[str, str] = {}  # where the record lies, by its name
+    for records in sets:
+        outcome = read_outcomes(records.outcomes, skip) if records.outcomes is not None else {}
+        letter = np.int8(SETS.index(records.letter))
+        batch: list[tuple[str, int, list[int], list[int], list[float]]] = []
+        for name, shown, content in records.read():
+            if name in taken:
+                said = f"{shown}: RecordID {name[:-4]} is also in {taken[name]}; what is judged might have been learned."
+                skip("stays that are in two sets", said)
+                continue
+            events = read_record(name, shown, content, skip)
+            if events is None:
+                continue
+            if name[:-4] not in outcome:
+                skip("stays without an outcome", f"{shown}: {records.outcomes} has no line of RecordID {name[:-4]}.")
+                continue
+            batch.append((name[:-4], outcome[name[:-4]], *events))
+            taken[name] = shown
+            if len(batch) == AT_ONCE:
+                yield block(batch, letter, low, high, notes)
+                batch = []
+        yield block(batch, letter, low, high, notes)
+    notes["skipped"] = dict(skip.counts)
+
+
+def block(
+    batch: list[tuple[str, int, list[int], list[int], list[float]]], letter: np.int8, low: np.ndarray, high: np.ndarray, notes: Notes
+) -> Block:
+    """Some stays (name, outcome, minutes, variables, values), without what is missing or impossible, which `notes` counts."""
+    counts = np.array([len(minute) for _, _, minute, _, _ in batch], dtype=np.int64)
+    minute = np.array([m for _, _, minutes, _, _ in batch for m in minutes], dtype=np.int64)
+    variable = np.array([v for _, _, _, variables, _ in batch for v in variables], dtype=np.int64)
+    value = np.array([x for _, _, _, _, values in batch for x in values], dtype=np.float64)
+    missing = (value == -1) | (variable < 0)
+    impossible = ~missing & ~((value >= low[variable]) & (value <= high[variable]))
+    notes["missing"] += int(missing.sum())
+    notes["impossible"] += int(impossible.sum())
+    keep = ~(missing | impossible)
+    owner = np.repeat(np.arange(len(batch)), counts)[keep]
+    minute, variable, value = minute[keep], variable[keep], value[keep]
+    describing = (minute == 0) & np.isin(variable, DESCRIBING)
+    order = np.lexsort((~describing, minute, owner))  # those that describe the patient before others of minute 0
+    return Block(
+        counts=np.bincount(owner, minlength=len(batch)),
+        describing=np.bincount(owner[describing], minlength=len(batch)),
+        variable=variable[order],
+        value=value[order],
+        minute=minute[order],
+        group=minute[order],
+        y=np.array([y for _, y, _, _, _ in batch], dtype=np.int64),
+        ids=[name for name, *_ in batch],
+        more={"letter": np.full(len(batch), letter)},
+    )
+
+
+TIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]")
+NUMBERS = {name: number for number, name in enumerate(VARIABLES)}
+
+
+def read_record(name: str, shown: str, content: bytes, skip: Skipped) -> tuple[list[int], list[int], list[float]] | None:
+    """Minutes, numbers of variables (-1 without a name) and values of a record; None for one that is skipped.
+
+    Raises: UserError naming the line, if not skipped.
+    """
+    lines = content.removeprefix(codecs.BOM_UTF8).decode("latin1").splitlines()
+    if not lines:
+        skip("stays with an empty file", f"{shown}: empty. Copy or download it again.")
+        return None
+    start = 1
+    if lines[0].strip() != HEADER:
+        skip("missing headers", f"{shown}:1: {lines[0][:60]!r} is not the header {HEADER}.")
+        start = 0
+    minutes: list[int] = []
+    variables: list[int] = []
+    values: list[float] = []
+    before, record = 0, None
+    for number in range(start, len(lines)):
+        line = lines[number]
+        try:
+            clock, parameter, text = line.split(",")
+            variable = NUMBERS[parameter]
+            minute, value = 60 * int(clock[:-3]) + int(clock[-2:]), float(text)
+            if not (minute >= before and value - value == 0 and TIME.fullmatch(clock)) or "_" in text:
+                raise ValueError
+        except (ValueError, KeyError):  # a line that is none of the plain ones
+            if not line.strip():
+                continue
+            read = unusual(line, f"{shown}:{number + 1}", before, skip)
+            if isinstance(read, str):
+                record = read
+            if not isinstance(read, tuple):
+                continue
+            minute, variable, value = read
+        before = minute
+        minutes.append(minute)
+        variables.append(variable)
+        values.append(value)
+    if record != name[:-4]:
+        said = f"RecordID is {record}" if record is not None else "there is no line with the RecordID"
+        skip("stays whose RecordID is not that of their file", f"{shown}: {said}, and the file is called {name}.")
+        return None
+    return minutes, variables, values
+
+
+def unusual(line: str, shown: str, before: int, skip: Skipped) -> tuple[int, int, float] | str | None:
+    """What a line means that is not plain: an event with blanks in it or without a name (number -1), the RecordID, or nothing (None).
+
+    Raises: UserError naming the line for one that means nothing, if not skipped.
+    """
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != 3:
+        return skip("malformed lines", f"{shown}: {len(fields)} fields ({line[:60]!r}); there must be 3: {HEADER}.")
+    clock, parameter, text = fields
+    if not TIME.fullmatch(clock):
+        return skip("malformed lines", f"{shown}: {clock[:60]!r} is no time HH:MM.")
+    minute = 60 * int(clock[:-3]) + int(clock[-2:])
+    if minute < before:
+        return skip("malformed lines", f"{shown}: {clock} comes after {before // 60:02}:{before % 60:02}; times must not decrease.")
+    if parameter == "RecordID":
+        return text
+    if parameter == "":  # a few published lines have no name
+        return minute, -1, -1.0
+    if parameter not in NUMBERS:
+        return skip("malformed lines", f"{shown}: {parameter[:60]!r} is no parameter of the challenge.{nearest(parameter, VARIABLES)}")
+    try:
+        if "_" in text or not math.isfinite(value := float(text)):
+            raise ValueError
+    except ValueError:
+        return skip("malformed lines", f"{shown}: the value {text[:60]!r} is no finite number.")
+    return minute, NUMBERS[parameter], value
+
+
+def read_outcomes(path: Path, skip: Skipped) -> dict[str, int]:
+    """Who died in hospital, 0 or 1 by RecordID.
+
+    Raises: UserError naming file and line for what is neither, if not skipped.
+    """
+    table = csv.reader(io.StringIO(path.read_text(encoding="latin1")))
+    header = [name.strip() for name in next(table, [])]
+    if "RecordID" not in header or OUTCOME not in header:
+        raise UserError(f"{path}:1: no columns RecordID and {OUTCOME}; there are {', '.join(header) or 'none'}. Fetch it again.")
+    at = header.index("RecordID"), header.index(OUTCOME)
+    outcome: dict[str, int] = {}
+    for fields in filter(None, table):
+        if len(fields) != len(header) or fields[at[1]].strip() not in ("0", "1"):
+            skip("malformed outcomes", f"{path}:{table.line_num}: {','.join(fields)[:60]!r}; {OUTCOME} must be 0 or 1.")
+            continue
+        outcome[fields[at[0]].strip()] = int(fields[at[1]])
+    return outcome

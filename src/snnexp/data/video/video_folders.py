@@ -1,0 +1,348 @@
+"""Video as folders of pictures, blurry and sharp, with spikes from files or simulated: gopro, dvd, reds, or a user's own."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from snnexp.data.cache import Arrays, Notes, loose, prepared_arrays
+from snnexp.data.progress import progress
+from snnexp.data.source_files import natural
+from snnexp.data.splits import published as not_published
+from snnexp.data.video.clip_layout import CLIP, Folders, Layout
+from snnexp.data.video.clips import Augmentation, Recording, VideoClips, samples_of
+from snnexp.data.video.spike_camera import (
+    Box,
+    Representation,
+    Stream,
+    check_theta,
+    first_charge,
+    frames_in_dat,
+    interpolated,
+    luminance,
+    open_dat,
+    packed_rows,
+    simulated,
+)
+from snnexp.errors import MissingData, UserError
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+SOURCES = ("file", "simulated", "none")
+PUBLISHED = ("title", "train", "test", "test_clips", "test_name", "get")
+PARTS = {"train": CLIP, "test": CLIP}
+VERSION = 1  # of the simulation; another one makes other spikes
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Where spikes come from: `source` file, simulated or none. Of files the pixel size `size` (height, width), None: that of the frames.
+
+    Simulated: threshold `theta`, `sub_frames` from one frame to the next, and the `seed` of the first charge.
+
+    Raises: UserError for options out of range.
+    """
+
+    source: str
+    size: tuple[int, int] | None
+    theta: float
+    sub_frames: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise UserError(f"dataset.spike_source is {self.source!r}; allowed are {', '.join(SOURCES)}.")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise UserError(f"dataset.spike_size is {list(self.size)}; allowed are null and [height, width].")
+        if self.size is not None and self.source == "simulated":
+            raise UserError("dataset.spike_size is for spikes from files; simulated ones have the pixels of the frames. Leave it null.")
+        if self.sub_frames < 1:
+            raise UserError(f"dataset.sub_frames is {self.sub_frames}; allowed are 1 and more from one frame to the next.")
+        check_theta(self.theta)
+
+
+class FolderRecording(Recording):
+    """One clip of pictures, called `name`, decoded when they are asked for.
+
+    Raises: UserError if blurry and sharp frames do not belong together, or spikes are not as they should be.
+    """
+
+    channels = 3
+
+    def __init__(self, folders: Folders, root: Path, sensor: Sensor, name: str) -> None:
+        self.name, self.folders, self.sensor = name, folders, sensor
+        blurry, self.sharp_files = pictures(folders.blurry), pictures(folders.sharp)
+        for here, there, place in ((blurry, self.sharp_files, folders.sharp), (self.sharp_files, blurry, folders.blurry)):
+            if lonely := [path for stem, path in here.items() if stem not in there]:
+                raise UserError(f"{lonely[0]} has no frame of its name in {place}: {len(here)} frames here, {len(there)} there.")
+        self.stems = list(blurry)
+        self.blurry_files = list(blurry.values())
+        self.sharp_files = [self.sharp_files[stem] for stem in self.stems]
+        self.frames = len(self.stems)
+        self.known = np.ones(self.frames, dtype=bool)
+        self.size = size_of(self.blurry_files[0])
+        if (size := size_of(self.sharp_files[0])) != self.size:
+            raise UserError(f"{self.sharp_files[0]} has {pixels(size)}; {self.blurry_files[0]} has {pixels(self.size)}.")
+        self.sensor_size = sensor.size or self.size
+        self.entry = prepared_spikes(self, root, sensor) if sensor.source == "simulated" else None
+        self.shortest = self.check_files() if sensor.source == "file" else len(self.entry.arrays["spikes"]) if self.entry else None
+
+    @property
+    def spike_files(self) -> list[Path]:
+        """The file of the clip, or those of its frames."""
+        if self.folders.spike_file.is_file():
+            return [self.folders.spike_file]
+        return [self.folders.spike_folder / f"{stem}.dat" for stem in self.stems]
+
+    def check_files(self) -> int:
+        """The fewest spike frames of its files.
+
+        Raises: UserError naming the file that is missing or wrong.
+        """
+        counts = []
+        for path in self.spike_files:
+            if not path.is_file():
+                raise UserError(
+                    f"{self.name} has no spikes: neither {self.folders.spike_file} nor {path}. Put them there, or choose "
+                    "dataset.spike_source=simulated (or none)."
+                )
+            counts.append(frames_in_dat(path, *self.sensor_size))
+        return min(counts)
+
+    def blurry(self, frame: int, box: Box) -> np.ndarray:
+        return decoded(self.blurry_files[frame], self.size)[:, box.rows, box.columns]
+
+    def sharp(self, frame: int, box: Box) -> np.ndarray:
+        return decoded(self.sharp_files[frame], self.size)[:, box.rows, box.columns]
+
+    def spikes(self, frame: int) -> tuple[Stream, float] | None:
+        if self.sensor.source == "none":
+            return None
+        if self.entry is not None:
+            return Stream(self.entry.arrays["spikes"], *self.size), frame * self.sensor.sub_frames
+        if self.folders.spike_file.is_file():
+            stream = open_dat(self.folders.spike_file, *self.sensor_size)
+            return stream, (2 * frame + 1) * stream.count / (2 * self.frames) - 0.5
+        stream = open_dat(self.folders.spike_folder / f"{self.stems[frame]}.dat", *self.sensor_size)
+        return stream, (stream.count - 1) / 2
+
+    @cached_property
+    def _fingerprint(self) -> int:
+        return zlib.crc32(f"{self.frames}".encode(), zlib.crc32(self.blurry_files[0].read_bytes()))
+
+    def fingerprint(self) -> int:
+        """The CRC-32 of its first blurry frame's file, and of the number of frames."""
+        return self._fingerprint
+
+    @cached_property
+    def _content(self) -> int:
+        spikes = self.spike_files if self.sensor.source == "file" else []
+        files = [[(path.name, path.stat().st_size) for path in kind] for kind in (self.blurry_files, self.sharp_files, spikes)]
+        return zlib.crc32(repr(files).encode(), self._fingerprint)
+
+    def content(self) -> int:
+        """That, and of the names and sizes of all its pictures, blurry and sharp, and of its spike files; not of all their bytes."""
+        return self._content
+
+
+def prepared_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -> Arrays:
+    """The simulated spikes of a clip, found in `root`/cache or made there: uint8 [(n - 1) * sub_frames + 1, H, ceil(W / 8)].
+
+    Raises: UserError as `decoded` and the cache do.
+    """
+
+    def produce(notes: Notes) -> Iterator[dict[str, np.ndarray]]:
+        with progress(f"Simulating the spikes of {clip.name}", clip.frames, "frames") as advance:
+
+            def light() -> Iterator[np.ndarray]:
+                for path in clip.sharp_files:
+                    yield luminance(decoded(path, clip.size))
+                    advance(1)
+
+            charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(clip.folders.name.encode())])
+            for fired in simulated(interpolated(light(), sensor.sub_frames), sensor.theta, charge):
+                yield {"spikes": packed_rows(fired)[None]}
+
+    settings = {"data": "simulated spikes", "version": VERSION, "clip": clip.folders.name, "theta": float(sensor.theta)}
+    settings |= {"sub_frames": sensor.sub_frames, "seed": sensor.seed}
+    return prepared_arrays(root, settings, [loose(path) for path in clip.sharp_files], produce, f"spikes of {clip.name}")
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by name without ending, in natural order.
+
+    Raises: UserError if there are none.
+    """
+    found = sorted((path for path in folder.iterdir() if path.suffix.lower() in ENDINGS), key=lambda path: natural(path.name))
+    if not found:
+        raise UserError(f"{folder} holds no frames ({', '.join(ENDINGS)}).")
+    return {path.stem: path for path in found}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read, to be decoded inside.
+
+    Raises: UserError if it cannot be read or decoded, or claims so many pixels that Pillow refuses it.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large for a picture of a video ({error}). Replace it.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # SyntaxError is Pillow's word for a broken PNG
+        raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, by its header.
+
+    Raises: UserError as `opened` does.
+    """
+    with opened(path) as image:
+        return image.size[::-1]
+
+
+def pixels(size: Sequence[int]) -> str:
+    return f"{size[1]} x {size[0]} pixels"
+
+
+def decoded(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture uint8 [3, H, W].
+
+    Raises: UserError as `opened` does, or if it has not the `size` (height, width) of the other frames.
+    """
+    with opened(path) as image:
+        if image.size[::-1] != size:  # by the header, before an enormous one is decoded
+            raise UserError(f"{path} has {pixels(image.size[::-1])}; the clip's first frame has {pixels(size)}.")
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+class VideoFolders(VideoClips):
+    """Clips of `frames` frames of blurry video, RGB, with sharp frames and spikes, in folders below `root`.
+
+    Where: `blurry`, `sharp`, `spike`, `parts` and `homes` as Layout has them (`parts` None: train and test); blurry and sharp frames of a
+    clip have the same names. `gamma`: the blurry frames of `blurry_gamma` instead. The test clips are those that `test_clips` names; None:
+    those published, without any those of the part test. Two clips of one name are train_NAME and test_NAME.
+    Training clips begin every `stride` frames (None: `frames`); of validation and test every frame is judged once. Frames are decoded
+    when they are needed.
+    Spikes (`spike_source`): "file", `.dat` files beside the frames, `spike_size` [height, width] pixels (None: those of the frames;
+    otherwise what a network gets is enlarged bilinearly); a file of a whole clip has its frames at equal distances, a file of one frame
+    has it in the middle. "simulated" (cached): an integrate-and-fire pixel with threshold `theta` sees the luminance of the sharp frames,
+    linearly interpolated to `sub_frames` for each step from one to the next, its first charge drawn from `sensor_seed`. "none".
+    Validation: the last `val_fraction` of the training clips, at least one if there are two.
+    `published`, of a set that is: its `title`, the numbers of its clips (`train`, `test`), its `test_clips`, if names say which they are,
+    and their `test_name`; how to `get` it. In title and get, {blurry} is the folder of the blurry frames, and {root} is `root`.
+
+    Raises: MissingData if there are no clips; UserError for options out of range, files that are wrong, a clip that is only blurry or only
+    sharp, or a test clip that is not there.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None,
+        seed: int = 0,
+        name: str = "video_folder",
+        published: Mapping[str, Any] | None = None,
+        blurry: str = "{part}/{clip}/blur",
+        blurry_gamma: str | None = None,
+        gamma: bool = False,
+        sharp: str = "{part}/{clip}/sharp",
+        spike: str = "{part}/{clip}/spike",
+        parts: Mapping[str, str] | None = None,
+        homes: Sequence[str] = (".",),
+        test_clips: Sequence[str] | None = None,
+        frames: int = 6,
+        stride: int | None = None,
+        spike_source: str = "simulated",
+        spike_size: Sequence[int] | None = None,
+        theta: float = 1.0,
+        sub_frames: int = 8,
+        sensor_seed: int = 0,
+        spikes: str = "voxel",
+        window: int = 25,
+        bins: int = 5,
+        crop: int = 192,
+        crops: int = 1,
+        flip: bool = True,
+        reverse: bool = True,
+        tfp_window: int = 9,
+        val_fraction: float = 0.1,
+    ) -> None:
+        if gamma and blurry_gamma is None:
+            raise UserError("dataset.gamma=true: these data have one kind of blurry frames; dataset.blurry_gamma says where another lies.")
+        blurry = blurry_gamma if gamma else blurry
+        if root is None:
+            raise MissingData(f"{name}: name the directory of your clips with dataset.root=DIR (DIR/{blurry} and DIR/{sharp}).")
+        facts = dict(published or {})
+        if unknown := facts.keys() - PUBLISHED:
+            raise UserError(f"dataset.published.{min(unknown)}: allowed are {', '.join(PUBLISHED)}.")
+        root, kind = Path(root), blurry.rpartition("/")[2]
+        layout = Layout(blurry, sharp, spike, parts or PARTS, homes, facts.get("test_clips") if test_clips is None else test_clips)
+        found = layout.clips(root)
+        if not found:
+            needed = (
+                f"Needed are folders of frames {root}/{blurry} and, with frames of the same names, {root}/{sharp} (dataset.blurry and "
+                "dataset.sharp); or name another place with dataset.root=DIR."
+            )
+            get = facts.get("get", needed).replace("{root}", str(root)).replace("{blurry}", kind)
+            raise MissingData(f"{name}: {root} holds no clips. {get}")
+        train, test = found.get("train", []), found.get("test", [])
+        names = [folders.name for folders in [*train, *test]]
+        for chosen in test_clips or ():
+            if chosen not in names:
+                there = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+                raise UserError(f"dataset.test_clips names {chosen}, which {root} does not hold; it has {there}.")
+        for option, value in (("frames", frames), ("stride", stride)):
+            if value is not None and value < 1:
+                raise UserError(f"dataset.{option} is {value}; allowed are 1 and more frames.")
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"dataset.val_fraction is {val_fraction}; allowed is 0 to below 1.")
+        sensor = Sensor(spike_source, None if spike_size is None else tuple(spike_size), theta, sub_frames, sensor_seed)
+        representation = Representation(spikes, window, bins) if spike_source != "none" else None
+        augmentation = Augmentation(crop, crops, flip, reverse)
+        called = Counter(names)
+        recordings = [
+            FolderRecording(folders, root, sensor, folders.name if called[folders.name] == 1 else f"{split}_{folders.name}")
+            for split, chosen in (("train", train), ("test", test))
+            for folders in chosen
+        ]
+        kept = len(train) - (max(round(val_fraction * len(train)), 1) if val_fraction > 0 and len(train) > 1 else 0)
+        numbers = {"train": range(kept), "val": range(kept, len(train)), "test": range(len(train), len(recordings))}
+        samples = {
+            split: samples_of(recordings, chosen, frames, (stride or frames) if split == "train" else None)
+            for split, chosen in numbers.items()
+        }
+        seen = {
+            "file": "spikes from files",
+            "simulated": f"spikes simulated (theta {theta:g}, {sub_frames} linearly interpolated sub-frames a frame)",
+            "none": "no spikes",
+        }[spike_source]
+        title = facts.get("title", f"{name} {root.name}").replace("{blurry}", kind)
+        tested = facts.get("test_name") if test_clips is None else ", ".join(test_clips)
+        title += "" if tested is None else f", test {tested}"
+        words = [f"{len(chosen)} {split} clips ({sum(recordings[k].frames for k in chosen)} frames)" for split, chosen in numbers.items()]
+        counted = {"train": len(train), "test": len(test)}
+        lacking = not_published(counted, {split: facts[split] for split in ("train", "test") if split in facts} or counted)
+        super().__init__(
+            name=name,
+            protocol=f"{title}: {', '.join(words)}{lacking}; {frames} frames a sample, judged whole; {seen}",
+            directory=root,
+            recordings=recordings,
+            samples=samples,
+            frames=frames,
+            channels=3,
+            representation=representation,
+            tfp_window=tfp_window,
+            augmentation=augmentation,
+            seed=seed,
+        )

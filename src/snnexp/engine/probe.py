@@ -1,0 +1,54 @@
+"""A fixed part of the validation split, seen by the model as it is in the midst of training: what a monitor judges by."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.data.sampler import EvaluationBatches, pool
+from snnexp.engine.arithmetic.precision import Precision
+from snnexp.engine.ema import MovingAverage
+from snnexp.engine.loader import to_device
+
+SAMPLES = 32
+"""Some thousand sets of stays: enough for variances over data, at less than the cost of a training step."""
+
+
+class HeldOut:
+    """Called, it passes the model over the same SAMPLES validation samples each time: (mu, logvar, terms of the loss) of each batch.
+
+    In evaluation mode and without gradients, and with the moving average of the weights where the run is judged by it; it draws nothing
+    from the random state of the training. Every rank sees all of the samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Any,
+        data: Any,
+        batch_size: int,
+        device: torch.device,
+        precision: Precision,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.average = average
+        self.model, self.task, self.data, self.device, self.precision = model, task, data, device, precision
+        self.view = data.view("val", augment=False)
+        self.batches = list(EvaluationBatches(pool(len(self.view), SAMPLES), batch_size))
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+        """One pass."""
+        was_training, seen = self.model.training, []
+        self.model.eval()
+        try:
+            with self.average.applied(self.model) if self.average else nullcontext():
+                for keys in self.batches:
+                    batch = self.data.prepare(to_device(self.view.__getitems__(keys), self.device))
+                    with torch.no_grad(), self.precision.autocast():
+                        self.task.loss(self.model, batch, step=0)
+                    seen.append((*self.model.posterior, self.task.terms))
+        finally:
+            self.model.train(was_training)
+        return iter(seen)

@@ -1,0 +1,85 @@
+"""RUN/pruning.json: what was scored, cut and measured, as it becomes known."""
+
+import json
+from typing import Any
+
+from torch import Tensor
+
+from snnexp.data.sampler import pool
+from snnexp.engine import results
+from snnexp.engine.experiment import Experiment
+from snnexp.engine.measures.activity import Activity
+from snnexp.engine.pruning import start
+from snnexp.rundir import read_json, write_json
+
+SPLIT = "train"
+"""The split whose samples calibrate: neither chooses epochs nor judges."""
+
+
+def done_until(steps: list[dict[str, Any]], epoch: int) -> list[dict[str, Any]]:
+    """The steps of the epochs that the run has done."""
+    return [step for step in steps if step["epoch"] < epoch]
+
+
+def validated(experiment: Experiment, epoch: int) -> dict[str, float]:
+    """The validation metrics of an epoch, from the log of the run."""
+    rows = [row for row in map(json.loads, experiment.run.metrics_log.read_text().splitlines()) if row["epoch"] == epoch]
+    return {name.removeprefix("Val/"): value for row in rows for name, value in row.items() if name.startswith("Val/")}
+
+
+def once(experiment: Experiment) -> bool:
+    """True for a run made by `snnexp prune`, False for one that prunes while it trains."""
+    return "stages" in experiment.settings
+
+
+def new_record(experiment: Experiment) -> dict[str, Any]:
+    """What pruning.json says before the first cut."""
+    source = None
+    if once(experiment):
+        source = str(start.source_of(experiment.settings)) if experiment.settings["prune_from"] else experiment.settings["init_from"]
+    node, count = experiment.settings["pruner"], len(pool(experiment.data.splits[SPLIT], experiment.pruner.calibration_samples))
+    return {
+        "source": source,
+        "criterion": experiment.settings["choices"]["pruner"],
+        "score": experiment.pruner.criterion.title,
+        **{name: node[name] for name in ("ratio", "ranking", "round_to", "floor") if name in node},
+        "calibration": {"split": SPLIT, "samples": count},
+        "steps": [],
+    }
+
+
+def record_of_source(experiment: Experiment) -> dict[str, Any]:
+    """The record of the run that pruned the network to be fine-tuned, without what became of it there."""
+    source = start.source_of(experiment.settings)
+    path = source.parents[1] / experiment.run.pruning.name
+    before = read_json(path) if path.exists() else {}
+    stages = {name: values for name, values in before.get("stages", {}).items() if name == "dense"}
+    plain = {"criterion": None, "ratio": experiment.ratio, "steps": []}
+    return plain | {name: value for name, value in before.items() if name != "speedup"} | {"source": str(source), "stages": stages}
+
+
+def write(experiment: Experiment, record: dict[str, Any]) -> None:
+    """Write the record, on the main rank."""
+    if experiment.ranks.main:
+        write_json(experiment.run.pruning, record)
+
+
+def layer(experiment: Experiment, group: Any, scores: Tensor) -> dict[str, Any]:
+    """What the record says of a group before the cut."""
+    units = experiment.kept.get(group.name, list(range(group.size)))
+    return {"of": group.of, "size": experiment.sizes[group.name], "units": units, "scores": [float(f"{value:.6g}") for value in scores]}
+
+
+def stage(experiment: Experiment, epoch: int, metrics: dict[str, dict[str, float]], active: Activity | None) -> dict[str, Any]:
+    """A network in the record: parameters, operations and energy per sample, metrics by split; the times are entered later."""
+    energy = active.energy if active else {}
+    return {
+        "epoch": epoch,
+        "parameters": experiment.parameters,
+        "macs": energy.get("dense_macs"),
+        "synaptic_operations": energy.get("synaptic_operations"),
+        "energy_uJ": energy.get("energy_uJ"),
+        "forward_ms": None,
+        "step_ms": None,
+        **{split: results.as_json(metrics.get(split, {})) for split in ("val", "test")},
+    }

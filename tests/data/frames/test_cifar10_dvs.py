@@ -1,0 +1,106 @@
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.video import layouts
+from snnexp.data.frames.cifar10_dvs import ARCHIVES, CIFAR10DVS, CLASSES
+from snnexp.data.frames.events import frame
+from snnexp.errors import MissingData, UserError
+
+
+def test_published_layout(tmp_path: Path) -> None:
+    written = layouts.cifar10_dvs(tmp_path, per_class=12)
+    made = CIFAR10DVS(root=tmp_path, T=5, size=48)
+    assert made.shape == (5, 2, 48, 48) and made.classes == layouts.CIFAR10
+    # ceil(0.9 * 12) = 11 of each class are train + val, by number: 10 and 11 come after 2, not after 1.
+    assert made.splits == {"train": 100, "val": 10, "test": 10}
+    test = made.view("test")
+    x, y = test.__getitems__([(0, i) for i in range(10)])
+    assert y.tolist() == list(range(10))
+    for label, name in enumerate(layouts.CIFAR10):
+        assert np.array_equal(x[:, label].numpy(), frame(written[f"{name}_11"], 5, 48, (128, 128)))
+    assert np.bincount(made.view("val").labels).tolist() == [1] * 10
+    assert "first 90 %" in made.protocol and "NOT the published data (120 of 10,000 recordings)" in made.protocol
+
+
+def test_ninety_percent_are_counted_in_whole_numbers(tmp_path: Path) -> None:
+    layouts.cifar10_dvs(tmp_path, per_class=10, number=20)
+    assert CIFAR10DVS(root=tmp_path, T=2, size=8, val_fraction=0).splits == {"train": 90, "val": 0, "test": 10}
+
+
+def test_zips_are_read_in_place_and_give_the_same(tmp_path: Path) -> None:
+    layouts.cifar10_dvs_zips(tmp_path / "zips")
+    layouts.cifar10_dvs(tmp_path / "plain", per_class=3)
+    shutil.move(tmp_path / "plain" / "frog", tmp_path / "plain" / "extract" / "frog")
+    shutil.move(tmp_path / "zips" / "download" / "dog.zip", tmp_path / "zips" / "dog.zip")
+    zips, plain = (CIFAR10DVS(root=tmp_path / place, T=4, size=16, framing="time") for place in ("zips", "plain"))
+    assert np.array_equal(zips.entry.samples, plain.entry.samples) and np.array_equal(zips.entry.labels, plain.entry.labels)
+    assert zips.same_samples(plain.state_dict())
+    assert {p.name for p in (tmp_path / "zips").iterdir()} == {"download", "cache", "dog.zip"}
+
+
+def test_missing_classes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingData, match="snnexp data dataset=cifar10_dvs"):
+        CIFAR10DVS(root=tmp_path / "nowhere", T=2)
+    layouts.cifar10_dvs(tmp_path, per_class=1, number=10)
+    shutil.rmtree(tmp_path / "cat")
+    with pytest.raises(MissingData, match=r"no recordings of cat\."):
+        CIFAR10DVS(root=tmp_path, T=2)
+
+
+def test_damaged_files_are_named_with_the_byte(tmp_path: Path) -> None:
+    layouts.cifar10_dvs(tmp_path, per_class=2, number=10)
+    path = tmp_path / "ship" / "cifar10_ship_1.aedat"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"ship/cifar10_ship_1\.aedat: the file breaks off at byte {path.stat().st_size}"):
+        CIFAR10DVS(root=tmp_path, T=2)
+    assert not list((tmp_path / "cache").glob("*/"))
+
+
+def test_damaged_zip(tmp_path: Path) -> None:
+    layouts.cifar10_dvs_zips(tmp_path)
+    path = tmp_path / "download" / "bird.zip"
+    data = bytearray(path.read_bytes())
+    data[120] ^= 255  # in the middle of the first recording
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"bird\.zip:bird/cifar10_bird_0\.aedat: cannot be read"):
+        CIFAR10DVS(root=tmp_path, T=2)
+    path.write_bytes(bytes(data[:1000]))
+    with pytest.raises(UserError, match=r"bird\.zip: not a whole zip archive of 1000 bytes"):
+        CIFAR10DVS(root=tmp_path, T=2)
+
+
+def test_download_fetches_the_missing_zips_with_the_published_checksums(tmp_path: Path, monkeypatch) -> None:
+    layouts.cifar10_dvs_zips(tmp_path / "server")
+    layouts.cifar10_dvs(tmp_path / "here", per_class=1)
+    for name in ("bird", "truck"):
+        shutil.rmtree(tmp_path / "here" / name)
+    asked = {}
+
+    def fetch(urls, path, md5):
+        asked[path.name] = (urls, md5)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "server" / "download" / path.name, path)
+
+    monkeypatch.setattr("snnexp.data.frames.cifar10_dvs.fetch", fetch)
+    made = CIFAR10DVS(root=tmp_path / "here", T=2, size=8, download=True)
+    assert sum(made.splits.values()) == 8 + 2 * 3
+    assert asked == {
+        "bird.zip": (["https://ndownloader.figshare.com/files/7712794"], "a9c207c91c55b9dc2002dc21c684d785"),
+        "truck.zip": (["https://ndownloader.figshare.com/files/7712839"], "89f3922fd147d9aeff89e76a2b0b70a7"),
+    }
+
+
+def test_every_class_has_an_archive_of_its_own() -> None:
+    assert tuple(ARCHIVES) == CLASSES
+    numbers, sums = zip(*ARCHIVES.values(), strict=True)
+    assert len(set(numbers)) == len(set(sums)) == 10 and all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in sums)
+
+
+@pytest.mark.parametrize(("options", "words"), [({"size": 129}, "128x128"), ({"T": 0}, "T is 0"), ({"framing": "x"}, "framing")])
+def test_impossible_options(tmp_path: Path, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CIFAR10DVS(**({"root": tmp_path, "T": 2} | options))

@@ -1,0 +1,137 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.video import layouts
+from snnexp.data.frames.event_folder import EventFolder
+from snnexp.data.frames.events import Events, frame
+from snnexp.errors import MissingData, UserError
+
+
+def write(path: Path, events: Events) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, t=events.t, x=events.x, y=events.y, p=events.p)
+    elif path.suffix == ".npy":
+        np.save(path, np.stack([events.t, events.x, events.y, events.p], axis=1))
+    else:
+        path.write_bytes(layouts.atis(events) if path.suffix == ".bin" else layouts.aedat3(events))
+
+
+def test_class_folders_with_all_formats(tmp_path: Path) -> None:
+    events = layouts.some_events(300, (30, 40), 0)
+    for name in ("left", "right"):
+        for i, ending in enumerate((".aedat", ".bin", ".npz", ".npy")):
+            write(tmp_path / name / f"{i}{ending}", events)
+    (tmp_path / "left" / "notes.txt").write_text("not a recording")
+    made = EventFolder(root=tmp_path, T=3, size=10, sensor=[30, 40], test_fraction=0.25, val_fraction=0.25)
+    assert made.classes == ("left", "right") and made.splits == {"train": 4, "val": 2, "test": 2}
+    wanted = frame(events, 3, 10, (30, 40))
+    assert all(np.array_equal(sample, wanted) for sample in made.entry.samples)
+    assert "sensor of 40x30 pixels" in made.protocol
+
+
+def test_split_folders_share_one_numbering(tmp_path: Path) -> None:
+    for part, classes in (("Train", ("c2", "c10", "c1")), ("valid", ("c10",)), ("test", ("c1", "c10"))):
+        for i, name in enumerate(classes):
+            write(tmp_path / part / name / "a.npz", layouts.some_events(50, (8, 8), i))
+    made = EventFolder(root=tmp_path, T=2, size=4)
+    assert made.classes == ("c1", "c2", "c10") and made.splits == {"train": 3, "val": 1, "test": 2}
+    assert made.view("val").labels.tolist() == [2] and made.view("test").labels.tolist() == [0, 2]
+    assert "val and test as given" in made.protocol
+
+
+def test_sensor_is_found_and_remembered(tmp_path: Path) -> None:
+    events = layouts.some_events(500, (20, 30), 0)
+    write(tmp_path / "a" / "1.npz", events)
+    write(tmp_path / "b" / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
+    for _ in range(2):
+        made = EventFolder(root=tmp_path, T=2, size=10)
+        assert made.sensor == (20, 30) and "30x20 pixels (the smallest that holds all training events)" in made.protocol
+    with pytest.raises(UserError, match="size is 48x48, but the sensor has 20x30"):
+        EventFolder(root=tmp_path, T=2)
+    with pytest.raises(UserError, match="outside the sensor of 20x20"):
+        EventFolder(root=tmp_path, T=2, size=10, sensor=[20, 20])
+
+
+def test_sensor_is_measured_on_the_training_part(tmp_path: Path) -> None:
+    events = layouts.some_events(500, (20, 30), 0)
+    half = Events(events.t, events.x // 2, events.y // 2, events.p)
+    for part in ("train", "test"):
+        for name in "ab":
+            write(tmp_path / part / name / "1.npz", half)
+    assert EventFolder(root=tmp_path, T=2, size=10, val_fraction=0).sensor == (10, 15)
+    write(tmp_path / "test" / "a" / "2.npz", events)
+    with pytest.raises(UserError, match=r"test/a/2\.npz: event .* outside the sensor of 15x10 .*dataset\.sensor=\[height,width\]"):
+        EventFolder(root=tmp_path, T=2, size=10, val_fraction=0)
+    assert EventFolder(root=tmp_path, T=2, size=10, sensor=[20, 30]).splits["test"] == 3
+    # Without a training part there is nothing else to measure.
+    shutil.rmtree(tmp_path / "train")
+    judged = EventFolder(root=tmp_path, T=2, size=10)
+    assert judged.sensor == (20, 30) and "no train part, no val part" in judged.protocol and "holds all events" in judged.protocol
+
+
+def test_other_data_is_judged_with_the_sensor_of_the_run(tmp_path: Path) -> None:
+    events = layouts.some_events(500, (20, 30), 0)
+    for name in "ab":
+        write(tmp_path / "run" / name / "1.npz", events)
+        write(tmp_path / "other" / name / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
+    run = EventFolder(root=tmp_path / "run", T=2, size=10)
+    state = run.state_dict()
+    assert state["sensor"] == [20, 30] and run.same_samples(state)
+    with pytest.raises(UserError, match=r"saw a sensor of 30x20 pixels.* 15x10\. Give dataset\.sensor=\[20,30\]"):
+        EventFolder(root=tmp_path / "other", T=2, size=10).load_state_dict(state)
+    other = EventFolder(root=tmp_path / "other", T=2, size=10, sensor=state["sensor"])
+    other.load_state_dict(state)
+    assert not other.same_samples(state) and torch.equal(other.std, run.std)
+    # The run's own data, with the sensor now given, is not prepared again.
+    again = EventFolder(root=tmp_path / "run", T=2, size=10, sensor=state["sensor"])
+    assert again.entry.directory == run.entry.directory and again.same_samples(state)
+    with pytest.raises(UserError, match="trained on the classes"):
+        write(tmp_path / "other" / "c" / "1.npz", events)
+        EventFolder(root=tmp_path / "other", T=2, size=10, sensor=[20, 30]).load_state_dict(state)
+
+
+def test_a_replaced_recording_of_equal_length_is_read_again(tmp_path: Path) -> None:
+    first, second = (layouts.some_events(300, (8, 8), seed) for seed in (0, 1))
+    for name in "ab":
+        write(tmp_path / name / "1.bin", first)
+    before = EventFolder(root=tmp_path, T=2, size=8, sensor=[8, 8])
+    write(tmp_path / "a" / "1.bin", second)
+    after = EventFolder(root=tmp_path, T=2, size=8, sensor=[8, 8])
+    assert not np.array_equal(before.entry.samples[0], after.entry.samples[0]) and not after.same_samples(before.state_dict())
+    assert np.array_equal(after.entry.samples[0], frame(second, 2, 8, (8, 8)))
+
+
+def test_new_recording_makes_a_new_cache(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name / "1.npz", layouts.some_events(500, (8, 8), 0))
+    first = EventFolder(root=tmp_path, T=2, size=8)
+    write(tmp_path / "a" / "2.npz", layouts.some_events(500, (8, 8), 1))
+    second = EventFolder(root=tmp_path, T=2, size=8)
+    assert len(first.entry.labels) == 2 and len(second.entry.labels) == 3 and second.classes == ("a", "b")
+
+
+def test_real_recordings(real_nmnist: Path) -> None:
+    made = EventFolder(root=real_nmnist, T=2, size=34)
+    assert made.sensor == (34, 34) and sum(made.splits.values()) == 1000
+    assert made.classes == tuple("0123456789")
+
+
+def test_what_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(MissingData, match="dataset.root=DIR"):
+        EventFolder(root=None, T=2)
+    with pytest.raises(MissingData, match="does not exist.*<root>/<class>/FILE"):
+        EventFolder(root=tmp_path / "nowhere", T=2)
+    with pytest.raises(MissingData, match="holds no class folders"):
+        EventFolder(root=tmp_path, T=2)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"/a holds no event recordings \(\.aedat, \.bin"):
+        EventFolder(root=tmp_path, T=2)
+    write(tmp_path / "a" / "1.npz", layouts.some_events(9, (8, 8), 0))
+    write(tmp_path / "train" / "a" / "1.npz", layouts.some_events(9, (8, 8), 0))
+    with pytest.raises(UserError, match=r"split folders \(train\) and others \(a\)"):
+        EventFolder(root=tmp_path, T=2)

@@ -1,0 +1,229 @@
+"""RandAugment, erasing and mixup as functions of (seed, epoch, index)."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snnexp.data.frames.rand_augment import (
+    apply_rand_augment,
+    erase,
+    kept_generators,
+    mixup,
+    own_share,
+    rand_augment,
+    resampled,
+    seed_generators,
+    warp,
+)
+
+POLICY = "rand-m9-n1-mstd0.4-inc1"
+FILL = np.array([120.0, 110.0, 100.0], dtype=np.float32)
+
+
+def images(number: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, channels, 16, 16)).astype(np.uint8)
+
+
+def changed(x: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray, policy: str = POLICY) -> np.ndarray:
+    out = x.copy()
+    apply_rand_augment(out, rand_augment(policy, FILL[: x.shape[1]], 16), seed, epochs, indices)
+    return out
+
+
+def erased(number: int, seed: int, epoch: int, probability: float = 0.25, shape: tuple[int, ...] = (3, 32, 32)) -> np.ndarray:
+    x = np.full((number, *shape), 7.0, dtype=np.float32)
+    if len(shape) == 4:
+        x = np.ascontiguousarray(x.swapaxes(0, 1))
+    erase(x, probability, FILL[: shape[-3]], seed, np.full(number, epoch), np.arange(number))
+    return x
+
+
+def generators() -> tuple:
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rand_augment_depends_on_seed_epoch_index_and_nothing_else(channels: int) -> None:
+    x, zero, indices = images(40, channels), np.zeros(40, dtype=int), np.arange(40)
+    once = changed(x, 0, zero, indices)
+    random.seed(3), np.random.seed(3)
+    assert np.array_equal(changed(x, 0, zero, indices), once)
+    order = np.random.default_rng(1).permutation(40)[:11]  # another batch, another order
+    assert np.array_equal(changed(x[order], 0, zero[order], indices[order]), once[order])
+    for other in (changed(x, 1, zero, indices), changed(x, 0, zero + 1, indices), changed(x, 0, zero, indices + 40)):
+        assert not np.array_equal(other, once)
+    untouched = (once == x).all((1, 2, 3)).sum()
+    assert 5 < untouched < 35  # one operation, with probability a half
+
+
+def test_rand_augment_is_timms_from_the_same_generators() -> None:
+    x = images(1)
+    transform = rand_augment("rand-m9-n2-p1-inc1", FILL, 16)
+    with kept_generators():
+        seed_generators(0.25)
+        want = np.asarray(transform(Image.fromarray(x[0].transpose(1, 2, 0)))).transpose(2, 0, 1)
+    with kept_generators():
+        seed_generators(0.25)
+        assert np.array_equal(np.asarray(transform(Image.fromarray(x[0].transpose(1, 2, 0)))).transpose(2, 0, 1), want)
+    assert not np.array_equal(want, x[0])
+
+
+def test_only_the_chosen_operations_occur_as_often_and_as_strongly_as_described() -> None:
+    names = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]  # those of Spikformer's recipe
+    transform, done = rand_augment(POLICY, FILL, 16, names), []
+    for operation in transform.ops:
+
+        def watched(image, *level, name=operation.name, function=operation.aug_fn, **how):
+            done.append((name, *level, how["fillcolor"], how["resample"]))
+            return function(image, *level, **how)
+
+        operation.aug_fn = watched
+    number = 6000
+    apply_rand_augment(np.zeros((number, 3, 8, 8), dtype=np.uint8), transform, 0, np.zeros(number, dtype=int), np.arange(number))
+
+    counts = {name: sum(word[0] == name for word in done) for name in names}
+    assert sum(counts.values()) == len(done)
+    assert len(done) / number == pytest.approx(0.5, abs=0.02)  # n1: one operation of an image, carried out with probability a half
+    for name in names:
+        assert counts[name] / number == pytest.approx(0.1, abs=0.013), name
+    assert {word[-2:] for word in done} == {((120, 110, 100), Image.Resampling.BICUBIC)}
+    for name, reach in (("Rotate", 30), ("ShearX", 0.3), ("TranslateXRel", 0.45), ("TranslateYRel", 0.45)):
+        tenths = np.array([word[1] for word in done if word[0] == name]) / reach * 10
+        # m9, mstd0.4: normal around 9, cut at 10, and either way
+        assert np.abs(tenths).mean() == pytest.approx(9, abs=0.06) and np.abs(tenths).std() == pytest.approx(0.4, abs=0.04)
+        assert np.abs(tenths).max() <= 10 and (tenths > 0).mean() == pytest.approx(0.5, abs=0.07)
+    assert all(len(word) == 3 for word in done if word[0] == "Equalize")  # has no magnitude
+
+
+def test_a_chosen_operation_is_that_of_the_image_library() -> None:
+    x, zero, indices = images(60), np.zeros(60, dtype=int), np.arange(60)
+    out, rest = (turned_at_random(x[n:], zero[n:], indices[n:]) for n in (0, 30))
+    assert np.array_equal(out[30:], rest)
+    for before, after in zip(x, out, strict=True):
+        picture = Image.fromarray(before.transpose(1, 2, 0))
+        turned = [np.asarray(picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(120, 110, 100))) for angle in (30, -30)]
+        assert any(np.array_equal(after.transpose(1, 2, 0), each) for each in turned)
+
+
+def turned_at_random(x: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    apply_rand_augment(out, rand_augment("rand-m10-n1-p1", FILL, 16, ["Rotate"]), 3, epochs, indices)
+    return out
+
+
+def test_without_a_choice_they_are_timms_fifteen() -> None:
+    from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS
+
+    assert [operation.name for operation in rand_augment(POLICY, FILL, 16).ops] == _RAND_INCREASING_TRANSFORMS
+
+
+def test_what_moves_in_is_the_fill() -> None:
+    x = np.full((200, 3, 16, 16), 255, dtype=np.uint8)
+    out = changed(x, 0, np.zeros(200, dtype=int), np.arange(200))
+    corners = out[:, :, 0, 0]
+    assert (corners == FILL.astype(np.uint8)).all(1).any()  # turned, sheared or shifted
+
+
+def test_global_generators_stay_where_they_were() -> None:
+    before = generators()
+    changed(images(8), 0, np.zeros(8, dtype=int), np.arange(8))
+    erased(8, 0, 0)
+    own_share(0.5, 1.0, 0, 0, 0)
+    assert generators() == before
+    with pytest.raises(RuntimeError), kept_generators():
+        seed_generators(0.5)
+        raise RuntimeError
+    assert generators() == before
+
+
+def test_erasing_draws_are_those_of_seed_epoch_index() -> None:
+    once = erased(100, 5, 2)
+    assert np.array_equal(erased(100, 5, 2), once) and np.array_equal(erased(60, 5, 2), once[:60])
+    assert not np.array_equal(erased(100, 5, 3), once) and not np.array_equal(erased(100, 6, 2), once)
+
+
+def test_erasing_sets_a_rectangle_of_a_quarter_of_the_samples_to_the_fill() -> None:
+    x = erased(2000, 0, 0)
+    holes = (x != 7).all(1)
+    assert np.array_equal(holes, (x != 7).any(1))
+    assert (x.transpose(1, 0, 2, 3)[:, holes] == FILL[:, None]).all()
+    hit = holes.any((1, 2))
+    assert 0.22 < hit.mean() < 0.28
+    for hole in holes[hit]:
+        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+        assert hole.sum() == len(rows) * len(columns) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert 0.01 * 1024 < hole.sum() < 0.36 * 1024
+    assert not (erased(50, 0, 0, probability=0.0) != 7).any() and (erased(50, 0, 0, probability=1.0) != 7).any((1, 2, 3)).mean() > 0.95
+
+
+def test_a_clip_loses_the_same_rectangle_at_every_step() -> None:
+    x = erased(50, 0, 0, 1.0, (4, 2, 12, 12))
+    assert x.shape == (4, 50, 2, 12, 12) and (x == x[:1]).all() and (x != 7).any()
+
+
+def test_mixup_by_formula() -> None:
+    x = np.random.default_rng(0).random((5, 3, 4, 4), dtype=np.float32)
+    mixed = mixup(x, 0.7)
+    for n in range(5):
+        np.testing.assert_allclose(mixed[n], 0.7 * x[n] + 0.3 * x[4 - n], rtol=1e-6)
+    clips = np.random.default_rng(0).random((2, 5, 3, 4, 4), dtype=np.float32)
+    np.testing.assert_allclose(mixup(clips, 0.7)[:, 1], 0.7 * clips[:, 1] + 0.3 * clips[:, 3], rtol=1e-6)
+
+
+def test_mixup_is_timms() -> None:
+    from timm.data.mixup import Mixup
+
+    x = torch.randn(6, 3, 4, 4)
+    theirs = Mixup(mixup_alpha=0.5, label_smoothing=0.1, num_classes=10)
+    theirs._params_per_batch = lambda: (0.8, False)
+    ours = mixup(x.numpy(), 0.8)
+    torch.testing.assert_close(torch.from_numpy(ours), theirs(x, torch.arange(6))[0])
+
+
+def test_the_share_is_the_larger_part_of_a_beta_variable() -> None:
+    shares = np.array([own_share(0.5, 1.0, 0, epoch, index) for epoch in range(20) for index in range(100)])
+    assert shares.min() >= 0.5 and shares.max() <= 1
+    # Beta(1/2, 1/2) is the arcsine law: P(max(p, 1 - p) < s) = 4/pi asin(sqrt(s)) - 1.
+    for s in (0.6, 0.75, 0.9):
+        assert (shares < s).mean() == pytest.approx(4 / np.pi * np.arcsin(np.sqrt(s)) - 1, abs=0.03)
+    assert own_share(0.5, 1.0, 0, 3, 7) == own_share(0.5, 1.0, 0, 3, 7) != own_share(0.5, 1.0, 0, 4, 7)
+    assert own_share(0.5, 1.0, 1, 3, 7) != own_share(0.5, 1.0, 0, 3, 7) != own_share(0.5, 1.0, 0, 3, 8)
+    half = np.array([own_share(0.5, 0.5, 0, 0, index) for index in range(1000)])
+    assert 0.45 < (half == 1).mean() < 0.55
+    assert own_share(0.5, 0.0, 0, 0, 0) == 1
+
+
+def warped(number: int, epoch: int = 0, side: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).integers(1, 9, (3, number, 2, side, side)).astype(np.uint8)
+    out = x.copy()
+    warp(out, 0, np.full(number, epoch), np.arange(number))
+    return x, out
+
+
+def test_a_clip_is_warped_as_a_whole_and_counts_stay_whole() -> None:
+    x, out = warped(300)
+    assert out.dtype == np.uint8 and np.array_equal(warped(300)[1], out) and not np.array_equal(warped(300, epoch=1)[1], out)
+    empty = out == 0
+    assert (empty == empty[:1, :, :1]).all()  # the same pixels at all steps and for both polarities
+    same = (out == x).all((0, 2, 3, 4)).mean()
+    assert 1 / 6 < same < 1 / 3  # nothing, and shifts by less than a pixel
+    assert empty.mean((0, 2, 3, 4)).max() < 0.35
+
+
+@pytest.mark.parametrize("size", [31, 32])
+def test_warps_are_torchvisions(size: int) -> None:
+    from torchvision.transforms import functional as TF
+
+    x = torch.from_numpy(np.random.default_rng(0).integers(1, 9, (3, 2, size, size))).float()
+    angle, shear = 20.0, 0.2
+    turn = np.array([[np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))], [np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))]])
+    theirs = [TF.rotate(x, sign * angle) for sign in (1, -1)]
+    ours = resampled(x.numpy(), turn)
+    assert max((ours == other.numpy()).mean() for other in theirs) > 0.995  # a tie may go to either pixel
+    theirs = [TF.affine(x, 0.0, [0, 0], 1.0, [sign * np.rad2deg(np.arctan(shear)), 0.0]) for sign in (1, -1)]
+    ours = resampled(x.numpy(), np.array([[1, 0], [shear, 1]]))
+    assert max((ours == other.numpy()).mean() for other in theirs) > 0.995
+    assert np.array_equal(resampled(x.numpy(), np.eye(2)), x.numpy())

@@ -1,0 +1,92 @@
+"""The first batch of a user's own data: the wrong shape is told with the right one and the place of the code."""
+
+import re
+
+import pytest
+import torch
+
+from snnexp.contracts import DataSet, View
+from snnexp.data.first_batch import check_first_batches
+from snnexp.errors import UserError
+
+HERE = r"\(test_first_batch\.py:\d+\)\.$"
+
+
+class Made(DataSet):
+    """Four recordings (T, C, H, W) a split; `change` spoils a batch."""
+
+    name, classes, protocol, provides = "made", ("a", "b"), "made", {}
+    shape, splits = (3, 2, 8, 8), {"train": 4, "val": 4, "test": 0}
+
+    def __init__(self, change=lambda x, y: (x, y), prepare=lambda batch: batch):
+        self.change, self.prepare = change, prepare
+
+    def view(self, split, augment=False):
+        return Samples(self.change)
+
+
+class Samples(View):
+    def __init__(self, change):
+        self.change = change
+
+    def __len__(self):
+        return 4
+
+    def __getitems__(self, keys):
+        return self.change(torch.zeros(3, len(keys), 2, 8, 8), torch.zeros(len(keys), dtype=torch.int64))
+
+
+def test_what_is_right_passes():
+    check_first_batches(Made())
+    check_first_batches(Made(lambda x, y: (x.byte(), y), prepare=lambda batch: (batch[0].float(), batch[1])))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x.transpose(0, 1), y), r"x float32 \[2, 3, 2, 8, 8\], where \[3, 2, 2, 8, 8\] was expected: \[T, N, C, H, W\], "),
+        (lambda x, y: (x[0], y), r"x float32 \[2, 2, 8, 8\], where \[3, 2, 2, 8, 8\]"),
+        (lambda x, y: (x.numpy(), y), r"x \(ndarray\), where"),
+        (lambda x, y: (x, y.float()), r"y float32 \[2\], where int64 \[2\] was expected"),
+        (lambda x, y: (x, y[:1]), r"y int64 \[1\], where int64 \[2\]"),
+        (lambda x, y: (x, y + 2), r"y from 2 to 2, where 0 to 1 was expected"),
+        (lambda x, y: (x,), r"y \(NoneType\), where int64 \[2\]"),
+        (lambda x, y: x, r"Tensor, where a batch, a tuple of tensors"),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_is_right_and_where(change, said):
+    with pytest.raises(UserError, match=f"made: view.'train'. gave {said}.*{HERE}") as error:
+        check_first_batches(Made(change))
+    line = int(re.search(r"test_first_batch\.py:(\d+)", str(error.value))[1])
+    assert open(__file__).read().splitlines()[line - 1].strip() == "def __getitems__(self, keys):"
+
+
+def test_an_error_in_the_users_code_has_its_place():
+    with pytest.raises(UserError, match=r"made: view\('train'\) failed: ZeroDivisionError: .* \(test_first_batch\.py:\d+\)$"):
+        check_first_batches(Made(lambda x, y: 1 / 0))
+
+
+def test_pictures_have_no_time_axis():
+    class Pictures(Made):
+        shape = (2, 8, 8)
+
+    check_first_batches(Pictures(lambda x, y: (x[0], y)))
+    with pytest.raises(UserError, match=r"where \[3, 2, 8, 8\] was expected: \[N, C, H, W\], by"):
+        check_first_batches(Pictures())
+
+
+def test_integers_are_to_become_floating_point():
+    with pytest.raises(UserError, match=r"made: prepare\(\) gave x uint8 .* return \(x.float\(\), \*others\)"):
+        check_first_batches(Made(lambda x, y: (x.byte(), y)))
+
+
+def test_splits_and_views_are_whole(monkeypatch):
+    monkeypatch.setattr(Made, "splits", {"train": 4})
+    with pytest.raises(UserError, match=r"splits is {'train': 4}; it lacks val, test, which is 0 where there is none"):
+        check_first_batches(Made())
+    monkeypatch.setattr(Made, "splits", {"train": 5, "val": 0, "test": 0})
+    with pytest.raises(UserError, match=r"splits says 5 samples of train, and view\('train'\) has 4"):
+        check_first_batches(Made())
+    monkeypatch.setattr(Made, "view", lambda self, split, augment: [1, 2, 3])
+    with pytest.raises(UserError, match=r"view\('train'\) gave list, no snnexp.contracts.View; it lacks\n  __getitems__\(keys: "):
+        check_first_batches(Made())

@@ -1,0 +1,190 @@
+import io
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.video.made_clips import put_clip, some
+from snnexp.data.video.spike_camera import first_charge, interpolated, luminance, simulated, write_dat
+from snnexp.data.video.video_folders import VideoFolders
+from snnexp.errors import UserError
+
+SMALL: dict[str, Any] = {"crop": 8, "frames": 3, "window": 5, "bins": 5, "spikes": "raw", "tfp_window": 4, "val_fraction": 0.4}
+
+
+def put(root: Path, part: str, name: str, count: int = 5, seed: int = 0) -> np.ndarray:
+    return put_clip(root / part / name / "blur", root / part / name / "sharp", count, seed=seed)
+
+
+def test_whole_frames_and_crops(tmp_path: Path) -> None:
+    pictures = [put(tmp_path, "train", name, 7, k) for k, name in enumerate("abc")]
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="none", stride=2, crops=3)
+    assert data.splits == {"train": 2 * 3 * 3, "val": 3, "test": 0}  # clips from 0, 2, 4; val: c in three clips
+    known = data.view("val").__getitems__([(0, k) for k in range(3)])[3]
+    assert known.tolist() == [[True] * 3, [True] * 3, [False, False, True]]
+    blurry, sharp, spikes, *_ = data.view("train", augment=True).__getitems__([(0, k) for k in range(18)])
+    assert blurry.shape == (18, 3, 3, 8, 8) and spikes.shape == (18, 3, 0, 8, 8)
+    first = {int(v) for v in np.unique(pictures[0][0, 4:7, 0])}
+    assert {int(v) for v in blurry[6, :, 0].unique()} <= first  # the third clip of a
+    assert data.provides == {"in_channels": 3}
+
+
+def test_one_spike_file_a_frame(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    spikes = {k: some(11 + k, 12, 16, seed=k) for k in range(1, 6)}
+    (tmp_path / "test" / "a" / "spike").mkdir()
+    for k, frames in spikes.items():
+        write_dat(tmp_path / "test" / "a" / "spike" / f"{k:06d}.dat", frames)
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="file")
+    taken = data.view("test").__getitems__([(0, 0)])[2][0]
+    for d, k in enumerate((1, 2, 3)):
+        middle = (11 + k) // 2
+        assert np.array_equal(taken[d], spikes[k][middle - 2 : middle + 3])
+    view = pickle.loads(pickle.dumps(data.view("test")))
+    assert torch.equal(view.__getitems__([(0, 0)])[2][0], taken)
+    with pytest.raises(UserError, match="window is 13, but a stream of a has 12 spike frames"):
+        VideoFolders(root=tmp_path, **SMALL | {"window": 13}, spike_source="file")
+    bad = tmp_path / "test" / "a" / "spike" / "000004.dat"
+    bad.write_bytes(bad.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"000004\.dat has 359 bytes.* 24 bytes \(16 x 12"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="file")
+    bad.unlink()
+    with pytest.raises(UserError, match=r"a has no spikes: neither .*spike\.dat nor .*000004\.dat.*spike_source=simulated"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="file")
+
+
+def test_one_spike_file_a_clip_has_its_frames_at_equal_distances(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    write_dat(tmp_path / "test" / "a" / "spike.dat", spikes := some(50, 12, 16))
+    taken = VideoFolders(root=tmp_path, **SMALL, spike_source="file").view("test").__getitems__([(0, 0), (0, 1)])[2]
+    for n, d, moment in ((0, 0, 5), (0, 1, 15), (0, 2, 25), (1, 0, 25), (1, 2, 45)):
+        assert np.array_equal(taken[n, d], spikes[moment - 2 : moment + 3])
+
+
+def test_spikes_of_another_pixel_size_are_enlarged(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    write_dat(tmp_path / "test" / "a" / "spike.dat", spikes := some(50, 6, 8))
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="file", spike_size=[6, 8])
+    small = torch.from_numpy(spikes[13:18]).float()[None]
+    expected = torch.nn.functional.interpolate(small, (12, 16), mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(data.prepare(data.view("test").__getitems__([(0, 0)])).spikes[0, 1], expected, atol=1e-5)
+    for size, said in (([6], r"\[height, width\]"), ([0, 8], "allowed are null")):
+        with pytest.raises(UserError, match=said):
+            VideoFolders(root=tmp_path, **SMALL, spike_source="file", spike_size=size)
+    with pytest.raises(UserError, match="simulated ones have the pixels of the frames"):
+        VideoFolders(root=tmp_path, **SMALL, spike_size=[6, 8])
+
+
+def test_simulated_spikes_come_from_the_sharp_frames_and_are_kept(tmp_path: Path) -> None:
+    sharp = put(tmp_path, "test", "a")[1]
+    data = VideoFolders(root=tmp_path, **SMALL, theta=1.5, sub_frames=4, sensor_seed=3)
+    charge = first_charge(12, 16, 1.5, [3, zlib.crc32(b"a")])
+    expected = np.stack(list(simulated(interpolated(map(luminance, sharp), 4), 1.5, charge)))
+    assert len(expected) == 17
+    taken = data.view("test").__getitems__([(0, 0), (0, 1)])[2]
+    for n, d, first in ((0, 0, 0), (0, 1, 2), (0, 2, 6), (1, 1, 10), (1, 2, 12)):  # moments 0, 4, 8, 12, 16; the ends are moved
+        assert np.array_equal(taken[n, d].numpy().astype(bool), expected[first : first + 5])
+    [kept] = (tmp_path / "cache").glob("*/spikes.npy")
+    before = kept.stat().st_mtime_ns
+    VideoFolders(root=tmp_path, **SMALL, theta=1.5, sub_frames=4, sensor_seed=3)
+    assert kept.stat().st_mtime_ns == before and len(list((tmp_path / "cache").glob("*/spikes.npy"))) == 1
+    VideoFolders(root=tmp_path, **SMALL, theta=2, sub_frames=4, sensor_seed=3)
+    assert len(list((tmp_path / "cache").glob("*/spikes.npy"))) == 2
+
+
+def test_wrong_frames_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    sharp = tmp_path / "test" / "a" / "sharp"
+    third = (sharp / "000003.png").read_bytes()
+    (sharp / "000003.png").rename(sharp / "000009.png")
+    with pytest.raises(UserError, match=r"blur/000003\.png has no frame of its name in .*sharp: 5 frames here, 5 there"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    (sharp / "000009.png").unlink()
+    for content, said in ((third[:-30], "no whole picture"), (smaller(), r"has 15 x 12 pixels; the clip's first frame has 16 x 12")):
+        (sharp / "000003.png").write_bytes(content)
+        with pytest.raises(UserError, match=rf"sharp/000003\.png.*{said}"):
+            VideoFolders(root=tmp_path, **SMALL, spike_source="none").view("test").__getitems__([(0, 0)])
+    (sharp / "000001.png").write_bytes(smaller())
+    with pytest.raises(UserError, match=r"sharp/000001\.png has 15 x 12 pixels; .*blur/000001\.png has 16 x 12"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    for path in sharp.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"sharp holds no frames"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+
+
+def test_an_enormous_frame_is_named_and_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "test", "a")
+    second = tmp_path / "test" / "a" / "blur" / "000002.png"
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(second)
+    view = VideoFolders(root=tmp_path, **SMALL, spike_source="none").view("test")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "convert", lambda image, mode: pytest.fail("decoded") if image.width == 100 else image)
+        with pytest.raises(UserError, match=r"blur/000002\.png has 100 x 100 pixels; the clip's first frame has 16 x 12"):
+            view.__getitems__([(0, 0)])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UserError, match=r"blur/000002\.png is too large for a picture of a video \(.*10000 pixels"):
+        view.__getitems__([(0, 0)])
+    second.rename(tmp_path / "test" / "a" / "blur" / "000001.png")
+    (tmp_path / "test" / "a" / "sharp" / "000002.png").unlink()
+    with pytest.raises(UserError, match=r"blur/000001\.png is too large"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+
+
+def test_another_sharp_frame_or_spike_file_is_another_sample_of_a_clip_that_was_seen(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a")
+    spike = tmp_path / "train" / "a" / "spike.dat"
+    write_dat(spike, some(50, 12, 16))
+
+    def known(source: str, state: dict[str, Any]) -> tuple[bool, int]:
+        data = VideoFolders(root=tmp_path, **SMALL, spike_source=source)
+        return data.same_samples(state), data.seen_before(state, "train")
+
+    states = {source: VideoFolders(root=tmp_path, **SMALL, spike_source=source).state_dict() for source in ("none", "file")}
+    assert [known(source, state) for source, state in states.items()] == [(True, 1)] * 2
+    write_dat(spike, some(60, 12, 16))
+    assert [known(source, state) for source, state in states.items()] == [(True, 1), (False, 1)]
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(tmp_path / "train" / "a" / "sharp" / "000004.png")
+    assert [known(source, state) for source, state in states.items()] == [(False, 1)] * 2
+
+
+def test_one_name_in_train_and_test_is_two_clips_of_the_spikes_that_each_has_alone(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a", 3, 0)
+    alone = VideoFolders(root=tmp_path, **SMALL).view("train").__getitems__([(0, 0)])[2]
+    for seed, name in enumerate("ab", 1):
+        put(tmp_path, "test", name, 6, seed)
+    data = VideoFolders(root=tmp_path, **SMALL)
+    names = [data.clip_name("all", k) for k in range(len(data.view("all")))]
+    assert names == ["train_a", "test_a_000000", "test_a_000003", "b_000000", "b_000003"]
+    assert torch.equal(data.view("train").__getitems__([(0, 0)])[2], alone)
+
+
+def smaller() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((12, 15, 3), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def test_options_out_of_range(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a")
+    for option, value, said in (
+        ("frames", 6, "a has 5 frames, dataset.frames is 6"),
+        ("frames", 0, "frames is 0"),
+        ("stride", 0, "stride is 0"),
+        ("spike_source", "events", "allowed are file, simulated, none"),
+        ("sub_frames", 0, "sub_frames is 0"),
+        ("theta", 0.5, "theta is 0.5"),
+        ("val_fraction", 1.0, "0 to below 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            VideoFolders(root=tmp_path, **SMALL | {option: value})
+
+
+def test_a_clip_alone_is_for_training(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a")
+    assert VideoFolders(root=tmp_path, **SMALL, spike_source="none").splits == {"train": 1, "val": 0, "test": 0}

@@ -1,0 +1,216 @@
+"""What goes wrong, as its user is told: one message without a traceback, and nothing lost that was written."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import EVENTS, TINY, load
+from snnexp.engine import loop
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["epcohs=3"], ["there is no key 'epcohs'", "Did you mean 'epochs'"]),
+        (["model.widht=2"], ["there is no key 'model.widht'", "Did you mean 'model.width'"]),
+        (["model=gnn"], ["Did you mean 'spiking_gnn'"]),
+        (["dataset=ZINC"], ["Did you mean 'zinc'"]),
+        (["model=spiking_gnn", "conv_type=gin"], ["Did you mean 'model.conv_type'"]),
+        (["tracker.lif.save_every=3"], ["no tracker=lif was chosen. Add tracker=lif"]),
+        (["+tracker.lif.save_every=3"], ["tracker.lif names no class; choose it with tracker=lif"]),
+        (["-m", "seed=0,1", "--cfg", "job"], ["-m and --cfg exclude one another"]),
+        (["--run", "--multirun"], ["--run and --multirun exclude one another"]),
+        (["--resolve"], ["--resolve goes with --cfg"]),
+        (["lr=???"], ["lr has no value: give it on the command line, lr=VALUE."]),
+        (["data_dir=???"], ["data_dir has no value"]),
+        (["lr=${nothing}"], ["lr does not resolve: Interpolation key 'nothing' not found."]),
+        (["lr=${oc.env:SNNEXP_NOTHING}"], ["lr: ", "Environment variable 'SNNEXP_NOTHING' not found"]),
+        (["seed='1"], ["seed='1: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice"]),
+        (["model=vgsnn"], ["model=vgsnn", "vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
+        (["optimzer=sgd"], ["optimzer", "Did you mean 'optimizer'"]),
+        (["hydra/launcher=submitit_slrum"], ["hydra/launcher=submitit_slrum"]),
+        (["epochs=three"], ["epochs=three", "'three'", "Integer"]),
+        (["lr=[1]"], ["lr"]),
+        (["model=null"], ["model=null: a group takes the name of one of its options"]),
+        (["epochs"], ["'epochs' is not a setting; settings are KEY=VALUE"]),
+        (["lr=1e-3,1e-2"], ["lr=1e-3,1e-2: several values are a sweep; add -m"]),
+        (["lr=[1,"], ["lr=[1,"]),
+        (["dataset=cifar10_dvs"], ["snnexp data dataset=cifar10_dvs", "cifar10_dvs"]),
+        (["dataset=zinc"], ["snnexp data dataset=zinc"]),  # the model that it names suits it
+        (["dataset=zinc", "model=resnet19"], ["needs in_channels, which zinc does not have", "Try model=spiking_gnn"]),
+        (["dataset=cifar10_dvs", "model.lif.tau=1"], ["model.lif.tau", "above 1"]),
+        (["dataset=cifar10_dvs", "task.lamb=2"], ["task.lamb: 2"]),
+        (["dataset=cifar10_dvs", "scheduler.warmup_start=2"], ["scheduler.warmup_start=2"]),
+        (["dataset=cifar10_dvs", "tracker=lif", "tracker.lif.splits=[foo]"], ["tracker.lif.splits: 'foo'"]),
+        (["dataset=cifar10_dvs", "pruner=spike_map", "pruner.layers=[foo]"], ["pruner.layers: there is no layer 'foo'"]),
+        (["dataset=image_folder"], ["dataset.root"]),
+        (["monitor=Val/F1"], ["monitor=Val/F1", "Val/Acc1, Val/Acc5, Val/Loss"]),
+        (["dataset.size=8"], ["size", "8", "16"]),
+        (["dataset.size=1000"], ["dataset.size", "1000", "256"]),
+        (["T=0"], ["T=0: must be at least 1"]),
+        (["optimizer.decay=foo"], ["optimizer.decay=foo: not one of all, weights"]),
+        (["model.lif.tau=1"], ["model.lif.tau", "above 1"]),
+        (["model.lif.surrogate=triangel"], ["triangel", "Did you mean 'triangle'"]),
+        (["precision=fp16", "device=cpu"], ["fp16", "bf16"]),
+        (["device=cuda:7"], ["device=cuda:7"]),
+        (["sync_bn=true", "device=cpu"], ["sync_bn=true needs CUDA"]),
+        (["logger._target_=snnexp.loggers.nothing.X"], ["snnexp.loggers", "nothing"]),
+        (["--cofnig-dir", "x"], ["--cofnig-dir"]),
+    ],
+)
+def test_a_mistake_is_one_message_with_the_nearest_right_word(words, expected, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNNEXP_DATA", str(tmp_path / "nothing"))
+    message = said("train", *words, code=2)
+    for part in expected:
+        assert part in message, message
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").iterdir())  # no run was begun
+
+
+def test_a_model_made_for_another_shape_is_told_in_words(said, tmp_path):
+    message = said("train", *TINY, "model.size=32", "exp_name=run", code=2)
+    assert "[T, N, 2, 32, 32]" in message and "16, 16" in message
+    assert json.loads((tmp_path / "outputs/run/status.json").read_text())["state"] == "failed"
+
+
+def test_a_view_whose_axes_are_in_another_order_is_told_with_its_line(said, tmp_path, monkeypatch):
+    (tmp_path / "own_axes.py").write_text(
+        "import torch\nclass Noise:\n"
+        "    shape, classes, splits = (2, 1, 16, 16), ('a', 'b'), {'train': 8, 'val': 0, 'test': 0}\n"
+        "    provides, protocol = {'in_channels': 1, 'num_classes': 2, 'size': 16}, 'noise'\n"
+        "    def __len__(self): return 8\n"
+        "    def view(self, split, augment=False): return self\n"
+        "    def __getitems__(self, keys):\n"
+        "        return torch.rand(len(keys), *self.shape), torch.zeros(len(keys), dtype=torch.int64)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    message = said("train", *[word for word in TINY if "dataset" not in word], "~dataset", "+dataset._target_=own_axes.Noise", code=2)
+    assert "x float32 [3, 2, 1, 16, 16], where [2, 3, 1, 16, 16] was expected: [T, N, C, H, W], time first" in message
+    assert "(own_axes.py:7)" in message and not (tmp_path / "outputs").exists()
+
+
+def test_a_truncated_event_file_is_named_with_its_byte(said, events, tmp_path):
+    shutil.copytree(events, tmp_path / "cut", ignore=shutil.ignore_patterns(".cache", "cache*", "prepared*"))
+    path = tmp_path / "cut/cifar10_dvs/cat/cifar10_cat_3.aedat"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    message = said("train", *EVENTS, "data_dir=cut", code=2)
+    assert "cifar10_cat_3.aedat" in message and re.search(rf"byte {len(whole) - 8}\b", message), message
+
+
+def test_a_loss_that_explodes_stops_the_run_in_words(said, tmp_path):
+    message = said("train", *TINY, "lr=1e30", "scheduler=none", "exp_name=run", code=1)
+    found = re.search(r"the loss is (nan|inf) at step (\d+) .epoch 1., learning rate 1e\+30; the last finite loss was (\d\.\d+)", message)
+    assert found and int(found[2]) > 1
+    run = tmp_path / "outputs/run"
+    assert load(run / "checkpoints/checkpoint_error.pth")["step"] == int(found[2]) - 1
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 1) and "the loss is" in status["error"]
+    assert "failed" in said("runs") and message.count("snnexp resume") == 1
+    advice = shlex.split(re.search(r"snnexp (resume .*)", message)[1])
+    said(*advice, "lr=1e-3", "epochs=1")  # what it advises does work, at a rate of this world
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_error_inside_training_saves_and_tells_where(said, tmp_path, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(loop, "update", fail)
+    message = said("train", *TINY, "exp_name=run", code=1)
+    assert "ValueError: a mistake of ours" in message and "train.log" in message
+    assert "Traceback" in (tmp_path / "outputs/run/logs/train.log").read_text()
+    assert (tmp_path / "outputs/run/checkpoints/checkpoint_error.pth").exists()
+
+
+def test_a_full_disk_keeps_what_was_written(environment, tmp_path):
+    """A limit on the size of a file stands for the disk: metrics and status fit, a checkpoint does not."""
+    command = f"ulimit -f 900; exec {sys.executable} -m snnexp.cli train {' '.join(TINY)} exp_name=run"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr and "make room" in done.stderr and "snnexp resume" in done.stderr
+    run = tmp_path / "outputs/run"
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert list((run / "checkpoints").iterdir()) == []
+    assert json.loads((run / "logs/metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(trained, said, tmp_path):
+    run = tmp_path / "outputs/copy"
+    shutil.copytree(trained[0], run)
+    latest, final = run / "checkpoints/checkpoint_latest.pth", run / "checkpoints/checkpoint_final.pth"
+    latest.unlink()
+    latest.write_bytes(final.read_bytes()[:-1000])
+    message = said("resume", run, "epochs=3", code=2)
+    assert "checkpoint_latest.pth" in message and "not a whole checkpoint" in message and "checkpoint_final.pth" in message
+    torch.save({"net": {}}, latest)
+    assert "not a checkpoint of snnexp" in said("resume", run, "epochs=3", code=2)
+    saved = load(final)
+    saved["state_dict"] = {f"x.{name}": value for name, value in saved["state_dict"].items()}
+    torch.save(saved, latest)
+    assert "does not fit the model" in said("resume", run, "epochs=3", code=2)
+    (tmp_path / "notes.txt").write_text("")
+    assert "neither a run directory nor a checkpoint" in said("resume", tmp_path / "notes.txt", code=2)
+    (run / "config.json").write_text("{")
+    assert "cannot read" in said("resume", run, code=2)
+    (run / "config.json").unlink()
+    assert "no config.json" in said("resume", run, code=2)
+    assert "It holds the runs" in said("evaluate", trained[0].parent, code=2)
+
+
+EVIL = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Net:\n    def __init__(self, **given): pathlib.Path({mark!r}).touch()\n"
+
+
+@pytest.mark.parametrize(
+    "call", ["${oc.env:HOME}", '"\\x24{oc.env:HOME}"', "${oc.${mine.e}:HOME}", "[1, '${ oc.env : HOME}']", "{a: '${oc.decode:${T}}'}"]
+)
+def test_a_strangers_run_directory_reads_no_environment(call, trained, said, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    config = run / ".hydra/config.yaml"
+    config.write_text(config.read_text() + f"mine:\n  e: env\n  stolen: {call}\n")
+    output = said("evaluate", run, "--cfg", "job", "--resolve", code=2)
+    assert "mine.stolen" in output and "in a saved run is not resolved" in output and str(Path.home()) not in output.replace(str(run), "")
+
+
+def test_a_strangers_run_directory_runs_no_code(trained, said, tmp_path, monkeypatch):
+    run, mark = tmp_path / "outputs/strange", tmp_path / "mark"
+    (tmp_path / "evil_module.py").write_text(EVIL.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(trained[0], run)
+    path = run / ".hydra/config.yaml"
+    whole = yaml.safe_load(path.read_text())
+    spoilt = {
+        "a target": whole | {"model": whole["model"] | {"_target_": "evil_module.Net"}},
+        "a target that it trusts itself": whole | {"trust": ["evil_module"], "model": whole["model"] | {"_target_": "evil_module.Net"}},
+        "a target in a list": whole | {"extra": {"these": [{"_target_": "evil_module.Net"}]}},
+        "a callback of Hydra": whole | {"hydra": {"callbacks": {"x": {"_target_": "evil_module.Net"}}}},
+        "a launcher of Hydra": whole | {"hydra": {"launcher": {"_target_": "evil_module.Net"}, "mode": "MULTIRUN"}},
+    }
+    for name, config in spoilt.items():
+        path.write_text(yaml.safe_dump(config))
+        refused = "Hydra" not in name
+        for command in (["evaluate", run], ["resume", run, "epochs=3", "--cfg", "job"] if not refused else ["resume", run, "epochs=3"]):
+            message = said(*command, code=2 if refused else 0)
+            assert not refused or "add trust=[evil_module]" in message, name
+            assert not mark.exists(), f"{name}: {command}"
+    path.write_text(yaml.safe_dump(spoilt["a target"]))
+    assert "not a model" in said("evaluate", run, "trust=[evil_module]", code=2)  # with the user's word for it, it is looked at
+    assert mark.exists()
+
+
+def test_a_model_of_ones_own_trains_and_is_judged_with_trust(said, tmp_path, monkeypatch):
+    (tmp_path / "own_module.py").write_text("from snnexp.models.vggsnn import VGGSNN\nclass Net(VGGSNN): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said("train", *TINY, "epochs=1", "model._target_=own_module.Net", "exp_name=own")
+    assert json.loads((tmp_path / "outputs/own/config.json").read_text())["trust"] == ["own_module"]
+    assert "trust=[own_module]" in said("evaluate", "outputs/own", code=2)
+    assert "Acc1" in said("evaluate", "outputs/own", "trust=[own_module]")
+    said("resume", "outputs/own", "epochs=2", "trust=[own_module]")

@@ -1,0 +1,84 @@
+"""Sweeps: names of jobs, a job that fails, a sweep that is started again, other launchers and sweepers."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY, load, wait_for
+from whole.test_resume import assert_same_run
+
+SWEPT = [word for word in TINY if not word.startswith("model.width")]
+
+
+def state(run: Path) -> str:
+    return json.loads((run / "status.json").read_text())["state"]
+
+
+def test_a_failed_job_does_not_stop_a_sweep_and_is_named_at_its_end(snnexp, tmp_path):
+    words = ["-m", *SWEPT, "epochs=1", "model.width=0.125,-1", "seed=0,1", "exp_name=sweep"]
+    output = snnexp("train", *words, cwd=tmp_path, code=1)
+    sweep = tmp_path / "outputs/sweep"
+    names = [f"{job}_model.width={width},seed={seed}" for job, (width, seed) in enumerate((w, s) for w in ("0.125", "-1") for s in (0, 1))]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names  # what is swept, and nothing else
+    assert [state(sweep / name) for name in names] == ["finished", "finished", "failed", "failed"]
+    end = output[output.rindex("\nsweep ") :]
+    assert "model.width: -1" in end and end.count("failed:") == 2 and "2 failed" in end and "exp_name=sweep" in end
+    assert all(name in end for name in names) and end.count("test Acc1") == 2
+    assert json.loads((sweep / names[1] / "config.json").read_text())["seed"] == 1
+
+    files = {path: path.stat().st_mtime_ns for name in names[:2] for path in (sweep / name).rglob("*")}
+    output = snnexp("train", *words, cwd=tmp_path, code=1)
+    assert output.count("done already") == 2 and "2 failed" in output
+    assert files == {path: path.stat().st_mtime_ns for name in names[:2] for path in (sweep / name).rglob("*")}
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(snnexp, start, tmp_path):
+    words = ["-m", *TINY, "seed=0,1", "batch_size=8", "save_minutes=0.00001", "exp_name=sweep"]
+    process = start("train", *words, cwd=tmp_path)
+    runs = [tmp_path / "outputs/sweep" / name for name in ("0_seed=0", "1_seed=1")]
+    latest = runs[1] / "checkpoints/checkpoint_latest.pth"
+    wait_for(lambda: latest.exists() and load(latest)["sampler"]["epoch"] >= 1, process)
+    process.kill()
+    process.communicate()
+    assert [state(run) for run in runs] == ["finished", "running"]
+    output = snnexp("train", *words, cwd=tmp_path)
+    assert output.count("done already") == 1 and "Goes on after epoch" in output
+    snnexp("train", *TINY, "seed=1", "batch_size=8", "save_minutes=0.00001", "exp_name=alone", cwd=tmp_path)
+    assert_same_run(tmp_path / "outputs/alone", runs[1])
+
+
+def test_ctrl_c_ends_the_whole_sweep(start, tmp_path):
+    process = start("train", "-m", *TINY, "epochs=500", "seed=0,1", "exp_name=sweep", cwd=tmp_path)
+    first = tmp_path / "outputs/sweep/0_seed=0"
+    wait_for(lambda: (first / "checkpoints/checkpoint_latest.pth").exists(), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in output, output
+    assert state(first) == "interrupted" and not (tmp_path / "outputs/sweep/1_seed=1").exists()
+
+
+def test_submitit_runs_the_jobs_in_processes_of_their_own(snnexp, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    began = time.time()
+    words = ["-m", *TINY, "epochs=1", "seed=0,1", "exp_name=sweep", "hydra/launcher=submitit_local"]
+    output = snnexp("train", *words, cwd=tmp_path)
+    runs = [tmp_path / "outputs/sweep" / name for name in ("0_seed=0", "1_seed=1")]
+    assert [state(run) for run in runs] == ["finished", "finished"] and time.time() - began < 120
+    assert len({json.loads((run / "status.json").read_text())["pid"] for run in runs}) == 2
+    assert all(run.name in output for run in runs)
+
+
+def test_optuna_searches_for_the_best_validation(snnexp, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["-m", *TINY, "epochs=1", "hydra=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", "exp_name=search"]
+    output = snnexp("train", *words, "lr=tag(log,interval(1e-4,1e-1))", cwd=tmp_path)
+    results = [json.loads(path.read_text())["best"]["value"] for path in (tmp_path / "outputs/search").glob("*/result.json")]
+    rates = {json.loads(path.read_text())["lr"] for path in (tmp_path / "outputs/search").glob("*/config.json")}
+    assert len(results) == 3 and len(rates) == 3 and all(1e-4 <= rate <= 1e-1 for rate in rates)
+    found = (tmp_path / "outputs/search/optimization_results.yaml").read_text()
+    assert f"best_value: {max(results)}" in found and "name: optuna" in found
+    assert output.count("test Acc1") >= 3
