@@ -1,8 +1,8 @@
-"""A training step of the spiking GCN beside a plain one, in turn in one process, each with the assembly of its batch: medians, ratio.
+"""Compare a training step of the spiking GCN with a plain one, in turn in one process: medians and their ratio.
 
-Plain is what people write: PyTorch Geometric's DataLoader, and a loop over T with its GCNConv, LayerNorm, SpikingJelly's LIFNode and
-PyTorch Geometric's pooling at every step. Ours is the runner's own view of the data and its model. Same weights, graphs, loss (cross
-entropy of the time mean), AdamW and fp32.
+"Plain" is what people usually write: PyTorch Geometric's DataLoader, and a loop over T with its GCNConv, LayerNorm, SpikingJelly's LIFNode
+and PyTorch Geometric's pooling at every step. "Ours" is the runner's own view of the data and its model. A step includes the assembly of
+the batch. Both have the same weights, graphs and loss (cross entropy of the time mean), AdamW and fp32.
 
     python scripts/bench_gnn.py                 # digits_graph, T=4, 3 x 256, batch 128, 50 rounds
     python scripts/bench_gnn.py --T 10 --batch 32
@@ -27,7 +27,7 @@ from snnexp.models.spiking_gnn import SpikingGNN
 
 
 class Plain(nn.Module):
-    """The same network, one step after another: output [T, G, K]."""
+    """The same network, computed one step after another: output [T, G, K]."""
 
     def __init__(self, T: int, classes: int, width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Plain(nn.Module):
         return torch.stack([self.step(graphs) for _ in range(self.T)])
 
     def step(self, graphs: Data) -> Tensor:
-        """One of the T steps: [G, K]."""
+        """Return the output of one of the T steps, [G, K]."""
         h = graphs.x
         for i in range(3):
             h = self.norms[i](self.convs[i](h, graphs.edge_index))
@@ -49,8 +49,8 @@ class Plain(nn.Module):
         pooled = [pool(h, graphs.batch) for pool in (global_add_pool, global_mean_pool, global_max_pool)]
         return self.output_mlp(torch.cat(pooled, 1))
 
-    def take(self, model: SpikingGNN) -> None:
-        """Take over the weights of ours."""
+    def load_weights(self, model: SpikingGNN) -> None:
+        """Load the weights of our model."""
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
             conv.load_state_dict(getattr(model.gnn_model, f"conv{i}").state_dict())
             norm.load_state_dict(getattr(model.gnn_model, f"norm{i}").state_dict())
@@ -58,7 +58,7 @@ class Plain(nn.Module):
 
 
 def main() -> None:
-    """Take turns, then print the table."""
+    """Run both in turn, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=5)
@@ -67,21 +67,21 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--data-dir", default="data")
     arguments = parser.parse_args()
-    allocator.keep_memory()  # for both: one process has one allocator
+    allocator.keep_memory()  # this holds for both, since they share a process
     torch.manual_seed(0)
     data = DigitsGraph(root=f"{arguments.data_dir}/digits_graph")
     ours = SpikingGNN(num_features=3, num_outputs=10, T=arguments.T, width=arguments.width)
     plain = Plain(arguments.T, 10, arguments.width)
-    plain.take(ours)
+    plain.load_weights(ours)
     models = {"plain": plain, "ours": ours}
-    streams = {"plain": plainly_loaded(data, arguments.batch), "ours": as_the_runner_does(data, arguments.batch)}
+    streams = {"plain": plain_batches(data, arguments.batch), "ours": runner_batches(data, arguments.batch)}
     optimizers = {side: torch.optim.AdamW(model.parameters(), 1e-3) for side, model in models.items()}
 
-    taken: dict[str, list[float]] = {side: [] for side in models}
+    times: dict[str, list[float]] = {side: [] for side in models}
     losses: dict[str, list[float]] = {side: [] for side in models}
-    for number in range(arguments.warmup + arguments.rounds):
+    for step in range(arguments.warmup + arguments.rounds):
         for side, model in models.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             graphs, y = next(streams[side])
             loss = cross_entropy(model(graphs).mean(0), y)
             loss.backward()
@@ -89,33 +89,33 @@ def main() -> None:
             optimizers[side].zero_grad()
             functional.reset_net(model)
             losses[side].append(loss.item())
-            if number >= arguments.warmup:
-                taken[side].append(time.perf_counter() - began)
+            if step >= arguments.warmup:
+                times[side].append(time.perf_counter() - start)
 
     print(f"spiking GCN 3 x {arguments.width}, digits_graph, T={arguments.T}, batch {arguments.batch}; {torch.get_num_threads()} threads")
-    for side, seconds in taken.items():
+    for side, seconds in times.items():
         median = statistics.median(seconds)
         print(f"  {side:<6}{1e3 * median:7.1f} ms a step (min {1e3 * min(seconds):.1f}), {arguments.batch / median:.0f} graphs/s, ", end="")
         print(f"loss {losses[side][0]:.4f} first, {statistics.mean(losses[side][-10:]):.4f} over the last 10")
-    print(f"  plain / ours, round by round: {statistics.median(p / o for p, o in zip(taken['plain'], taken['ours'], strict=True)):.2f}")
+    print(f"  plain / ours, round by round: {statistics.median(p / o for p, o in zip(times['plain'], times['ours'], strict=True)):.2f}")
 
 
-def as_the_runner_does(data: DigitsGraph, batch: int) -> Iterator[tuple[Data, Tensor]]:
-    """The training graphs in order, again and again, whole batches only."""
+def runner_batches(data: DigitsGraph, batch: int) -> Iterator[tuple[Data, Tensor]]:
+    """Yield the training graphs in order, again and again, in whole batches only, as the runner loads them."""
     view = data.view("train")
     while True:
         for first in range(0, len(view) - batch + 1, batch):
             yield view.__getitems__([(0, index) for index in range(first, first + batch)])
 
 
-def plainly_loaded(data: DigitsGraph, batch: int) -> Iterator[tuple[Data, Tensor]]:
-    """The same by PyTorch Geometric's loader."""
+def plain_batches(data: DigitsGraph, batch: int) -> Iterator[tuple[Data, Tensor]]:
+    """Yield the same batches from PyTorch Geometric's loader."""
     view = data.view("train")
     singles = [view.__getitems__([(0, index)]) for index in range(len(view))]
     graphs = [Data(x=graph.x, edge_index=graph.edge_index, y=y) for graph, y in singles]
     while True:
-        for together in DataLoader(graphs, batch_size=batch, drop_last=True):
-            yield together, together.y
+        for collated in DataLoader(graphs, batch_size=batch, drop_last=True):
+            yield collated, collated.y
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from snnexp.data.sampler import TrainBatches
 from snnexp.data.stays.physionet2012 import PhysioNet2012
 from snnexp.engine import allocator
 from snnexp.engine.arithmetic.precision import resolve
-from snnexp.engine.probe import HeldOut
+from snnexp.engine.probe import ValidationProbe
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
 from snnexp.tasks.set_vae import StayOutcome
 from snnexp.trackers.posterior.tracker import PosteriorTracker
@@ -55,13 +55,13 @@ def share(data: PhysioNet2012, steps: int, batch: int, update_every: int, plot_e
     model, task = SeqSetVAE(num_variables=len(data.variables)), StayOutcome()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     device = torch.device("cpu")
-    probe = HeldOut(model, task, data, batch, device, resolve("fp32", device))
+    probe = ValidationProbe(model, task, data, batch, device, resolve("fp32", device))
     options = {"update_every": update_every, "plot_every": plot_every, "window": 50}
     tracker = PosteriorTracker(model=model, task=task, probe=probe, folder=folder, **options)
     order, view = TrainBatches(np.arange(data.splits["train"]), batch, 0, lengths=data.lengths("train")), data.view("train")
     done, observed, updated = 0, 0.0, 0.0
-    for number in range(3):  # the first batches of a process are slow
-        task.loss(model, view.__getitems__([(0, number)]), 0)[0].backward()
+    for index in range(3):  # the first batches of a process are slow
+        task.loss(model, view.__getitems__([(0, index)]), 0)[0].backward()
     began = time.perf_counter()
     for epoch in count():
         order.seek(epoch, 0)

@@ -1,7 +1,7 @@
-"""Training step and forward pass of pruned networks beside the dense one, in one process and in turn: medians and ratios.
+"""Compare training step and forward pass of pruned networks with the dense one, in one process and in turn: medians and ratios.
 
-The networks are the published ones, with default neurons, weights as initialised and channels chosen at random: times depend on the shapes
-alone. bf16 autocast and channels_last, cross entropy of the time mean, Adam; random inputs.
+The networks are the published ones with default neurons. Weights are as initialised and channels are chosen at random, because times depend
+on the shapes alone. bf16 autocast and channels_last, cross entropy of the time mean, Adam; random inputs.
 
     python scripts/bench_prune.py                              # every network, ratios 0.3, 0.5, 0.7
     python scripts/bench_prune.py --models vggsnn --ratios 0.5
@@ -17,7 +17,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from snnexp.engine.allocator import keep_memory
-from snnexp.engine.measures.speed import in_turn
+from snnexp.engine.measures.speed import time_in_turn
 from snnexp.models.resnet19 import ResNet19
 from snnexp.models.spikformer import Spikformer
 from snnexp.models.vggsnn import VGGSNN
@@ -32,7 +32,7 @@ NETWORKS: dict[str, tuple[str, Callable[..., nn.Module], dict[str, int]]] = {
 
 
 def main() -> None:
-    """Prune, time, print."""
+    """Prune the networks, time them, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.3, 0.5, 0.7])
@@ -46,22 +46,22 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; dense -> pruned in ms, (median ratio of a round)")
     for name in arguments.models:
-        title, make, numbers = NETWORKS[name]
-        numbers = numbers | {key: value for key in ("size", "T") if (value := getattr(arguments, key)) is not None}
+        title, make, settings = NETWORKS[name]
+        settings = settings | {key: value for key in ("size", "T") if (value := getattr(arguments, key)) is not None}
         width = {"dim": round(384 * arguments.width)} if name == "spikformer" else {"width": arguments.width}
-        dense = make(**numbers, **width, num_classes=10).to(memory_format=torch.channels_last)
-        image = (arguments.batch, numbers["in_channels"], numbers["size"], numbers["size"])
-        x, y = torch.rand((numbers["T"], *image) if name == "vggsnn" else image) * 2, torch.randint(0, 10, image[:1])
+        dense = make(**settings, **width, num_classes=10).to(memory_format=torch.channels_last)
+        image = (arguments.batch, settings["in_channels"], settings["size"], settings["size"])
+        x, y = torch.rand((settings["T"], *image) if name == "vggsnn" else image) * 2, torch.randint(0, 10, image[:1])
         before = count(dense)
         scaled = "" if arguments.width == 1 else f", width {arguments.width:g}"
-        print(f"{title}{scaled}, T={numbers['T']}, {image[2]}x{image[3]}, batch {image[0]}: {before:,} parameters")
+        print(f"{title}{scaled}, T={settings['T']}, {image[2]}x{image[3]}, batch {image[0]}: {before:,} parameters")
         for ratio in arguments.ratios:
             pruned = copy.deepcopy(dense)
             pruner = Pruner(pruned, RandomChoice(), ratio=ratio, round_to=arguments.round_to)
             pruner.apply_pruning(pruner.select_channels_to_prune(pruner.compute_channel_scores([])))
             line = f"  ratio {ratio:g}: {count(pruned):>10,} parameters ({count(pruned) / before - 1:+.1%})"
             for work in (step, forward):
-                rounds = in_turn([work(net, x, y) for net in (copy.deepcopy(dense), pruned)], torch.device("cpu"))
+                rounds = time_in_turn([work(net, x, y) for net in (copy.deepcopy(dense), pruned)], torch.device("cpu"))
                 first, second = (1e3 * statistics.median(times) for times in zip(*rounds, strict=True))
                 gain = statistics.median(a / b for a, b in rounds)
                 line += f"; {work.__name__} {first:.0f} -> {second:.0f} ({gain:.2f}, {len(rounds)} rounds)"
@@ -69,12 +69,12 @@ def main() -> None:
 
 
 def count(model: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """A training step."""
+    """Return a function that takes a training step."""
     optimizer = torch.optim.Adam(model.parameters())
 
     def work() -> None:
@@ -90,7 +90,7 @@ def step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def forward(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """A forward pass in evaluation mode."""
+    """Return a function that does a forward pass in evaluation mode."""
 
     def work() -> None:
         model.eval()

@@ -62,52 +62,52 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         run.logs.mkdir()
-        x = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
-        x.trackers = {}
+        experiment = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
+        experiment.trackers = {}
         seed_everything(0, 0)
         state = State()
-        tracker = TimingTracker(model=x.model, folder=run.root, depth=arguments.depth, warmup=arguments.warmup)
+        tracker = TimingTracker(model=experiment.model, folder=run.root, depth=arguments.depth, warmup=arguments.warmup)
 
         def batches() -> Iterator[Any]:
             while True:
-                x.train_batches.seek(state.epoch, 0)
-                yield from itertools.islice(x.train_loader, len(x.train_batches) - 1)  # whole batches only
+                experiment.train_batches.seek(state.epoch, 0)
+                yield from itertools.islice(experiment.train_loader, len(experiment.train_batches) - 1)  # whole batches only
                 state.epoch += 1
 
         def step(listening: bool, batch: Any) -> float:
-            with tracker.listening(x.net) if listening else nullcontext():  # in a run, once an epoch
+            with tracker.listening(experiment.net) if listening else nullcontext():  # in a run, once an epoch
                 if cuda:
                     torch.cuda.synchronize(device)
                 began = time.perf_counter()
                 with timed("step"):
-                    loop.set_rate(x, state)
-                    loss, _ = loop.forward_backward(x, state, range(1), iter([batch]))
+                    loop.set_rate(experiment, state)
+                    loss, _ = loop.forward_backward(experiment, state, range(1), iter([batch]))
                     with timed("optimizer"):
-                        loop.on_host(loss, loop.clip_gradient(x))
+                        loop.to_host(loss, loop.clip_gradient(experiment))
                     with timed("optimizer"):
-                        loop.update(x)
+                        loop.update(experiment)
                 if cuda:
                     torch.cuda.synchronize(device)
                 return time.perf_counter() - began
 
-        x.net.train()
+        experiment.net.train()
         plain, with_it = [], []
-        for number, batch in enumerate(itertools.islice(batches(), arguments.warmup + arguments.rounds)):
-            for listening in (True, False) if number % 2 else (False, True):
+        for round_index, batch in enumerate(itertools.islice(batches(), arguments.warmup + arguments.rounds)):
+            for listening in (True, False) if round_index % 2 else (False, True):
                 seconds = step(listening, batch)
-                if number >= arguments.warmup:
+                if round_index >= arguments.warmup:
                     (with_it if listening else plain).append(seconds)
         spans = tracker.logger.spans
-        parts = sum(node.figures.count > 0 for node in spans.root.walk())
+        parts = sum(node.stats.count > 0 for node in spans.root.walk())
         began = time.perf_counter()
-        log.block(1, spans.root, {})
+        log.step_block(1, spans.root, {})
         block = time.perf_counter() - began
 
         name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
         ratio = statistics.median(a / b for a, b in zip(with_it, plain, strict=True))
         first, second = (1e3 * statistics.median(seconds) for seconds in (plain, with_it))
-        told = " ".join(CASES[case][2:] + arguments.set)
-        print(f"{case} ({told}), depth {arguments.depth}: {parts} parts; {name}; {arguments.rounds} rounds")
+        options = " ".join(CASES[case][2:] + arguments.set)
+        print(f"{case} ({options}), depth {arguments.depth}: {parts} parts; {name}; {arguments.rounds} rounds")
         print(f"  without {first:.3f} ms, with {second:.3f} ms: {100 * (second / first - 1):+.2f} %; by rounds {100 * (ratio - 1):+.2f} %")
         print(f"  a block of the file: {1e3 * block:.3f} ms", flush=True)
 

@@ -52,7 +52,7 @@ def compose(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     ConfigStore.instance().store("schema", config.TrainConfig)
     fixed = [f"device={arguments.device}", f"data_dir={arguments.data_dir}", "logger=none", "scheduler=none", "epochs=100000"]
-    with conf.composing():
+    with conf.initialize_hydra():
         cfg = hydra.compose("train", overrides=[*CASES[case], *fixed, *arguments.set], return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):
@@ -81,33 +81,33 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         run.logs.mkdir()
-        x = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
+        experiment = build.make_experiment(run, settings, Ranks(0, 1, device), Terminal(None, main=False))
         seed_everything(0, 0)
         state = State()
-        nodes = [module for module in x.model.modules() if isinstance(module, LIFNode)]
+        nodes = [module for module in experiment.model.modules() if isinstance(module, LIFNode)]
         trackers = {
             "none": {},
-            "lif": {"lif": LIFTracker(model=x.model, folder=run.root)},
-            "lif_full": {"lif_full": LIFTracker(model=x.model, every_forward=True, folder=run.root)},
+            "lif": {"lif": LIFTracker(model=experiment.model, folder=run.root)},
+            "lif_full": {"lif_full": LIFTracker(model=experiment.model, every_forward=True, folder=run.root)},
         }
 
         def batches() -> Iterator[Any]:
             while True:
-                x.train_batches.seek(state.epoch, 0)
-                yield from itertools.islice(x.train_loader, len(x.train_batches) - 1)  # whole batches only
+                experiment.train_batches.seek(state.epoch, 0)
+                yield from itertools.islice(experiment.train_loader, len(experiment.train_batches) - 1)  # whole batches only
                 state.epoch += 1
 
         def step(kind: str, batch: Any) -> float:
-            x.trackers = trackers[kind]
+            experiment.trackers = trackers[kind]
             for node in nodes:
-                node.count_spikes = bool(x.trackers)
+                node.count_spikes = bool(experiment.trackers)
             if cuda:
                 torch.cuda.synchronize(device)
             began = time.perf_counter()
-            loop.set_rate(x, state)
-            loss, _ = loop.forward_backward(x, state, range(1), iter([batch]))
-            loop.on_host(loss, loop.clip_gradient(x))
-            loop.update(x)
+            loop.set_rate(experiment, state)
+            loss, _ = loop.forward_backward(experiment, state, range(1), iter([batch]))
+            loop.to_host(loss, loop.clip_gradient(experiment))
+            loop.update(experiment)
             if cuda:
                 torch.cuda.synchronize(device)
             return time.perf_counter() - began
@@ -116,43 +116,43 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
             """Seconds of `observe` for one forward, its share of the flushes included."""
             for node in nodes:
                 node.count_spikes = True
-            with torch.no_grad(), x.precision.autocast():
-                x.task.loss(x.net, x.data.prepare(to_device(batch, device)), 0)
+            with torch.no_grad(), experiment.precision.autocast():
+                experiment.task.loss(experiment.net, experiment.data.prepare(to_device(batch, device)), 0)
             began = time.perf_counter()
             for _ in range(times):
                 nodes[0].spike_counts = nodes[0].spike_counts.clone()  # as after a forward of its own
                 tracker.observe()
             tracker.state_dict()  # waits for the device and the disk
             seconds = (time.perf_counter() - began) / times
-            functional.reset_net(x.model)
+            functional.reset_net(experiment.model)
             return seconds
 
-        x.net.train()
-        taken: dict[str, list[float]] = {kind: [] for kind in trackers}
+        experiment.net.train()
+        seconds_by_kind: dict[str, list[float]] = {kind: [] for kind in trackers}
         kinds, stream = list(trackers), batches()
-        for number, batch in enumerate(itertools.islice(stream, arguments.warmup + arguments.rounds)):
-            first = number % len(kinds)
+        for round_index, batch in enumerate(itertools.islice(stream, arguments.warmup + arguments.rounds)):
+            first = round_index % len(kinds)
             for kind in kinds[first:] + kinds[:first]:
                 seconds = step(kind, batch)
-                if number >= arguments.warmup:
-                    taken[kind].append(seconds)
-        batch, waited = next(stream), {}
+                if round_index >= arguments.warmup:
+                    seconds_by_kind[kind].append(seconds)
+        batch, observe_seconds = next(stream), {}
         for kind in kinds[1:]:
             (tracker,) = trackers[kind].values()
-            waited[kind] = observing(tracker, batch)
+            observe_seconds[kind] = observing(tracker, batch)
 
         name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
-        told = " ".join(CASES[case][2:] + arguments.set)
-        print(f"{case} ({told}), {x.precision.name}, {x.neuron_implementation}; {name}; {arguments.rounds} rounds")
-        plain = statistics.median(taken["none"])
-        for kind, seconds in taken.items():
+        options = " ".join(CASES[case][2:] + arguments.set)
+        print(f"{case} ({options}), {experiment.precision.name}, {experiment.neuron_implementation}; {name}; {arguments.rounds} rounds")
+        plain = statistics.median(seconds_by_kind["none"])
+        for kind, seconds in seconds_by_kind.items():
             line = (
                 f"  {kind:<9}{1e3 * statistics.median(seconds):8.2f} ms a step (min {1e3 * min(seconds):.2f}, max {1e3 * max(seconds):.2f})"
             )
             if kind != "none":
-                ratio = statistics.median(with_it / without for with_it, without in zip(seconds, taken["none"], strict=True))
+                ratio = statistics.median(with_it / without for with_it, without in zip(seconds, seconds_by_kind["none"], strict=True))
                 line += f"; {100 * (statistics.median(seconds) / plain - 1):+.2f} %, round by round {100 * (ratio - 1):+.2f} %; "
-                line += f"observe and flushes {1e3 * waited[kind]:.3f} ms, {100 * waited[kind] / plain:.2f} %"
+                line += f"observe and flushes {1e3 * observe_seconds[kind]:.3f} ms, {100 * observe_seconds[kind] / plain:.2f} %"
             print(line, flush=True)
 
 
@@ -174,8 +174,8 @@ def memory(forwards: int) -> None:
     inputs = torch.rand(4, 1, 8) * 3
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         tracker = LIFTracker(model=model, every_forward=True, folder=Path(folder))
-        for number in range(forwards // 10 + forwards + 1):
-            if number == forwards // 10:
+        for index in range(forwards // 10 + forwards + 1):
+            if index == forwards // 10:
                 before = resident()
             model(inputs)
             tracker.observe()

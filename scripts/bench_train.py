@@ -1,9 +1,9 @@
-"""Our training step beside a plain one, in one run: processes take turns, step by step; medians and ratios.
+"""Compare our training step with a plain one: one process for each side, which take turns step by step; medians and ratios.
 
-Plain is what people write: fp32, contiguous layout, SpikingJelly's LIFNode over a folded VGGSNN, cross entropy of the time mean, Adam,
-torch's and the C library's defaults. Ours is the runner's own step (of `engine/loop.py`) with default settings, the same loss, and each
-precision that is named. All see the same batches of digits_dvs, from the same initial weights. Last come the network's convolutions alone,
-forward and backward in channels_last: the rate at which a step could run at best.
+"Plain" is what people usually write: fp32, contiguous layout, SpikingJelly's LIFNode over a folded VGGSNN, cross entropy of the time mean,
+Adam, and the defaults of torch and the C library. "Ours" is the runner's own step (of `engine/loop.py`) with default settings, the same
+loss, and each precision that is named. All sides see the same batches of digits_dvs and start from the same weights. At the end the
+network's convolutions are timed alone, forward and backward in channels_last: the best rate at which a step could run.
 
     python scripts/bench_train.py                      # T=10, 48x48, batch 8, 20 steps of plain, auto, fp32 and bf16: some 5 minutes
     python scripts/bench_train.py --precision auto --steps 50
@@ -24,7 +24,7 @@ from snnexp.provenance import cpu
 
 
 def main() -> None:
-    """Take turns, then print the table."""
+    """Run the sides in turn, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
@@ -42,9 +42,9 @@ def main() -> None:
     sides = {"plain": start("plain")} | {f"ours, {precision}": start("ours", precision) for precision in dict.fromkeys(arguments.precision)}
     alone = start("convolutions")
     for process in (*sides.values(), alone):  # they load at the same time; one of them prepares the data
-        answered(process)
-    mine = [side for side in sides if side != "plain"]
-    about = {side: ask(sides[side], "about") for side in mine}
+        read_line(process)
+    our_sides = [side for side in sides if side != "plain"]
+    about = {side: ask(sides[side], "about") for side in our_sides}
     times: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, list[float]] = {side: [] for side in sides}
     waits: dict[str, list[float]] = {side: [] for side in sides}
@@ -55,11 +55,11 @@ def main() -> None:
             if step >= arguments.warmup:
                 times[side].append(answer["seconds"])
                 waits[side].append(answer["wait"])
-    logging = ask(sides[mine[0]], "log")
+    logging = ask(sides[our_sides[0]], "log")
     for process in sides.values():
         end(process)
 
-    machine = about[mine[0]]
+    machine = about[our_sides[0]]
     print(f"VGGSNN, T={arguments.T}, {arguments.size}x{arguments.size}, batch {arguments.batch}; {arguments.steps} steps of each, in turn")
     print(f"{cpu()['model']}, {machine['threads']} threads; torch {machine['torch']}; LIF: {machine['lif']}")
     print("| | median step | least and most | samples/s | plain / this, step by step |\n|---|---|---|---|---|")
@@ -69,9 +69,9 @@ def main() -> None:
         ratio = statistics.median(p / o for p, o in zip(times["plain"], seconds, strict=True))
         print(f"| {name} | {1e3 * median:.0f} ms | {1e3 * min(seconds):.0f}, {1e3 * max(seconds):.0f} | ", end="")
         print(f"{arguments.batch / median:.2f} | {ratio:.2f} |")
-    best = times[mine[0]]
-    print(f"wait for data in {mine[0]}: {100 * sum(waits[mine[0]]) / sum(best):.2f} % of the steps")
-    epoch = logging["steps"] * statistics.median(best)
+    first = our_sides[0]
+    print(f"wait for data in {first}: {100 * sum(waits[first]) / sum(times[first]):.2f} % of the steps")
+    epoch = logging["steps"] * statistics.median(times[first])
     spent = logging["per_epoch"] + logging["per_line"] * epoch / logging["every"] + logging["per_step"] * logging["steps"]
     print(f"TensorBoard, jsonl and progress: {1e3 * spent:.0f} ms of an epoch of {epoch:.0f} s, {100 * spent / epoch:.3f} %")
     tenth = max(1, len(losses["plain"]) // 10)
@@ -80,22 +80,22 @@ def main() -> None:
         print(f"mean loss of the {name} {tenth} steps: {means}")
     for dtype in dict.fromkeys(value["precision"] for value in about.values()):
         answer = ask(alone, dtype)
-        least = min(statistics.median(times[side]) for side in mine if about[side]["precision"] == dtype)
+        least = min(statistics.median(times[side]) for side in our_sides if about[side]["precision"] == dtype)
         rate = f"{1e3 * answer['seconds']:.0f} ms, {answer['flops'] / answer['seconds'] / 1e9:.0f} GFLOP/s"
         print(f"convolutions alone, {dtype} channels_last: {rate}; the whole step: {100 * answer['seconds'] / least:.0f} % of that rate")
     end(alone)
 
 
 def start(side: str, precision: str = "auto") -> subprocess.Popen:
-    """A process for one side, which makes a step whenever it is asked."""
+    """Start the process of one side, which takes a step whenever it is asked."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--precision", precision]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def answered(process: subprocess.Popen) -> str:
-    """The next line of a side.
+def read_line(process: subprocess.Popen) -> str:
+    """Return the next line that a side prints.
 
-    Raises: SystemExit if it ended instead; why, it has said itself.
+    Raises: SystemExit if the process ended instead; it has printed the reason itself.
     """
     line = process.stdout.readline()
     if not line:
@@ -104,20 +104,20 @@ def answered(process: subprocess.Popen) -> str:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Let a side end."""
+    """End the process of a side."""
     process.stdin.close()
     process.wait()
 
 
 def ask(process: subprocess.Popen, what: str = "step") -> dict:
-    """One step's seconds, seconds waited for data, and loss; or what else a side can say."""
+    """Return the answer of a side: for "step" its seconds, the seconds it waited for data, and the loss."""
     process.stdin.write(f"{what}\n")
     process.stdin.flush()
-    return json.loads(answered(process))
+    return json.loads(read_line(process))
 
 
 def serve(**answers: Callable[[], dict]) -> None:
-    """Give the answer that each line asks for."""
+    """Read lines from standard input, and print the answer that each of them asks for."""
     print("ready", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
@@ -126,7 +126,7 @@ def serve(**answers: Callable[[], dict]) -> None:
 
 
 def compose(arguments: argparse.Namespace) -> dict:
-    """The configuration of `snnexp train` with these numbers."""
+    """Return the configuration of `snnexp train` with these settings."""
     import hydra
     from hydra.core.config_store import ConfigStore
 
@@ -138,12 +138,12 @@ def compose(arguments: argparse.Namespace) -> dict:
         f"T={arguments.T}", f"dataset.size={arguments.size}", f"batch_size={arguments.batch}", f"data_dir={arguments.data_dir}",
         f"precision={arguments.precision[0]}", "task.loss=ce", "scheduler=none", "device=cpu", "epochs=1000",
     ]  # fmt: skip
-    with conf.composing():
+    with conf.initialize_hydra():
         return config.finish(hydra.compose("train", overrides=overrides), {"model": "vggsnn", "dataset": "digits_dvs"})
 
 
 def ours(arguments: argparse.Namespace) -> None:
-    """The runner's own step, with its default logger."""
+    """Serve the runner's own step, with its default logger."""
     import torch
 
     from snnexp import build
@@ -157,15 +157,15 @@ def ours(arguments: argparse.Namespace) -> None:
     allocator.keep_memory()
     folder = RunDir(Path(tempfile.mkdtemp()))
     folder.logs.mkdir()
-    x = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    experiment = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
     seed_everything(0, 0)
     state, waited = State(), [0.0]
 
     def batches() -> Iterator[object]:
         while True:
-            x.train_batches.seek(state.epoch, 0)
-            fetched = iter(x.train_loader)
-            for _ in range(len(x.train_batches) - 1):  # whole batches only
+            experiment.train_batches.seek(state.epoch, 0)
+            fetched = iter(experiment.train_loader)
+            for _ in range(len(experiment.train_batches) - 1):  # whole batches only
                 began = time.perf_counter()
                 batch = next(fetched)
                 waited[0] = time.perf_counter() - began
@@ -173,46 +173,47 @@ def ours(arguments: argparse.Namespace) -> None:
             state.epoch += 1
 
     stream = batches()
-    x.net.train()
+    experiment.net.train()
 
     def step() -> dict[str, float]:
-        loop.set_rate(x, state)
-        loss, _ = loop.forward_backward(x, state, range(1), stream)
-        loss, _ = loop.on_host(loss, loop.clip_gradient(x))
-        loop.update(x)
+        loop.set_rate(experiment, state)
+        loss, _ = loop.forward_backward(experiment, state, range(1), stream)
+        loss, _ = loop.to_host(loss, loop.clip_gradient(experiment))
+        loop.update(experiment)
         return {"loss": loss, "wait": waited[0]}
 
     def log() -> dict[str, float]:
-        """What a second of training pays: an epoch's logging, and the progress of each of its steps."""
-        x.start_loggers(state)
+        """Return what logging costs: for an epoch, for a line of progress, and for each step."""
+        experiment.start_loggers(state)
         began = time.perf_counter()
-        results.log_epoch(x, state, dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), {})
+        results.log_epoch(experiment, state, dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), dict.fromkeys(("Loss", "Acc1", "Acc5"), 1.0), {})
         per_epoch = time.perf_counter() - began
-        watch = Stopwatch(x, state)
+        watch = Stopwatch(experiment, state)
         began = time.perf_counter()
         watch.write(began)
         per_line = time.perf_counter() - began
-        with x.terminal.bar("epoch", 1000) as bar:
+        with experiment.terminal.bar("epoch", 1000) as bar:
             began = time.perf_counter()
             for _ in range(1000):
                 watch.step()
                 bar.advance(1, f"loss {1.0:.3f}  {watch.rate():.0f} samples/s")
             per_step = (time.perf_counter() - began) / 1000
-        return {"per_epoch": per_epoch, "per_line": per_line, "per_step": per_step, "steps": len(x.train_batches), "every": EVERY_S}
+        steps = len(experiment.train_batches)
+        return {"per_epoch": per_epoch, "per_line": per_line, "per_step": per_step, "steps": steps, "every": EVERY_S}
 
     def about() -> dict:
         return {
-            "precision": x.precision.name,
+            "precision": experiment.precision.name,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "lif": x.neuron_implementation,
+            "lif": experiment.neuron_implementation,
         }
 
     serve(step=step, log=log, about=about)
 
 
 def plain(arguments: argparse.Namespace) -> None:
-    """VGGSNN as people write it; its batches lie ready in memory as floats."""
+    """Serve steps of VGGSNN as people usually write it; its batches are ready in memory as floats."""
     import torch
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
     from torch import nn
@@ -224,8 +225,8 @@ def plain(arguments: argparse.Namespace) -> None:
 
     folder = RunDir(Path(tempfile.mkdtemp()))
     folder.logs.mkdir()
-    x = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
-    data, batches, weights = x.data, x.train_batches, x.model.state_dict()
+    experiment = build.make_experiment(folder, compose(arguments), Ranks(0, 1, choose_device("cpu")), Terminal(None, main=False))
+    data, batches, weights = experiment.data, experiment.train_batches, experiment.model.state_dict()
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         lif = neuron.LIFNode(
@@ -245,7 +246,7 @@ def plain(arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss()
     view = data.view("train", augment=True)
-    del x
+    del experiment
 
     def stream() -> Iterator[tuple]:
         epoch = 0
@@ -278,7 +279,7 @@ def plain(arguments: argparse.Namespace) -> None:
 
 
 def convolutions(arguments: argparse.Namespace) -> None:
-    """The network's convolutions alone, forward and backward in channels_last, in fp32 and bf16."""
+    """Serve the times of the network's convolutions alone, forward and backward in channels_last, in fp32 and bf16."""
     import torch
     from torch import nn
 
@@ -287,7 +288,7 @@ def convolutions(arguments: argparse.Namespace) -> None:
     allocator.keep_memory()
     frames = arguments.T * arguments.batch
 
-    def alone(dtype: torch.dtype) -> dict[str, float]:
+    def measure(dtype: torch.dtype) -> dict[str, float]:
         flops, pairs = 0, []
         for inputs, outputs, scale in (
             (2, 64, 1), (64, 128, 1), (128, 256, 2), (256, 256, 2), (256, 512, 4), (512, 512, 4), (512, 512, 8), (512, 512, 8),
@@ -313,7 +314,7 @@ def convolutions(arguments: argparse.Namespace) -> None:
         once()
         return {"seconds": statistics.median(once() for _ in range(7)), "flops": flops}
 
-    serve(fp32=lambda: alone(torch.float32), bf16=lambda: alone(torch.bfloat16))
+    serve(fp32=lambda: measure(torch.float32), bf16=lambda: measure(torch.bfloat16))
 
 
 if __name__ == "__main__":

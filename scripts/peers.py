@@ -1,7 +1,7 @@
-"""LIF layers of other libraries, set to the dynamics of ours where they can be, and VGGSNN around them: what `bench_peers.py` compares.
+"""LIF layers of other libraries, set to our dynamics where possible, and VGGSNN around them, for `bench_peers.py` to compare.
 
 The dynamics are those of `tet`: u <- u / 2 + x, a spike at the threshold 1, reset to 0, and max(0, 1 - |u - 1|) for the derivative of the
-spike. Where a library has another form of them, `settings` are what gives `make_lif` the same. Some fire at u > 1, some at u >= 1.
+spike. If a library has another form, `settings` are the overrides with which `make_lif` gives the same. Some fire at u > 1, some at u >= 1.
 """
 
 import math
@@ -20,32 +20,32 @@ from snnexp.models.vggsnn import STAGES
 
 @dataclass(frozen=True)
 class Peer:
-    """A library: `make` builds its LIF, a module on [T, N, ...] for torch ([N, T, ...] with `batch_first`), a function for JAX."""
+    """A library; `make` builds its LIF: for torch a module on [T, N, ...] ([N, T, ...] with `batch_first`), for JAX a function."""
 
     name: str
     make: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
     batch_first: bool = False
     jax: bool = False
-    differs: str = ""  # in what its dynamics are none of ours: it is timed, and not compared
+    differs: str = ""  # how its dynamics differ from ours; such a peer is timed but not compared
 
     def __str__(self) -> str:
         return f"{self.name} {version(self.name)}"
 
 
 def ours(**settings: Any) -> nn.Module:
-    """The LIF of snnexp."""
+    """Return the LIF of snnexp."""
     return make_lif("tet", **settings)
 
 
 def spikingjelly() -> nn.Module:
-    """The same equations, by autograd through a loop over T on CPU."""
+    """Return SpikingJelly's LIF: the same equations, on CPU by autograd through a loop over T."""
     function = surrogate.PiecewiseQuadratic(1.0)
     return neuron.LIFNode(tau=2.0, decay_input=False, v_threshold=1.0, v_reset=0.0, surrogate_function=function, step_mode="m")
 
 
 class SNNTorch(nn.Module):
-    """`Leaky`, which users call once a step; without `reset_delay=False` it would reset one step late."""
+    """snnTorch's `Leaky`, which users call once a step; without `reset_delay=False` it would reset one step late."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class SNNTorch(nn.Module):
 
 
 class Sinabs(nn.Module):
-    """`LIF` on [N, T, ...]; its spikes go into no gradient of its reset."""
+    """Sinabs' `LIF` on [N, T, ...]; no gradient flows through its reset."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Sinabs(nn.Module):
 
 
 class Norse(nn.Module):
-    """`LIFBox`, the LIF without a synaptic current, whose input decays as the membrane does: v <- v + (x - v) / 2."""
+    """Norse's `LIFBox`, the LIF without a synaptic current, whose input decays with the membrane: v <- v + (x - v) / 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Norse(nn.Module):
 
 
 def jaxpike() -> Callable:
-    """`LIF` with a decay of one half, whose input decays as the membrane does; `unroll` goes over T."""
+    """Return jaxpike's `LIF` with a decay of one half, whose input decays with the membrane; `unroll` loops over T."""
     import jaxpike
 
     lif = jaxpike.LIF(1 / math.log(2), reset="zero", surrogate=jaxpike.Triangular(1.0))
@@ -108,7 +108,7 @@ def jaxpike() -> Callable:
 
 
 def spyx() -> Callable:
-    """`LIF`, by `run` over T."""
+    """Return spyx's `LIF`; `run` loops over T."""
     from flax import nnx
     from spyx import axn
     from spyx import nn as layers
@@ -130,11 +130,11 @@ PEERS = (
 )
 
 
-# VGGSNN around a LIF. Every network has the weights of ours, in the same order.
+# VGGSNN around a LIF. Every network gets the weights of ours, in the same order.
 
 
 class Folded(nn.Module):
-    """VGGSNN as people write it, with T folded into the batch for all but the LIF: [T, N, C, H, W] (or [N, T, ...]) to [T, N, K]."""
+    """VGGSNN as people usually write it, with T folded into the batch except in the LIF: [T, N, C, H, W] (or [N, T, ...]) to [T, N, K]."""
 
     def __init__(self, make: Callable[[], nn.Module], in_channels: int, num_classes: int, size: int, width: float) -> None:
         super().__init__()
@@ -152,16 +152,16 @@ class Folded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
 
-    def take(self, weights: dict[str, Tensor]) -> None:
-        """Take over the parameters of our VGGSNN."""
-        own = [p for p in self.parameters() if p.requires_grad]
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load the parameters of our VGGSNN."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
         with torch.no_grad():
-            for mine, theirs in zip(own, weights.values(), strict=True):
-                mine.copy_(theirs)
+            for parameter, value in zip(parameters, weights.values(), strict=True):
+                parameter.copy_(value)
 
 
 def jax_weights(weights: dict[str, Tensor], size: int) -> list[Any]:
-    """The parameters of our VGGSNN for `jax_network`, whose images are [H, W, C] as XLA likes them."""
+    """Return the parameters of our VGGSNN for `jax_network`, whose images are [H, W, C], the layout that suits XLA."""
     import jax.numpy as jnp
 
     converted = [w.permute(2, 3, 1, 0) if w.dim() == 4 else w for w in weights.values()]
@@ -172,15 +172,15 @@ def jax_weights(weights: dict[str, Tensor], size: int) -> list[Any]:
 
 
 def jax_network(lif: Callable, weights: list[Any], x: Any) -> Any:
-    """VGGSNN on [T, N, H, W, C] as [T, N, K]; batch statistics are used and no running ones kept."""
+    """Return the output [T, N, K] of VGGSNN on [T, N, H, W, C]; it uses batch statistics and keeps no running ones."""
     import jax
     import jax.numpy as jnp
 
     steps, samples = x.shape[:2]
-    x, rest = x.reshape(-1, *x.shape[2:]), iter(weights[:-2])
+    x, remaining = x.reshape(-1, *x.shape[2:]), iter(weights[:-2])
     for channels in STAGES:
         for _ in channels:
-            weight, bias, scale, shift = (next(rest) for _ in range(4))
+            weight, bias, scale, shift = (next(remaining) for _ in range(4))
             x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
             mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
             x = (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + shift

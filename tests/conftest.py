@@ -19,7 +19,7 @@ import forked
 from data.video import layouts
 from snnexp import build, cli, config
 from snnexp.composing import conf, hydra_releases
-from snnexp.composing.aside import hydra_aside
+from snnexp.composing.hydra_isolation import isolated_hydra
 from snnexp.engine.arithmetic import layer_speed
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.experiment import Experiment
@@ -65,9 +65,9 @@ def made_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the tests' own, with made speeds: no test measures a layer, in this process or another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(layer_speed, "measure", MADE.__getitem__)
+        patch.setattr(layer_speed, "measure_speeds", MADE.__getitem__)
         for kind in layer_speed.KINDS:
-            layer_speed.renewed(kind)
+            layer_speed.measure_anew(kind)
         yield
         kept = [json.loads(path.read_text()) for path in (Path(os.environ["XDG_CACHE_HOME"]) / "snnexp").glob("speed-*.json")]
         assert kept and all(one["gflops"] == MADE[one["kind"]] for one in kept), "a test has measured this machine"
@@ -127,7 +127,7 @@ def composed(*overrides: str, command: str = "train") -> dict:
     """The checked configuration that `snnexp COMMAND OVERRIDES` composes, in this process."""
     ConfigStore.instance().store("schema", config.TrainConfig, **hydra_releases.STORE)
     GlobalHydra.instance().clear()
-    with conf.composing():
+    with conf.initialize_hydra():
         cfg = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     with open_dict(cfg):
@@ -181,7 +181,7 @@ def said(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     def said(*args: object, code: int = 0) -> str:
         capfd.readouterr()
         try:
-            with hydra_aside():  # what a command registers there ends with its process
+            with isolated_hydra():  # what a command registers there ends with its process
                 found = cli.run([str(word) for word in args])
         except SystemExit as leaving:
             found = leaving.code

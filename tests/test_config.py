@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import composed
 from snnexp import config, targets
@@ -248,6 +249,25 @@ def test_a_layout_of_ones_own_is_given_on_the_command_line():
     chosen = composed("dataset=video_folder", *words)["dataset"]
     assert (chosen["blurry"], chosen["sharp"]) == ("{clip}/input", "{part}/{clip}") and chosen["test_clips"] == ["walk", "street"]
     assert chosen["parts"] == {"train": "{clip}", "val": "val_{clip}"}
+
+
+@pytest.mark.parametrize("target", ["snnexp.data.stays.ehr_folder.EHRFolder", "users_data.Stays"])
+def test_every_path_of_a_data_set_is_made_absolute(target, tmp_path, monkeypatch):
+    (tmp_path / "users_data.py").write_text(
+        "from pathlib import Path\nclass Stays:\n    def __init__(self, root: str, embeddings: Path | None = None, outcome=''): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    node = {"_target_": target, "root": "~/stays", "embeddings": "names.csv", "file": "${table}", "outcome": "a/b"}
+    cfg = OmegaConf.create({"data_dir": "data", "init_from": None, "table": "t.csv", "trust": [], "dataset": node})
+    config.anchor_paths(strange := cfg.copy(), saved=True)
+    config.anchor_paths(cfg)
+    changed = {"root": str(Path.home() / "stays"), "embeddings": str(tmp_path / "names.csv")}
+    assert OmegaConf.to_container(cfg, resolve=False)["dataset"] == node | changed and cfg.data_dir == str(tmp_path / "data")
+    is_ours = target.startswith("snnexp.")
+    assert (strange.dataset.embeddings == "names.csv") != is_ours, "the class of a stranger was imported to learn its arguments"
+    assert strange.dataset.root == changed["root"]
+    sys.modules.pop("users_data", None)
 
 
 def test_the_nearest_word():

@@ -14,7 +14,7 @@ from torch import nn
 from conftest import composed
 from snnexp import conformance, contracts, parts, targets
 from snnexp.composing.conf import conf_dir
-from snnexp.contracts import CONTRACTS, MORE, DataSet, Logger, Task, Tracker
+from snnexp.contracts import CONTRACTS, OPTIONAL_CONTRACTS, DataSet, Logger, Task, Tracker
 from snnexp.engine.measures.latents import Latents
 from snnexp.errors import UserError
 
@@ -124,19 +124,20 @@ def test_it_can_go_to_a_process_that_is_started_anew(own):
 
 @pytest.mark.parametrize("group", ["dataset", "model", "task", "tracker", "logger", "scheduler", "optimizer", "pruner"])
 def test_ours_keep_their_contracts(group):
-    contract = (CONTRACTS | MORE)[group]
+    contract = (CONTRACTS | OPTIONAL_CONTRACTS)[group]
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         for name in re.findall(r"_target_: (\S*\w)", path.read_text()):
             if name == "null":
                 continue
-            target, kept = targets.locate(name, trust=None), MORE["pruner.criterion"] if ".scores." in name else contract
+            target, kept = targets.locate(name, trust=None), OPTIONAL_CONTRACTS["pruner.criterion"] if ".scores." in name else contract
             assert group == "optimizer" or issubclass(target, kept), path
             conformance.check_class(group, target, kept)
 
 
 def test_optional_members_are_asked_for_in_one_place():
     package = Path(contracts.__file__).parent
-    members = {name for contract in (*CONTRACTS.values(), *MORE.values()) for name in vars(contract) if not name.startswith("_")}
+    all_contracts = (CONTRACTS | OPTIONAL_CONTRACTS).values()
+    members = {name for contract in all_contracts for name in vars(contract) if not name.startswith("_")}
     members |= {"posterior", *(name for contract in CONTRACTS.values() for name in contract.__annotations__)}
     for path in package.rglob("*.py"):
         if path.name == "contracts.py":
@@ -154,8 +155,8 @@ def test_what_a_model_offers_and_what_stands_for_it():
             self.posterior = nn.Linear(2, 2)
 
     model = Net()
-    assert contracts.offered(model, "published") == () and contracts.offered(model, "deterministic_on_cuda")
-    assert contracts.offered(model, "channel_groups") is None and not contracts.is_variational(model)
+    assert contracts.optional_member(model, "published") == () and contracts.optional_member(model, "deterministic_on_cuda")
+    assert contracts.optional_member(model, "channel_groups") is None and not contracts.is_variational(model)
     assert not Latents(model, DataSet(), "test", 1, None).wanted
     model.posterior = None
     assert not contracts.is_variational(nn.Linear(1, 1))
@@ -172,7 +173,7 @@ def test_what_a_model_offers_and_what_stands_for_it():
     ],
 )
 def test_which_data_a_model_takes(kind, node, taken):
-    assert targets.kinds_taken(targets.locate(f"snnexp.models.{kind}", trust=[]), node) == taken
+    assert targets.kinds_of_model(targets.locate(f"snnexp.models.{kind}", trust=[]), node) == taken
 
 
 class Silent(Logger):

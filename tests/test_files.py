@@ -10,7 +10,7 @@ import pytest
 
 from snnexp import files
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import GrowingFile, claim, explaining, replacing
+from snnexp.files import GrowingFile, claim_directory, explaining, replacing
 
 
 def killed_before_the_rename(path: Path, content: str, shared: bool = False) -> None:
@@ -84,13 +84,13 @@ def test_what_the_disk_refuses_is_named():
 
 
 def test_a_directory_is_claimed_once(tmp_path):
-    assert [claim(tmp_path / "a", "x").name for _ in range(3)] == ["x", "x_2", "x_3"]
+    assert [claim_directory(tmp_path / "a", "x").name for _ in range(3)] == ["x", "x_2", "x_3"]
     with pytest.raises(FileExistsError):
-        claim(tmp_path / "a", "x", exclusive=True)
-    assert claim(tmp_path / "a", "y", exclusive=True) == tmp_path / "a" / "y"
+        claim_directory(tmp_path / "a", "x", exclusive=True)
+    assert claim_directory(tmp_path / "a", "y", exclusive=True) == tmp_path / "a" / "y"
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
-        claim(tmp_path / "file", "x")
+        claim_directory(tmp_path / "file", "x")
 
 
 def filled(path: Path, count: int, lines: bool = True) -> GrowingFile:

@@ -1,4 +1,4 @@
-"""From a configuration to objects: the only place that does so."""
+"""Builds all the objects of a run from its configuration; no other module does."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from snnexp import provenance
 from snnexp.contracts import Schedule
 from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine.arithmetic.precision import resolve
-from snnexp.engine.arithmetic.settle import settled
+from snnexp.engine.arithmetic.settle import settle
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.experiment import Experiment, make_optimizer, make_trackers, set_determinism, training_form
 from snnexp.engine.loader import budget, loader
-from snnexp.engine.probe import HeldOut
-from snnexp.engine.pruning.start import pruning_of
+from snnexp.engine.probe import ValidationProbe
+from snnexp.engine.pruning.start import prepare_pruning
 from snnexp.engine.state import seed_everything
 from snnexp.engine.terminal import Terminal
 from snnexp.engine.weights import transfer
@@ -27,34 +27,36 @@ from snnexp.rundir import RunDir
 
 
 def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, terminal: Terminal) -> Experiment:
-    """Everything a run needs to train, newly made; the loop restores what a checkpoint holds."""
+    """Build everything that a run needs to train; the loop then restores the state of a checkpoint."""
     config = configuration.top_level(settings)
     set_determinism(config.deterministic)
     data, task = make_data(settings), make_task(settings)
     seed_everything(config.seed, rank=0)  # every rank builds the same weights
     model = make_model(settings, data, task).to(ranks.device)
-    chosen = settled(run, settings, model, ranks)
-    chosen.lay_out(model)
+    choice = settle(run, settings, model, ranks)
+    choice.lay_out(model)
     latest = run.checkpoint("latest")
     if config.init_from is not None and not latest.exists():
-        said, record = transfer.transfer(model, config.init_from, data, config.init_partial, settings["model"])
-        terminal.say(said)
+        message, record = transfer.transfer(model, config.init_from, data, config.init_partial, settings["model"])
+        terminal.say(message)
         if ranks.main:
             provenance.add(run.root, "init_from", record)
-    pruner, pruned = pruning_of(settings, model, data, latest) if settings["pruner"] else (None, {})
+    pruner, pruned = prepare_pruning(settings, model, data, latest) if settings["pruner"] else (None, {})
     if config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         functional.invalidate_reset_cache(model)
 
-    precision = resolve(chosen.precision, ranks.device)
+    precision = resolve(choice.precision, ranks.device)
     average = MovingAverage(model, config.ema) if config.ema is not None else None
-    probe = HeldOut(model, task, data, config.batch_size, ranks.device, precision, average) if data.splits["val"] else None
-    trackers = make_trackers(settings, model, task, run, ranks, probe)  # before the model is compiled, which looks at it once
+    probe = ValidationProbe(model, task, data, config.batch_size, ranks.device, precision, average) if data.splits["val"] else None
+    trackers = make_trackers(settings, model, task, run, ranks, probe)  # before torch.compile, which would miss later hooks
     optimizer = make_optimizer(settings, model)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     indices = pool(data.splits["train"], config.limit_train)
-    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, **budget(data, "train", augmented=True))
+    limits = budget(data, "train", augmented=True)
+    lengths = data.lengths("train")
+    batches = TrainBatches(indices, config.batch_size, config.seed, ranks.rank, ranks.world, lengths=lengths, **limits)
     if min(len(indices), config.batch_size) < ranks.world:
         raise UserError(
             f"{len(indices)} training samples in batches of {config.batch_size} do not give each of the {ranks.world} processes one; "
@@ -72,7 +74,7 @@ def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, termina
         net=training_form(model, config, ranks),
         optimizer=optimizer,
         schedule=instantiate(settings["scheduler"], config.trust, Schedule),
-        choice=chosen,
+        choice=choice,
         precision=precision,
         scaler=precision.scaler(),
         ema=average,
@@ -83,5 +85,3 @@ def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, termina
         pruner=pruner,
         **pruned,
     )
-
-

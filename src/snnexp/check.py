@@ -1,4 +1,4 @@
-"""Every part of a run tried, so that input at fault is refused before the run exists."""
+"""Tries every part of a run, so that faulty input is refused before the run exists."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from snnexp import targets
-from snnexp.contracts import DataSet, Schedule, Task, offered
+from snnexp.contracts import DataSet, Schedule, Task, optional_member
 from snnexp.data.first_batch import check_first_batches
 from snnexp.engine import checkpoint
-from snnexp.engine.arithmetic.precision import check as check_precision
+from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.experiment import make_optimizer, make_trackers
@@ -23,9 +23,9 @@ from snnexp.rundir import RunDir
 
 
 def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool = False) -> None:
-    """Prepare the data and try every part of a run, so that input at fault is refused before a run exists.
+    """Prepare the data and try every part of a run, so that faulty input is refused before the run exists.
 
-    `trust=None` is for a configuration that the user has just composed; a pruned run that has `begun` needs no source any more.
+    `trust=None`: the user has just composed the configuration. `begun`: a pruning run that has a checkpoint no longer needs its source.
     Raises: UserError.
     """
     settings = settings | {"trust": trust}
@@ -36,17 +36,17 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
     if settings["init_from"] is not None and not begun:
-        transfer.read(settings["init_from"])  # a file that is none is told before the data, which may take hours to prepare
+        transfer.read(settings["init_from"])  # refuse a bad file before preparing the data, which may take hours
     task, schedule = make_task(settings), instantiate(settings["scheduler"], trust, Schedule)
     make_optimizer(settings, nn.Linear(1, 1))
     if settings["logger"].get("_target_"):
         targets.locate(settings["logger"]["_target_"], trust)
-    if (made := try_model(settings)) is not None:
-        try_on(made, settings, task, device)
+    if (trial := try_model(settings)) is not None:
+        try_trackers_and_pruner(trial, settings, task, device)
     data = make_data(settings)
     with torch.device("meta"):
         model = make_model(settings, data, task)
-    if settings["deterministic"] and device.type == "cuda" and not offered(model, "deterministic_on_cuda"):
+    if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):
         raise UserError(
             f"deterministic=true: model={settings['choices']['model']} samples along a flow, and the gradient of that has no deterministic "
             "form on CUDA. Use device=cpu, or do without."
@@ -56,13 +56,13 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     make_trackers(settings, model, task, RunDir(Path()), Ranks(0, 1, device))
     if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, model, data)
-    default = getattr(schedule.observe, "__func__", None) is Schedule.observe
-    check_splits(settings, data, listens=not default)
+    ignores_validation = getattr(schedule.observe, "__func__", None) is Schedule.observe
+    check_splits(settings, data, schedule_observes=not ignores_validation)
     if settings["init_from"] is not None and not begun:
-        transfer.fit(model, settings["init_from"], data, settings["init_partial"], judged_alone=judges_alone(settings))
+        transfer.fit(model, settings["init_from"], data, settings["init_partial"], only_evaluated=only_evaluates(settings))
 
 
-MADE: dict[str, list[dict[str, Any]]] = {
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "frames": [
         {"in_channels": channels, "num_classes": classes, "size": size}
         for channels, classes, size in ((2, 10, 48), (3, 100, 32), (1, 11, 28), (3, 2, 224), (2, 5, 5040))
@@ -74,69 +74,70 @@ MADE: dict[str, list[dict[str, Any]]] = {
     "stays": [{"num_variables": 41, "num_outputs": 2, "embeddings": None}, {"num_variables": 36, "num_outputs": 2, "embeddings": None}],
     "video": [{"in_channels": 3, "spike_channels": 5}, {"in_channels": 1, "spike_channels": 33}],
 }
-"""What data of each kind might provide."""
+"""Examples of what data of each kind may provide."""
 
 
 def try_model(settings: dict[str, Any]) -> nn.Module | None:
-    """The model for made-up data, on the meta device, or None: what is wrong with it whatever the data are is said before those are there.
+    """Build the model on the meta device for example data, to find settings that no data can make valid, before the data are prepared.
 
-    An error counts if all of the made-up data bring it in the same words, and if the model takes some of them with settings of its own:
-    then neither a shape nor the model's class is at fault. Raises: UserError.
+    An error counts only if all examples give the same message and the model accepts one of them with its default settings: then neither
+    the shapes nor the model's class is at fault. Return None if no example fits. Raises: UserError.
     """
     node, trust = settings["model"], settings["trust"]
     target, data = (targets.locate(settings[group]["_target_"], trust) for group in ("model", "dataset"))
-    kinds = targets.kinds_taken(target, node)
-    kind = offered(data, "kind", DataSet)
-    made = [one for each in ([kind] if kind in kinds else kinds) for one in MADE[each]]
-    model, said = first_taken(node, trust, made)
+    kinds = targets.kinds_of_model(target, node)
+    kind = optional_member(data, "kind", DataSet)
+    examples = [example for each in ([kind] if kind in kinds else kinds) for example in EXAMPLES[each]]
+    model, messages = build_for_first(node, trust, examples)
     needed = {name for name, parameter in targets.parameters(target).items() if parameter.default is parameter.empty}
     plain = {name: value for name, value in node.items() if name == "_target_" or name in needed}
-    if model is None and len(set(said)) == 1 and first_taken(plain, trust, made)[0] is not None:
-        raise UserError(said[0])
+    if model is None and len(set(messages)) == 1 and build_for_first(plain, trust, examples)[0] is not None:
+        raise UserError(messages[0])
     return model
 
 
-def first_taken(node: dict[str, Any], trust: list[str] | None, made: list[dict[str, Any]]) -> tuple[nn.Module | None, list[str]]:
-    """The model for the first of some made-up data that it takes, and what it says against those before."""
-    said = []
-    for provided in made:
+def build_for_first(node: dict[str, Any], trust: list[str] | None, examples: list[dict[str, Any]]) -> tuple[nn.Module | None, list[str]]:
+    """Return the model for the first example that it accepts, or None, and the error messages for the examples before it."""
+    messages = []
+    for provided in examples:
         try:
             with torch.device("meta"):
-                return instantiate(node, trust, **provided), said
+                return instantiate(node, trust, **provided), messages
         except UserError as error:
-            said.append(str(error))
-    return None, said
+            messages.append(str(error))
+    return None, messages
 
 
-def try_on(model: nn.Module, settings: dict[str, Any], task: Task, device: torch.device) -> None:
-    """Make for a model the trackers and the pruner, as far as they are ours, which look at no shapes.
+def try_trackers_and_pruner(model: nn.Module, settings: dict[str, Any], task: Task, device: torch.device) -> None:
+    """Build the trackers and the pruner for a trial model, those of this package only, because they do not depend on its shapes.
 
     Raises: UserError for settings that are not allowed.
     """
-    own = {name: node for name, node in settings["tracker"].items() if targets.today(node["_target_"]).startswith("snnexp.")}
-    make_trackers(settings | {"tracker": own}, model, task, RunDir(Path()), Ranks(0, 1, device))
-    if settings["pruner"] and "stages" not in settings and targets.today(settings["pruner"]["_target_"]).startswith("snnexp."):
+    ours = {name: node for name, node in settings["tracker"].items() if targets.current_name(node["_target_"]).startswith("snnexp.")}
+    make_trackers(settings | {"tracker": ours}, model, task, RunDir(Path()), Ranks(0, 1, device))
+    if settings["pruner"] and "stages" not in settings and targets.current_name(settings["pruner"]["_target_"]).startswith("snnexp."):
         make_pruner(settings, model).scheduled(settings["epochs"])
 
 
-def judges_alone(settings: dict[str, Any]) -> bool:
-    """True if a run trains nothing, but judges the weights that it is given."""
+def only_evaluates(settings: dict[str, Any]) -> bool:
+    """Return True if a run trains nothing, but only evaluates the weights that it is given."""
     return settings["epochs"] == 0 and "stages" not in settings
 
 
-def check_splits(settings: dict[str, Any], data: DataSet, listens: bool) -> None:
-    """Raises: UserError if there is nothing to train on, or a setting listens to a validation that there is none for."""
+def check_splits(settings: dict[str, Any], data: DataSet, schedule_observes: bool) -> None:
+    """Raises: UserError if there is nothing to train on, or if a setting needs a validation split and there is none."""
     if not data.splits["train"]:
         raise UserError(f"{data.name} in {data.directory} has no training samples: {data.protocol}.")
     check_first_batches(data)
     if not data.splits["val"]:
-        for key, used in (("early_stop", settings["early_stop"]), ("monitor", settings["monitor"]), ("scheduler=plateau", listens)):
-            if used:
+        monitored = {"early_stop": settings["early_stop"], "monitor": settings["monitor"], "scheduler=plateau": schedule_observes}
+        for key, value in monitored.items():
+            if value:
                 raise UserError(f"{key} needs a validation split, and {data.name} has none: {data.protocol}.")
 
 
-def check_fits(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
-    """Try a checkpoint on the model and the data of a run.
+def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint fits the model and the data of a run.
 
     Raises: UserError if it does not fit.
     """

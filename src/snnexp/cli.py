@@ -1,4 +1,4 @@
-"""argv -> command. Only the standard library is imported here, so that `snnexp --help` answers in a blink."""
+"""argv -> command. Only the standard library is imported here, so that `snnexp --help` answers at once."""
 
 import os
 import sys
@@ -7,36 +7,36 @@ from snnexp.commands import COMMANDS
 
 COMMAND_LIST = "\n  ".join(f"snnexp {name:<9} {text}" for name, text in COMMANDS.items())
 
-HELP = f"""snnexp: train, resume and judge spiking neural networks.
+HELP = f"""snnexp: train, resume and evaluate spiking neural networks.
 
   {COMMAND_LIST}
 
-RUN is a run directory, or a checkpoint file in one. Settings are KEY=VALUE and come in any order.
-  snnexp COMMAND --help          every key and option of a command
+RUN is a run directory, or a checkpoint file in one. Settings are written KEY=VALUE, in any order.
+  snnexp COMMAND --help          all keys and options of a command
   snnexp train --cfg job         show the configuration without running
-  snnexp train -m lr=1e-3,1e-2   sweep
-  eval "$(snnexp -sc install=bash)"   completion of commands, keys and options (also zsh, fish)
-Exit codes: 0 done; 1 the run failed; 2 a wrong command line, configuration or input; 128+N stopped by signal N after saving."""
+  snnexp train -m lr=1e-3,1e-2   sweep over values
+  eval "$(snnexp -sc install=bash)"   complete commands, keys and options with Tab (also zsh, fish)
+Exit codes: 0 done; 1 the run failed; 2 a wrong command line, configuration or input; 128+N saved, then stopped by signal N."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: list[str]) -> int:
-    """Do what a command line says; the exit code."""
+    """Run a command line and return its exit code."""
     try:
         return dispatch(argv)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone: snnexp train --help | head
+    except BrokenPipeError:  # the reader of our output has ended: snnexp train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def dispatch(argv: list[str]) -> int:
-    """Choose the command; its mistakes become one message and an exit code."""
+    """Run the command that argv names, turn its errors into one message each, and return the exit code."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0

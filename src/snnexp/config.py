@@ -1,10 +1,11 @@
-"""The configuration: its typed top level, from composed to checked and settled, and back from a saved run."""
+"""The configuration: its typed top level, how a composed one is resolved and checked, and how a saved run's is read."""
 
 import copy
 import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -20,14 +21,14 @@ from snnexp.errors import UserError, nearest
 from snnexp.rundir import read_json
 
 NODES = ("optimizer", "scheduler", "logger", "tracker", "pruner", "task", "dataset", "model")
-"""The config groups whose option becomes a node of the config."""
+"""The config groups whose chosen option becomes a node of the configuration."""
 GROUPS = (*NODES, "experiment", "debug")
-"""All config groups; an option of the last two sets keys of any node."""
+"""All config groups; an option of experiment or debug sets keys of any node."""
 
 
 @dataclass
 class TrainConfig:
-    """The keys that mean one thing everywhere; conf/train.yaml says what each is for, and gives it its value."""
+    """The top-level keys, which mean the same in every command; conf/train.yaml explains each and sets its default."""
 
     T: int
     epochs: int
@@ -76,7 +77,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig(TrainConfig):
-    """A saved run, and which checkpoint of it to judge on what."""
+    """A saved run, the checkpoint of it to evaluate and the split to evaluate it on."""
 
     checkpoint: str
     split: str
@@ -87,7 +88,7 @@ STAGES = ("train", "prune", "finetune")
 
 @dataclass
 class PruneConfig(TrainConfig):
-    """A run made by pruning: the checkpoint it came from (null: `init_from`), and what is done."""
+    """A run made by pruning: its stages and the checkpoint that it starts from (null: `init_from`)."""
 
     stages: list[str]
     prune_from: str | None = None
@@ -95,7 +96,7 @@ class PruneConfig(TrainConfig):
 
 @dataclass
 class ProfileConfig(TrainConfig):
-    """An experiment whose steps are measured, and how the fastest setting of it is looked for."""
+    """An experiment whose training steps are measured, and how its fastest settings are searched for."""
 
     warmup: int
     steps: int
@@ -118,11 +119,11 @@ ONE_OF = {
 
 
 PLAIN = r"\$\{\s*[\w.\[\]-]+\s*\}"
-"""An interpolation that names another key, and nothing else."""
+"""Pattern of an interpolation that only names another key."""
 
 
 def calls_resolver(text: str) -> bool:
-    """True if an interpolation in a value may call a resolver (`${oc.env:HOME}`), be its name itself put together."""
+    """Return True if an interpolation in a value may call a resolver (`${oc.env:HOME}`), even one whose name is itself interpolated."""
     return "${" in re.sub(PLAIN, "", text)
 
 
@@ -131,33 +132,41 @@ def _sweep_name(exp_name: str | None) -> str:
 
 
 def job_folder(number: int | str, overrides: str) -> str:
-    """The name of a job's directory in a sweep: `<number>_<overrides>`, made fit for a file system."""
+    """Return the name of a job's directory in a sweep: `<number>_<overrides>`, without characters that a file system may refuse."""
     safe = re.sub(r"[^\w.,=+:@()\[\] -]", "-", overrides)
     if safe != overrides or len(safe) > 150:
         safe = f"{safe[:150]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
     return f"{number}_{safe}".rstrip("_")
 
 
-# OmegaConf 2.4 gives the function the name that another one, long deprecated, had before.
-before_2_4 = tuple(int(number) for number in omegaconf.__version__.split(".")[:2]) < (2, 4)
+# OmegaConf 2.4 renames the function to `register_resolver`, which before was the name of a deprecated one.
+before_2_4 = tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) < (2, 4)
 register_resolver = OmegaConf.register_new_resolver if before_2_4 else OmegaConf.register_resolver
 register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
 register_resolver("job_folder", job_folder, replace=True)
 
 
-def anchor_paths(cfg: DictConfig) -> None:
-    """Make the paths of a new run absolute, so that it can be resumed from any directory."""
+def anchor_paths(cfg: DictConfig, saved: bool = False) -> None:
+    """Make the paths of a new run absolute, so that it can be resumed from any directory.
+
+    These are `data_dir`, `init_from` and, of the data set, `root`, `file` and every argument that its class declares as a path. The class
+    of a `saved` run's data set is imported only if the run may name it.
+    """
+    keys = [(cfg, "data_dir"), (cfg, "init_from")]
+    if isinstance(dataset := OmegaConf.select(cfg, "dataset"), DictConfig):
+        declared = []
+        with suppress(UserError, OmegaConfBaseException):  # `finish` will say what is wrong with the class
+            declared = targets.path_arguments(targets.locate(dataset["_target_"], list(cfg.trust) if saved else None))
+        keys += [(dataset, name) for name in dict.fromkeys(("root", "file", *declared)) if name in dataset]
     with open_dict(cfg):
-        for key in ("data_dir", "init_from", "dataset.root", "dataset.file"):
-            node = OmegaConf.select(cfg, key)
-            parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
-            name = key.rpartition(".")[2]
-            if isinstance(node, str) and node and (key == "data_dir" or not OmegaConf.is_interpolation(parent, name)):
-                parent[name] = os.path.abspath(os.path.expanduser(node))
+        for node, name in keys:
+            value = OmegaConf.select(node, name)
+            if isinstance(value, str) and value and (name == "data_dir" or not OmegaConf.is_interpolation(node, name)):
+                node[name] = os.path.abspath(os.path.expanduser(value))
 
 
-def settle_resolvers(cfg: DictConfig) -> None:
-    """Write the value of every resolver (`${oc.env:HOME}`) in its place: a saved run must not read another machine's environment."""
+def replace_resolvers(cfg: DictConfig) -> None:
+    """Replace every call of a resolver (`${oc.env:HOME}`) by its value: a saved run must not read another machine's environment."""
     with open_dict(cfg):
         for parent, name, raw in list(_leaves(cfg, unresolved(cfg))):
             if isinstance(raw, str) and calls_resolver(raw):
@@ -165,7 +174,7 @@ def settle_resolvers(cfg: DictConfig) -> None:
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, interpolations and `???` as they are written."""
+    """Return a configuration as plain values, with interpolations and `???` left as written."""
     return OmegaConf.to_container(cfg, resolve=False)
 
 
@@ -177,18 +186,18 @@ def _leaves(node: DictConfig | ListConfig, raw: dict | list) -> Iterator[tuple[A
             yield node, name, value
 
 
-EARLIER: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True}
-"""What a run did that was made before there was a key at the top, by key."""
+EARLIER_VALUES: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True}
+"""By top-level key that was added later: the value that means what runs did before."""
 
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "snnexp.models.svrt.vrt.VRT": {"encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"},
 }
-"""The same of an argument of a class, by the name that a node's `_target_` has; all others did what the constructor's default does."""
+"""The same for arguments of a class, by its `_target_`; for all other arguments the constructor's default means what runs did before."""
 
 
 def fill_in_earlier(settings: Any) -> None:
-    """Give keys that a saved run, made before there were such keys, lacks the values that mean what it did; in place."""
-    for key, value in EARLIER.items():
+    """Give the keys that an earlier run lacks, because they were added later, the values that mean what it did; in place."""
+    for key, value in EARLIER_VALUES.items():
         settings.setdefault(key, copy.deepcopy(value))
     trackers = settings.get("tracker")
     for node in (settings.get("dataset"), *(trackers.values() if _is_node(trackers) else ())):
@@ -199,8 +208,15 @@ def fill_in_earlier(settings: Any) -> None:
             node.setdefault(name, value)
 
 
+def make_self_contained(cfg: DictConfig, saved: bool = False) -> None:
+    """Make the configuration of a new run independent of the environment, the working directory and later changes of defaults."""
+    replace_resolvers(cfg)
+    anchor_paths(cfg, saved)
+    write_out_defaults(cfg)
+
+
 def write_out_defaults(cfg: DictConfig) -> None:
-    """Write the defaults of those arguments into a new run, whose own files may leave them out: without them it would be an earlier one."""
+    """Write the defaults of the EARLIER_ARGUMENTS into a new run: without these keys it would be read as an earlier run."""
     with open_dict(cfg):
         for node, arguments in _nodes_with_earlier_arguments(cfg):
             accepted = targets.parameters(targets.locate(node["_target_"], trust=None))
@@ -220,27 +236,27 @@ def _is_node(value: Any) -> bool:
 
 
 def read_saved(path: Path) -> dict[str, Any]:
-    """The config.json of a run.
+    """Return the content of a run's config.json.
 
-    Raises: UserError if it is not one.
+    Raises: UserError if it is not a run's configuration.
     """
     settings = read_json(path)
     if isinstance(settings, dict):
         fill_in_earlier(settings)
-    known = {f.name for f in fields(TrainConfig)} | {"choices"}
-    if not isinstance(settings, dict) or (missing := known - settings.keys()):
+    keys = {key.name for key in fields(TrainConfig)} | {"choices"}
+    if not isinstance(settings, dict) or (missing := keys - settings.keys()):
         lacking = f" (it lacks {', '.join(sorted(missing)[:4])})" if isinstance(settings, dict) else ""
         raise UserError(f"{path} is not the configuration of a run of this version{lacking}.")
     return settings
 
 
 def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dict[str, Any]:
-    """The resolved configuration as plain values, checked as a whole; `choices` names the option taken of each group.
+    """Resolve a configuration to plain values, check it as a whole and return it; `choices` names the chosen option of each group.
 
-    The code that a user's own configuration names is trusted from here on; that of a `saved` run only if `trust` says so.
+    From here on, the code that a user's own configuration names is trusted; that of a `saved` run only if its `trust` lists it.
     Raises: UserError that names the key, its value and what is allowed.
     """
-    # Not OmegaConf.missing_keys, which fails in version 2.3 where another key refers to a missing one.
+    # Not OmegaConf.missing_keys: in version 2.3 it fails if another key refers to a missing one.
     missing = sorted(key for key, value in flatten(unresolved(cfg)).items() if value == "???" or isinstance(value, list) and "???" in value)
     if missing:
         raise UserError(f"{missing[0]} has no value: give it on the command line, {missing[0]}=VALUE.")
@@ -270,27 +286,26 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
 
 
 def _class_name(node: Any) -> str | None:
-    # A node that was written out on the command line, after ~GROUP, has no option's name.
+    # A node that was written on the command line, after ~GROUP, has no option name.
     return str(node["_target_"]).rpartition(".")[2].lower() if isinstance(node, dict) and node.get("_target_") else None
 
 
 def top_level(settings: dict[str, Any]) -> TrainConfig:
-    """The typed top level of config.json."""
-    known = {f.name for f in fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in settings.items() if name in known})
+    """Return the typed top level of config.json."""
+    keys = {key.name for key in fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in settings.items() if name in keys})
 
 
 def check_ranges(settings: dict[str, Any]) -> None:
-    """Hold the top-level numbers to their ranges.
+    """Check that the top-level values lie in their ranges.
 
     Raises: UserError.
     """
-    for key, least in AT_LEAST.items():
-        if key == "epochs" and ("stages" in settings or settings["init_from"] is not None):
-            least = 0  # pruned and not fine-tuned, or given weights judged
+    without_training = "stages" in settings or settings["init_from"] is not None  # pruning alone, or a test of given weights
+    for key, least in (AT_LEAST | ({"epochs": 0} if without_training else {})).items():
         if settings.get(key) is not None and settings[key] < least:
-            alone = " With init_from=FILE, 0 tests the weights of that file." if (key, settings[key]) == ("epochs", 0) else ""
-            raise UserError(f"{key}={settings[key]}: must be at least {least}.{alone}")
+            hint = " With init_from=FILE, 0 tests the weights of that file." if (key, settings[key]) == ("epochs", 0) else ""
+            raise UserError(f"{key}={settings[key]}: must be at least {least}.{hint}")
     if settings["seed"] >= 2**63:
         raise UserError(f"seed={settings['seed']}: must be below 2^63.")
     if settings["batch_size"] < settings["devices"]:
@@ -328,11 +343,11 @@ NEUTRAL = {
 
 
 NAMING = {"exp_name", "output_dir", "logger", "trust", "start", "shapes", "choices"}
-"""Keys by which a job of a sweep does not become another job."""
+"""Keys that may change while a job of a sweep remains the same job."""
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], ignoring: set[str] = NEUTRAL) -> list[str]:
-    """The settings in which two configurations differ, as `key old -> new`; what a node leaves out is what its class does without it."""
+    """Return the settings in which two configurations differ, as `key old -> new`; an argument that a node lacks has its default."""
     old, new = flatten(targets.with_defaults(before)), flatten(targets.with_defaults(after))
     return [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
@@ -342,7 +357,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], ignoring: set[str
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings by their dotted keys."""
+    """Return the leaves of nested settings by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

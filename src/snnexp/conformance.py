@@ -1,4 +1,4 @@
-"""Whether a class keeps its contract, and the defaults that one gets which does not inherit from it."""
+"""Checks of a class against its contract, and the defaults for a class that does not inherit from it."""
 
 import dis
 import inspect
@@ -8,100 +8,101 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from snnexp.contracts import CONTRACTS, MORE
+from snnexp.contracts import CONTRACTS, OPTIONAL_CONTRACTS
 from snnexp.errors import UserError
 
-OTHERS = ("torch", "snnexp", "builtins")
-"""Packages whose classes set their attributes by name."""
+PLAIN_PACKAGES = ("torch", "snnexp", "builtins")
+"""Packages whose classes set every attribute by a plain assignment, never by a computed name."""
 
 
-class Everything:
-    """Holds any name."""
+class AnyName:
+    """A container that contains every name."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 def check_class(path: str, target: type, contract: type) -> None:
-    """Hold a class to the place in the configuration that it is named for, before one is made.
+    """Check the class that a configuration names at `path`, before an instance is made.
 
-    Raises: UserError that lists all that it lacks.
+    Raises: UserError that lists everything it lacks.
     """
-    if complaints(contract, target, ()):
-        refuse(path, target, contract, complaints(contract, target, assigned(target)))
+    if find_faults(contract, target, ()):
+        raise_if_faulty(path, target, contract, find_faults(contract, target, assigned_names(target)))
 
 
-def check_made(made: Any, contract: type) -> None:
-    """Hold an object to its contract: whatever its class promised to set is there now.
+def check_instance(instance: Any, contract: type) -> None:
+    """Check an instance, which must have every attribute that the methods of its class seemed to set.
 
-    Raises: UserError that lists all that it lacks.
+    Raises: UserError that lists everything it lacks.
     """
-    group = next(group for group, each in (CONTRACTS | MORE).items() if each is contract)
-    there = [name for name in required(contract) if name not in vars(contract) or not inherits(type(made), contract, name)]
-    refuse(group, type(made), contract, complaints(contract, type(made), [name for name in there if hasattr(made, name)]))
+    cls = type(instance)
+    group = next(group for group, each in (CONTRACTS | OPTIONAL_CONTRACTS).items() if each is contract)
+    own = [name for name in required_members(contract) if name not in vars(contract) or not is_inherited(cls, contract, name)]
+    raise_if_faulty(group, cls, contract, find_faults(contract, cls, [name for name in own if hasattr(instance, name)]))
 
 
-def refuse(path: str, target: type, contract: type, found: list[str]) -> None:
-    """Raises: UserError if there is something to complain of."""
-    if found:
+def raise_if_faulty(path: str, target: type, contract: type, faults: list[str]) -> None:
+    """Raises: UserError that lists the faults, if there are any."""
+    if faults:
         group = path if path.startswith("pruner") else path.partition(".")[0]
-        lines = "".join(f"\n  {line}" for line in found)
+        lines = "".join(f"\n  {line}" for line in faults)
         raise UserError(
             f"{path}._target_={target.__module__}.{target.__qualname__}: not a {group}; it lacks{lines}\n"
             f"snnexp.contracts.{contract.__name__} says what else it may have; docs/extending.md has an example."
         )
 
 
-def required(contract: type) -> list[str]:
-    """The members of a contract that have no default."""
-    announced = [name for name in inspect.get_annotations(contract) if name not in vars(contract)]
-    return announced + [name for name, value in vars(contract).items() if getattr(value, "must", False)]
+def required_members(contract: type) -> list[str]:
+    """Return the names of the members of a contract that have no default."""
+    declared = [name for name in inspect.get_annotations(contract) if name not in vars(contract)]
+    return declared + [name for name, value in vars(contract).items() if getattr(value, "required", False)]
 
 
-def complaints(contract: type, target: type, there: Container[str]) -> list[str]:
-    """What a class does not do as its contract has it, in words; what is `there` on the instance is not asked of the class."""
-    found = []
-    for name in dict.fromkeys([*required(contract), *verbs(contract)]):
-        ours, theirs = vars(contract).get(name), inspect.getattr_static(target, name, None)
-        if theirs is None or theirs is ours:
-            if name in required(contract) and name not in there:
-                found.append(described(contract, name))
-        elif ours is None and isinstance(theirs, types.FunctionType):
-            found.append(f"{described(contract, name)}, which is a method here: make it an attribute, or a @property")
-        elif ours is not None and isinstance(theirs, types.FunctionType) and not takes(theirs, ours):
-            found.append(f"{described(contract, name)}, which is {name}{inspect.signature(theirs)} here")
-    return found
+def find_faults(contract: type, target: type, on_instance: Container[str]) -> list[str]:
+    """Return, in words, how a class departs from its contract; members that exist `on_instance` need not exist on the class."""
+    faults = []
+    for name in dict.fromkeys([*required_members(contract), *methods(contract)]):
+        expected, actual = vars(contract).get(name), inspect.getattr_static(target, name, None)
+        if actual is None or actual is expected:
+            if name in required_members(contract) and name not in on_instance:
+                faults.append(declaration(contract, name))
+        elif expected is None and isinstance(actual, types.FunctionType):
+            faults.append(f"{declaration(contract, name)}, which is a method here: make it an attribute, or a @property")
+        elif expected is not None and isinstance(actual, types.FunctionType) and not accepts_calls_of(actual, expected):
+            faults.append(f"{declaration(contract, name)}, which is {name}{inspect.signature(actual)} here")
+    return faults
 
 
-def inherits(target: type, contract: type, name: str) -> bool:
-    """True if a class has a member from its contract and from nowhere else."""
+def is_inherited(target: type, contract: type, name: str) -> bool:
+    """Return True if a class has a member from its contract and does not override it."""
     return inspect.getattr_static(target, name, None) is vars(contract)[name]
 
 
-def verbs(contract: type) -> list[str]:
-    """The methods of a contract."""
+def methods(contract: type) -> list[str]:
+    """Return the names of the methods of a contract."""
     return [name for name, value in vars(contract).items() if isinstance(value, types.FunctionType)]
 
 
-def takes(theirs: types.FunctionType, ours: types.FunctionType) -> bool:
-    """True if a method can be called as that of the contract is."""
-    by_place, by_name = [None], {}
-    for parameter in list(inspect.signature(ours).parameters.values())[1:]:
+def accepts_calls_of(actual: types.FunctionType, expected: types.FunctionType) -> bool:
+    """Return True if a method can be called the way the method of the contract is called."""
+    by_position, by_name = [None], {}
+    for parameter in list(inspect.signature(expected).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_POSITIONAL:
             return True
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            by_place.append(None)
+            by_position.append(None)
         else:
             by_name[parameter.name] = None
     try:
-        inspect.signature(theirs).bind(*by_place, **by_name)
+        inspect.signature(actual).bind(*by_position, **by_name)
     except TypeError:
         return False
     return True
 
 
-def described(contract: type, name: str) -> str:
-    """A member of a contract with its signature or type."""
+def declaration(contract: type, name: str) -> str:
+    """Return a member of a contract with its signature or type, as text."""
     member = vars(contract).get(name)
     if member is None:
         return f"{name}: {inspect.get_annotations(contract)[name]}"
@@ -111,71 +112,71 @@ def described(contract: type, name: str) -> str:
     return f"{name}{signature.replace(parameters=plain)}".replace("'", "")
 
 
-def assigned(target: type) -> Container[str]:
-    """The names of attributes that the methods of a class set, on whatever object; all of them where it may make up names as it goes."""
+def assigned_names(target: type) -> Container[str]:
+    """Return the names of all attributes that the methods of a class set on any object; every name if the class may compute names."""
     names: set[str] = set()
     for kind in target.__mro__:
-        own = kind.__module__.partition(".")[0] not in OTHERS
+        own = kind.__module__.partition(".")[0] not in PLAIN_PACKAGES
         if own and "__getattr__" in vars(kind):
-            return Everything()
+            return AnyName()
         for value in vars(kind).values():
             function = value.fget if isinstance(value, property) else value
             if not isinstance(function, types.FunctionType):
                 continue
             code = inspect.unwrap(function).__code__
             if own and {"setattr", "__dict__", "vars"} & set(code.co_names):
-                return Everything()
+                return AnyName()
             names |= {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
     return names
 
 
 @cache
-def served(target: type, contract: type) -> type:
-    """A class that has the defaults of its contract: itself if it inherits from that, else a form of it that falls back on them."""
+def class_with_defaults(target: type, contract: type) -> type:
+    """Return a class with the defaults of its contract: itself if it inherits from the contract, else a subclass that falls back on it."""
     if issubclass(target, contract):
         return target
-    theirs = getattr(target, "__getattr__", None)
+    own_getattr = getattr(target, "__getattr__", None)
 
-    def fallback(made: Any, name: str) -> Any:
-        """Called by Python for what is found neither on the object nor on its class."""
-        if theirs is not None:
+    def fallback(instance: Any, name: str) -> Any:
+        """Look up what Python finds neither on the instance nor on its class."""
+        if own_getattr is not None:
             try:
-                return theirs(made, name)
+                return own_getattr(instance, name)
             except AttributeError:
                 pass
-        if name.startswith("_") or name not in vars(contract) or name in required(contract):
+        if name.startswith("_") or name not in vars(contract) or name in required_members(contract):
             raise AttributeError(f"{target.__name__!r} object has no attribute {name!r}")
         default = vars(contract)[name]
-        return types.MethodType(default, made) if isinstance(default, types.FunctionType) else default
+        return types.MethodType(default, instance) if isinstance(default, types.FunctionType) else default
 
-    def reduce(made: Any, protocol: int) -> tuple[Any, ...]:  # its name is that of the class it was made of
-        return blank, (target, contract), made.__getstate__()
+    def reduce(instance: Any, protocol: int) -> tuple[Any, ...]:  # pickle would look this class up by its name, which is the user's class's
+        return new_without_state, (target, contract), instance.__getstate__()
 
     body = {name: getattr(target, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {"__getattr__": fallback, "__reduce_ex__": reduce}
     return types.new_class(target.__name__, (target,), exec_body=lambda names: names.update(body))
 
 
-def blank(target: type, contract: type) -> Any:
-    """An object of a served class without its state."""
-    kind = served(target, contract)
+def new_without_state(target: type, contract: type) -> Any:
+    """Return an instance of the class with defaults, without calling its constructor."""
+    kind = class_with_defaults(target, contract)
     return kind.__new__(kind)
 
 
-def place(target: Any, error: Exception) -> str:
-    """Where an error came from: the last line of the file of a class that it went through, or of any file."""
+def location_of(target: Any, error: Exception) -> str:
+    """Return file and line where an error arose: the innermost in the source file of a class or, if it passed none there, of all."""
     frames = []
     trace = error.__traceback__
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    own = source(target)
-    file, line = next((frame for frame in reversed(frames) if frame[0] == own), frames[-1])
+    source = source_file(target)
+    file, line = next((frame for frame in reversed(frames) if frame[0] == source), frames[-1])
     return f"{Path(file).name}:{line}"
 
 
-def source(target: Any) -> str | None:
-    """The file in which a class is written."""
+def source_file(target: Any) -> str | None:
+    """Return the file in which a class is written, or None."""
     try:
         return inspect.getsourcefile(target)
     except (OSError, TypeError):

@@ -1,12 +1,12 @@
-"""What a run asks of its parts: of a data set and its views, a task, a model, trackers, loggers, and what else a configuration names.
+"""The members that each part of a run must have and may have: data sets, views, tasks, models, trackers, loggers and the rest.
 
-Inherit from the class of a contract, or write one of your own with the same members. What is marked `must`, and an attribute that is
-announced without a value, has to be there, on the class or on the instance; anything else has the default that stands here, which a class
-of your own gets when it leaves it out. Arguments before a `/` are passed by place, those behind it by their name or by place.
+Inherit from the class of a contract, or write your own class with the same members. A method marked `@required` and an attribute declared
+without a value must exist, on the class or on the instance. Everything else is optional: a class that leaves it out gets the default
+written here. Arguments before a `/` are passed by position, those after it by position or by name.
 
-Shapes have one legend, time first: T simulation steps, N samples of a batch, C channels, H rows and W columns, K outputs. Events are
-x [T, N, C, H, W], still images [N, C, H, W], outputs [T, N, K]. Of G graphs with V nodes and E edges in all: x [V, F], edge_index [2, E],
-outputs [T, G, K]. A clip of D frames is [N, D, C, H, W]; a stay is a sequence of S sets of events.
+Shapes are written the same way everywhere, time first: T simulation steps, N samples of a batch, C channels, H rows, W columns, K outputs.
+Events are x [T, N, C, H, W], still images [N, C, H, W], outputs [T, N, K]. A batch of G graphs with V nodes and E edges in total has
+x [V, F], edge_index [2, E] and outputs [T, G, K]. Clips of D frames are [N, D, C, H, W]; a stay is a sequence of S sets of events.
 """
 
 from __future__ import annotations
@@ -30,363 +30,368 @@ KINDS = {
     "stays": ("num_variables", "embeddings"),
     "video": ("in_channels", "spike_channels"),
 }
-"""What data may be, and the arguments of a model that such data `provide`; num_outputs comes from the task."""
+"""The kinds of data, each with the model arguments that such data provide; num_outputs comes from the task."""
 
 
-def must(verb: Callable) -> Callable:
-    """Mark a verb that has no default."""
-    verb.must = True
-    return verb
+def required(method: Callable) -> Callable:
+    """Mark a method that has no default."""
+    method.required = True
+    return method
 
 
 class View:
-    """One split of a data set, in whole batches; a loader process may get a copy of it."""
+    """One split of a data set, read in whole batches; each loader process may get its own copy."""
 
-    @must
+    @required
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         raise NotImplementedError
 
-    @must
+    @required
     def __getitems__(self, keys: Sequence[tuple[int, int]], /) -> tuple[Tensor, ...]:
-        """The batch of N `keys`, pairs of (epoch, index): what is drawn at random must follow from these two and the seed.
+        """Return the batch of N `keys`, each a pair (epoch, index); random augmentation must depend on these two and the seed alone.
 
         Frames: x [T, N, C, H, W] or [N, C, H, W] and y int64 [N]. Graphs: a torch_geometric Data or Batch with x [V, F], edge_index [2, E],
-        batch [V] and ptr [G + 1], and y int64 [G] or float32 [G, targets]. Each part has `.to(device)`.
+        batch [V] and ptr [G + 1], and y int64 [G] or float32 [G, targets]. Every element of the tuple must have `.to(device)`.
         """
         raise NotImplementedError
 
 
 class DataSet:
-    """Samples with a split, and whatever is measured on the training part alone. It is made on every process of a run."""
+    """Samples divided into splits, with the statistics of the training split; every process of a run makes its own."""
 
     shape: tuple[Any, ...]
-    """Of one sample: events (T, C, H, W), still images (C, H, W), graphs ("V", F), stays ("S", "E", variables), video (D, C, H, W)."""
+    """The shape of a sample: events (T, C, H, W), images (C, H, W), graphs ("V", F), stays ("S", "E", variables), video (D, C, H, W)."""
     provides: Mapping[str, Any]
-    """What a model may leave null: the arguments of `KINDS`, by name."""
+    """Values for the model arguments of `KINDS`, by name; the model's configuration may leave these null."""
     splits: Mapping[str, int]
-    """The number of samples of "train", "val" and "test"; 0 where there are none."""
+    """The number of samples of "train", "val" and "test"; 0 for a split that does not exist."""
     protocol: str
-    """What the data are and how they were divided, in words: it stands in every result."""
+    """A sentence that says what the data are and how they were split; it is written into every result."""
 
     name: str = "this data set"
+    """The name of the data set in messages."""
     directory: Path = Path()
+    """The folder of the data, for messages."""
     kind: str | None = None
-    """One of `KINDS`: a model or a task for other data is refused before these are prepared. None: it is told from what they provide."""
+    """One of `KINDS`, so that an unsuitable model or task is refused before the data are prepared; None: inferred from `provides`."""
     classes: Sequence[str] = ()
-    """Names of the classes, of data that have some; a task reads how many outputs they need."""
+    """The names of the classes, for classification; the task takes its number of outputs from them."""
     targets: Sequence[str] = ()
-    """Names of the numbers to predict, of data that have some."""
+    """The names of the numbers to predict, for regression."""
     node_budget: int | None = None
-    """The sum of `sizes` that a batch keeps to, beside batch_size."""
+    """The largest allowed sum of `sizes` in one batch, in addition to batch_size; None: no limit."""
     frames: int | None = None
-    """D, of video."""
+    """The number of frames D of a video clip."""
     variables: Sequence[str] | None = None
-    """Names of the variables of stays, by which saved weights find their rows."""
+    """The names of the variables of stays, which assign the rows of saved weights."""
     positive: float = 0.0
-    """The share of training stays that had the outcome."""
+    """The fraction of training stays with the outcome."""
     preparation: Callable[[dict[str, Any]], Callable[[Any], Any]] | None = None
-    """A static method: what `prepare` does in a run, by its `state_dict`, for programs that have no data; None: the data are read."""
+    """A static method from a run's `state_dict` to its `prepare`, for programs that have no data on disk; None: the data are loaded."""
 
-    @must
+    @required
     def view(self, split: str, /, augment: bool = False) -> View:
-        """The samples of "train", "val", "test", or "all" three in this order; `augment`: as they are trained on."""
+        """Return the samples of "train", "val" or "test", or of "all" three in this order; `augment`: with training augmentation."""
         raise NotImplementedError
 
     def prepare(self, batch: Any, /) -> Any:
-        """A batch of a view as the model and the task take it, on the device where it lies: normalised, in floating point."""
+        """Return a batch of a view as the model and the task expect it, normalised and in floating point, on the same device."""
         return batch
 
     def sizes(self, split: str, augmented: bool = False) -> np.ndarray:
-        """The size of each sample of a split, int64 [M]; needed with a `node_budget`."""
+        """Return the size of each of the M samples of a split, int64 [M]; required with a `node_budget`."""
         raise UserError(f"{self.name} has a node_budget, and no sizes(split, augmented) to hold against it.")
 
     def lengths(self, split: str, /) -> np.ndarray | None:
-        """Numbers by which samples of one batch are to be alike, int64 [M]; None: they need not be."""
+        """Return the length of each of the M samples, int64 [M], to batch samples of similar length; None: batch in any order."""
         return None
 
     def telling_part(self, split: str, /) -> View:
-        """The samples on which activity and energy are measured; something smaller where a part of a sample tells as much."""
+        """Return the samples for measuring activity and energy; parts of samples, where these give the same information."""
         return self.view(split, augment=False)
 
     def clip_name(self, split: str, index: int, /) -> str:
-        """The name of a clip of video, fit for a file."""
+        """Return the name of a video clip, valid as a file name."""
         return f"{split}_{index:05d}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps to know its data again, tensors and plain values: the split, the normalisation."""
+        """Return what a checkpoint stores to recognise its data, as tensors and plain values: the split, the normalisation."""
         return {"samples": dict(self.splits)}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take over the normalisation of a run, whatever its samples; raise UserError where its model cannot judge these data."""
+        """Take over the normalisation of a run, even of other samples; raise UserError if its model cannot be used on these data."""
 
     def same_samples(self, state: dict[str, Any], /) -> bool:
-        """Whether a run's `state_dict` is of the same samples in the same splits; only then it may be resumed."""
+        """Return True if a run's `state_dict` has the same samples in the same splits; only then can the run be resumed."""
         return state.get("samples", dict(self.splits)) == dict(self.splits)
 
     def seen_before(self, state: dict[str, Any], split: str, /) -> int | None:
-        """How many samples of a split a run trained or validated with, by its `state_dict`; None: it cannot be told."""
+        """Return how many samples of a split a run with this `state_dict` has trained or validated on; None: unknown."""
         return None
 
 
 class Task:
-    """What is learned: loss, metrics and predictions."""
+    """What is learned: the loss, the metrics and the predictions."""
 
     monitor: str
-    """The metric of validation that chooses the best epoch."""
+    """The validation metric that chooses the best epoch, unless the key `monitor` names another."""
     modes: Mapping[str, str]
-    """Metrics that may choose it, and whether "max" or "min" is better."""
+    """Every metric that may choose the best epoch, with "max" or "min" for what is better."""
 
     kinds: tuple[str, ...] = ()
-    """The `KINDS` of data that it is for; none named: any."""
+    """The `KINDS` of data that the task accepts; empty: all."""
     terms: Mapping[str, Any] = {}
-    """Parts of the latest loss, for trackers."""
+    """The terms of the latest loss, for trackers."""
 
-    @must
+    @required
     def outputs(self, data: DataSet, /) -> int | None:
-        """The number of outputs that these data need, the model's num_outputs; raise UserError where it cannot learn them."""
+        """Return the model's num_outputs for these data; raise UserError if the task cannot learn them."""
         raise NotImplementedError
 
-    @must
+    @required
     def loss(self, model: nn.Module, batch: Any, /, step: int) -> tuple[Tensor, Any]:
-        """Loss, a scalar (the mean over the batch), and output, a tensor or what has `detach()`; `step` optimizer steps are done."""
+        """Return the loss (a scalar, the batch mean) and the output (anything with `detach()`); `step`: optimizer steps done so far."""
         raise NotImplementedError
 
-    @must
+    @required
     def counts(self, loss: Tensor, output: Any, batch: Any, /) -> dict[str, Tensor]:
-        """Float64 scalars, sums over the batch on its device, that add up to metrics over batches and processes: "n" samples, ..."""
+        """Return sums over the batch ("n" samples, ...), float64 scalars on its device, which are added up over batches and processes."""
         raise NotImplementedError
 
-    @must
+    @required
     def metrics(self, counts: dict[str, float], /) -> dict[str, float]:
-        """Metrics from summed counts."""
+        """Return the metrics that follow from the total `counts`."""
         raise NotImplementedError
 
-    @must
+    @required
     def predict(self, output: Any, batch: Any, /) -> tuple[Tensor, ...]:
-        """Prediction and truth of each sample, [N, ...] each, and perhaps a score."""
+        """Return the prediction and the truth of each sample, [N, ...] each, and optionally a score."""
         raise NotImplementedError
 
     def joined(self, outputs: list[Any], /) -> Any:
-        """The outputs of several batches as that of one, for programs; as they are, a list."""
+        """Return the outputs of several batches joined into one, for programs; the default is the list itself."""
         return outputs
 
     def ranking(self, true: np.ndarray, score: np.ndarray, /) -> dict[str, float]:
-        """Metrics that need the scores of all samples at once."""
+        """Return the metrics that need the scores of all samples at once, such as AUROC."""
         return {}
 
 
 class Model:
-    """A torch.nn.Module, and what it may offer beside its outputs; what it offers is asked for by `offered`.
+    """A torch.nn.Module, and the members that it may have in addition; `optional_member` reads them.
 
-    A variational model also has `posterior`: mean and log variance [L, M, D] of the M sets of the latest forward pass on L levels, without
-    gradient; None before the first.
+    A variational model also has `posterior`: the means and the log variances, [L, M, D] each, of the M sets of the latest forward pass at L
+    levels, without gradient; None before the first forward pass.
     """
 
     published: tuple[Any, ...] = ()
-    """Tables of the names that published weights have (`snnexp.published.Published`)."""
+    """Tables that translate the names of published weights (`snnexp.published.Published`)."""
     kinds: tuple[str, ...] = ()
-    """The `KINDS` of data that it is for; none named: those that provide the arguments of its constructor."""
+    """The `KINDS` of data that the model accepts; empty: those that provide the arguments of its constructor."""
     deterministic_on_cuda: bool = True
-    """False: it has a gradient without a deterministic form there, so deterministic=true is refused."""
+    """False if a gradient has no deterministic form on CUDA: deterministic=true is then refused."""
     model_type: str | None = None
-    """What it calls itself in the LIF statistics; None: the name of its class."""
+    """The name of the model in the LIF statistics; None: the name of its class."""
     channel_groups: Callable[[], list[Any]] | None = None
-    """A method: the channels that leave together when it is pruned (`snnexp.models.channels`); None: it cannot be pruned."""
+    """A method that returns the channels to prune together (`snnexp.models.channels`); None: the model cannot be pruned."""
 
-    @must
+    @required
     def forward(self, *inputs: Any) -> Any:
-        """Frames [T, N, C, H, W] or [N, C, H, W] to outputs [T, N, K], graphs to [T, G, K]: logits, or what else the task reads."""
+        """Return outputs [T, N, K] for frames [T, N, C, H, W] or [N, C, H, W], [T, G, K] for graphs: logits, or what the task reads."""
         raise NotImplementedError
 
-    @must
+    @required
     def state_dict(self) -> dict[str, Tensor]:
-        """As torch.nn.Module has it."""
+        """Return the weights, as torch.nn.Module does."""
         raise NotImplementedError
 
 
-def offered(owner: Any, name: str, contract: type = Model) -> Any:
-    """What a model, a part of one, or a class has under a name of its contract; what that says where there is nothing."""
+def optional_member(owner: Any, name: str, contract: type = Model) -> Any:
+    """Return the optional member `name` of a model, a submodule or a class, or the default of its contract."""
     return getattr(owner, name, getattr(contract, name))
 
 
 def is_variational(model: nn.Module) -> bool:
-    """True if a model has a `posterior`, and not a layer that is called so."""
+    """Return True if a model has a `posterior`, unless that is only a layer of this name."""
     return hasattr(model, "posterior") and not callable(model.posterior)
 
 
 class Tracker:
-    """Looks on while a run trains, and records what it sees.
+    """Observes a run while it trains, and records what it sees.
 
-    To its constructor the runner gives what it has arguments for: `model`, `task`, `folder` (the run directory), `main` (true on the
-    process that writes), `reduce` (sums a tensor over the processes, to the CPU), `trackers` (the names of all), and `probe` (a pass over
-    held-out data: an iterator of mu and logvar [L, M, D] and the terms of the loss).
+    The runner passes the constructor those of these arguments that it accepts: `model`, `task`, `folder` (the run directory), `main` (True
+    on the process that writes), `reduce` (sums a tensor over the processes, onto the CPU), `trackers` (the names of all trackers) and
+    `probe` (a function that passes over held-out data and returns an iterator of mu and logvar [L, M, D] and the terms of the loss).
     """
 
     news: Sequence[str] = ()
-    """Lines for whoever watches the run; the runner says them and takes them from the list."""
+    """Lines to print; the runner prints them and removes them from the list."""
 
-    @must
+    @required
     def observe(self, split: str, /) -> None:
-        """See the forward pass just done on "train", "val" or "test", on every process, before the neurons are reset."""
+        """Observe the latest forward pass on "train", "val" or "test"; called on every process, before the neurons are reset."""
         raise NotImplementedError
 
     def stepped(self, step: int, /) -> dict[str, float]:
-        """Values to log by step, `step` optimizer steps being done."""
+        """Return values to log by step, after optimizer step number `step`."""
         return {}
 
     def close_epoch(self, epoch: int, /) -> dict[str, float | list[float]]:
-        """Values for the line of an epoch in the log, `epoch` being done; of a list of T values the loggers get the mean."""
+        """Return values for the log line of `epoch`, which has just ended; of a list of T values the loggers get the mean."""
         return {}
 
     def listening(self, net: nn.Module, console: Console | None, /) -> AbstractContextManager[Any]:
-        """A context around the steps of an epoch, in which `net` is called; `console`: a terminal to draw on, or None."""
+        """Return a context for the steps of an epoch, in which `net` is called; `console`: the terminal to draw on, or None."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, tensors and plain values, on every process; what it has written must be on the disk."""
+        """Return the tracker's state as tensors and plain values, on every process; what it has written must be on disk by then."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a state; what was written after it is dropped."""
+        """Continue from a state, and drop what was written after it."""
 
     def finish(self) -> list[Path]:
-        """Write what is left; all files there are."""
+        """Write what is left, and return the paths of all files written."""
         return []
 
     def rows(self) -> list[tuple[str, str]]:
-        """Rows of the table at the end of a run: title, text."""
+        """Return rows (title, text) for the table at the end of a run."""
         return []
 
 
 class Logger:
-    """Draws the curves of a run elsewhere; on the main process.
+    """Sends the curves of a run elsewhere, on the main process only.
 
-    To its constructor the runner gives what it has arguments for: `run_dir`, and `first_epoch` and `first_step`, the first to come.
+    The runner passes the constructor those of these arguments that it accepts: `run_dir`, `first_epoch` and `first_step`; the latter two
+    are the first epoch and the first step that will be logged.
     """
 
-    @must
+    @required
     def scalars(self, values: dict[str, float], epoch: int, /) -> None:
-        """A point at `epoch` for each tag: Train/Loss, Val/Acc1, LR ..."""
+        """Log a point at `epoch` for each tag: Train/Loss, Val/Acc1, LR ..."""
         raise NotImplementedError
 
     def step_scalars(self, values: dict[str, float], step: int, /) -> None:
-        """A point at an optimizer step for each tag."""
+        """Log a point at an optimizer step for each tag."""
 
     def hparams(self, config: dict[str, Any], /) -> None:
-        """Take note of the configuration, config.json."""
+        """Log the configuration (config.json)."""
 
     def upload(self, path: Path, /) -> None:
-        """Send a file that a tracker has written."""
+        """Upload a file that a tracker has written."""
 
     def finish(self, result: dict[str, Any], /) -> None:
-        """Take note of the result, result.json."""
+        """Log the result (result.json)."""
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write what is still buffered, and close."""
 
 
 class Schedule:
-    """The learning rate as a function of how far the run is."""
+    """The learning rate as a function of the progress of a run."""
 
-    @must
+    @required
     def factor(self, done: float, epochs: int, /) -> float:
-        """What multiplies the rate of every parameter group, `done` of `epochs` epochs into the run."""
+        """Return the multiplier of every parameter group's learning rate after `done` of `epochs` epochs."""
         raise NotImplementedError
 
     def observe(self, value: float, mode: str, /) -> None:
-        """Hear the monitored value of a validation; `mode`: whether "max" or "min" is better."""
+        """Take note of the monitored value of a validation; `mode` says whether "max" or "min" is better."""
 
     def forget(self) -> None:
-        """Forget the values heard, because the next ones are of another kind."""
+        """Forget the observed values, because the next ones are not comparable with them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was heard, as plain values."""
+        """Return the state that the observed values have led to, as plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
 
 class Optimizer:
-    """As torch.optim.Optimizer has it; the runner gives its constructor `params`."""
+    """The members of torch.optim.Optimizer that a run uses; the runner passes the constructor `params`."""
 
     param_groups: list[dict[str, Any]]
-    """Parameters and their "lr"."""
+    """The groups of parameters, each with its "lr"."""
 
-    @must
+    @required
     def step(self) -> Any:
-        """One step on the gradients."""
+        """Take one optimizer step on the gradients."""
         raise NotImplementedError
 
-    @must
+    @required
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
         raise NotImplementedError
 
-    @must
+    @required
     def state_dict(self) -> dict[str, Any]:
-        """Moments and settings."""
+        """Return the moments and the settings."""
         raise NotImplementedError
 
-    @must
+    @required
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         raise NotImplementedError
 
 
 class Pruner:
-    """Chooses channels and takes them out; the runner gives its constructor `model`. conf/pruner/spike_map.yaml explains the settings."""
+    """Chooses channels and removes them; the runner passes the constructor `model`, conf/pruner/spike_map.yaml explains the settings."""
 
     criterion: Criterion
+    """What scores the channels."""
     groups: list[Any]
-    """The groups that it prunes (`snnexp.models.channels.ChannelGroup`), as they are now."""
+    """The channel groups to prune (`snnexp.models.channels.ChannelGroup`), in their present size."""
     ratio: float
-    """The share of the channels that goes in the end."""
+    """The fraction of the channels to remove in the end."""
     calibration_samples: int
+    """The number of training samples that the scores are computed on."""
 
-    @must
+    @required
     def compute_channel_scores(self, batches: Iterable[Any], forward: Callable[[Any], Any], /) -> dict[str, Tensor]:
-        """A score for every unit of a group, by its name, float64 on the CPU; `forward` takes a batch through the model."""
+        """Return a score for every unit of each group, by group name, float64 on the CPU; `forward` runs the model on a batch."""
         raise NotImplementedError
 
-    @must
+    @required
     def select_channels_to_prune(self, scores: Mapping[str, Tensor], ratio: float, /) -> dict[str, list[int]]:
-        """The units of each group to take out now, so that `ratio` of the dense model's are gone."""
+        """Return the units of each group to remove now, so that in total `ratio` of the dense model's units are removed."""
         raise NotImplementedError
 
-    @must
+    @required
     def cut(self, removed: Mapping[str, Sequence[int]], /) -> Any:
-        """What taking units out leaves (`snnexp.pruning.surgery.Cut`)."""
+        """Return the cut that removes these units (`snnexp.pruning.surgery.Cut`)."""
         raise NotImplementedError
 
-    @must
+    @required
     def scheduled(self, total_epochs: int, /) -> Callable[[int], float]:
-        """The ratio of each epoch, of a run that prunes while it trains."""
+        """Return the function from epoch to ratio, for a run that prunes while it trains."""
         raise NotImplementedError
 
 
 class Criterion:
-    """By what a channel is judged; the lowest go."""
+    """Scores channels; those with the lowest scores are removed."""
 
     title: str
-    """What the score is, in words."""
+    """The score in words."""
 
-    @must
+    @required
     def watch(self, model: nn.Module, groups: list[Any], /) -> list[RemovableHandle]:
-        """Hook what it has to see of the forward passes; the handles of the hooks."""
+        """Register the hooks that the score needs, and return their handles."""
         raise NotImplementedError
 
-    @must
+    @required
     def scores(self) -> dict[str, Tensor]:
-        """A score for each unit, by the group's name, float64 on the CPU."""
+        """Return a score for each unit, by group name, float64 on the CPU."""
         raise NotImplementedError
 
 
 CONTRACTS = {"dataset": DataSet, "task": Task, "scheduler": Schedule, "logger": Logger, "model": Model, "optimizer": Optimizer}
-"""By the group of the configuration whose class keeps it; a run has one of each."""
-MORE = {"tracker": Tracker, "pruner": Pruner, "pruner.criterion": Criterion}
-"""The same of what a run may have: a tracker is a node below `tracker`."""
+"""The contract of each configuration group of which a run has exactly one class."""
+OPTIONAL_CONTRACTS = {"tracker": Tracker, "pruner": Pruner, "pruner.criterion": Criterion}
+"""The contracts of what a run may have in addition; each tracker is a node below `tracker`."""
 
 Probe = Callable[[], Iterator[tuple["Tensor", "Tensor", dict[str, Any]]]]
-"""What a tracker gets as `probe`."""
+"""The type of the `probe` argument of a tracker."""

@@ -1,4 +1,4 @@
-"""Files that survive a kill: those replaced as a whole, those that grow and are cut back, and directories that one process makes."""
+"""Files that survive a kill: files replaced as a whole, files that grow and are cut back, and directories made by one process only."""
 
 import os
 import secrets
@@ -13,37 +13,37 @@ UNHARMED = " What was written before is unharmed."
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a file is written before it takes the place of `path`."""
+    """Return the path to which a file is written before it replaces `path`."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def replacing(path: Path, mode: str = "w", *, shared: bool = False) -> Iterator[IO[Any]]:
-    """A new file, open in `mode` (w or wb), that takes the place of `path` at the end: a power cut leaves the old one or the new one.
+    """Open a new file in `mode` (w or wb) that replaces `path` when the block ends: a power cut leaves the old file or the new one.
 
-    Nothing is left if the block fails; what a kill leaves, the next writer removes. Where several processes may write `path` at once
-    (`shared`), each writes a file of its own. A link at `path` is replaced, not followed. Raises: OSError.
+    If the block fails, the new file is removed; what a kill leaves behind, the next writer removes. With `shared`, several processes may
+    write `path` at the same time, each into its own temporary file. A link at `path` is replaced, not followed. Raises: OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") if shared else temporary_name(path)
-    # Never opened as it lies there: it may be a link, or a second name of another file that a kill has left.
+    # Never open an existing file of this name: it may be a link, or a second name of another file, left by a kill.
     temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", opener=_new) as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", opener=_create) as file:
             yield file
-            to_disk(file)
+            flush_to_disk(file)
         os.replace(temporary, path)
-    except BaseException:  # a Ctrl-C too must not leave half a file; it goes on
+    except BaseException:  # Ctrl-C too must not leave half a file
         with suppress(OSError):
             temporary.unlink()
         raise
 
 
-def _new(path: str, flags: int) -> int:
+def _create(path: str, flags: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
-def to_disk(file: IO[Any]) -> None:
-    """Wait until what was written to a file lies on the disk.
+def flush_to_disk(file: IO[Any]) -> None:
+    """Wait until everything written to a file is on the disk.
 
     Raises: OSError.
     """
@@ -51,8 +51,8 @@ def to_disk(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def directory_to_disk(path: Path) -> None:
-    """Wait until the names in a directory lie on the disk, where the file system lets a directory be opened."""
+def flush_directory(path: Path) -> None:
+    """Wait until the entries of a directory are on the disk, where the file system allows opening a directory."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -63,7 +63,7 @@ def directory_to_disk(path: Path) -> None:
 
 @contextmanager
 def explaining(path: Path, more: str = UNHARMED) -> Iterator[None]:
-    """Turn what the disk refuses within the block into RunFailed, which names the file and says `more`."""
+    """Turn an OSError of the block into RunFailed, whose message names the file and ends with `more`."""
     try:
         yield
     except OSError as error:
@@ -71,7 +71,7 @@ def explaining(path: Path, more: str = UNHARMED) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole.
+    """Write a text file, replacing an existing one as a whole.
 
     Raises: RunFailed if the disk refuses.
     """
@@ -79,8 +79,8 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def claim(parent: Path, name: str, *, exclusive: bool = False) -> Path:
-    """Make a directory that no other process has made; a taken name gets `_2`, `_3` ... up to `_999`, unless `exclusive`.
+def claim_directory(parent: Path, name: str, *, exclusive: bool = False) -> Path:
+    """Make a directory that did not exist, and return its path; a taken name gets `_2`, `_3` ... up to `_999`, unless `exclusive`.
 
     Raises: FileExistsError if the name is taken; OSError, which names the path, if the directory cannot be made.
     """
@@ -93,24 +93,24 @@ def claim(parent: Path, name: str, *, exclusive: bool = False) -> Path:
 
 
 class GrowingFile:
-    """A file to which bytes are added, and which a resumed run cuts back to what its checkpoint knew.
+    """A file that a run appends to, and that a resumed run cuts back to its size at the checkpoint.
 
-    What lies in the file before the first `write` or `cut` is of another run, and is started over. A link is not followed.
-    A file of `lines` is only ever cut at the end of one. Raises: RunFailed if the disk refuses.
+    `cut` continues an existing file; without it, the first `write` starts the file anew. A link at the path is not followed.
+    With `lines`, the file is only cut at the end of a line. Raises: RunFailed if the disk refuses.
     """
 
-    lost = (
+    advice = (
         "the record was cut, replaced or left behind. Put the original file back, resume from an earlier checkpoint, or resume "
         "without a record: ~tracker.NAME."
     )
-    """What has happened to a file that is not the one the checkpoint knew, and what to do."""
+    """The end of the error message for a file that does not match the checkpoint: what has happened, and what to do."""
 
     def __init__(self, path: Path, *, lines: bool = True) -> None:
         self.path, self.lines = Path(path), lines
-        self.size = 0  # bytes that are this run's
+        self.size = 0  # bytes that belong to this run
 
     def write(self, content: bytes) -> None:
-        """Add bytes, handed to the operating system before this returns."""
+        """Append bytes, and hand them to the operating system at once."""
         with explaining(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open("ab" if self.size else "wb") as file:
@@ -118,20 +118,20 @@ class GrowingFile:
         self.size += len(content)
 
     def sync(self) -> None:
-        """Wait until every byte lies on the disk; called before a checkpoint says how many there are."""
+        """Wait until every byte is on the disk; to be called before a checkpoint stores `size`."""
         if self.size:
             with explaining(self.path), self._open("ab") as file:
-                to_disk(file)
+                flush_to_disk(file)
 
     def cut(self, size: int) -> None:
-        """Keep the first `size` bytes, and drop what came after the checkpoint that counted them.
+        """Keep the first `size` bytes, as a checkpoint stored them, and drop everything after them.
 
-        Raises: UserError if there are fewer, or if no line ends there.
+        Raises: UserError if the file has fewer bytes, or if no line ends there.
         """
-        there = self.path.stat().st_size if self.path.exists() else 0
-        if not 0 <= size <= there:
-            raise UserError(f"{self.path} has {there} bytes, but the checkpoint says that {size} of them are its own:\n{self.lost}")
-        if there:
+        existing = self.path.stat().st_size if self.path.exists() else 0
+        if not 0 <= size <= existing:
+            raise UserError(f"{self.path} has {existing} bytes, but the checkpoint says that {size} of them are its own:\n{self.advice}")
+        if existing:
             with explaining(self.path), self._open("r+b") as file:
                 if self.lines and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                     raise UserError(self._inside_a_line(size))
@@ -139,12 +139,12 @@ class GrowingFile:
         self.size = size
 
     def _open(self, mode: str) -> IO[bytes]:
-        return open(self.path, mode, opener=without_link)
+        return open(self.path, mode, opener=open_without_link)
 
     def _inside_a_line(self, size: int) -> str:
-        return f"{self.path} has no end of a line at byte {size}, where the checkpoint's part ends:\n{self.lost}"
+        return f"{self.path} has no end of a line at byte {size}, where the checkpoint's part ends:\n{self.advice}"
 
 
-def without_link(path: str, flags: int) -> int:
-    """Open a file, but no link: the directory of a stranger's run must not lead to a file elsewhere."""
+def open_without_link(path: str, flags: int) -> int:
+    """Open a file but refuse a link, since the run directory of a stranger must not lead to a file elsewhere."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

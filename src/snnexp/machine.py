@@ -1,4 +1,4 @@
-"""This machine: what its processor is, and the folder that keeps what was made or measured for it."""
+"""This machine: its processor, and the cache folder for what was compiled or measured on it."""
 
 import os
 import platform
@@ -7,25 +7,28 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name and abilities, as the system tells them; equal text means equal code and like speed."""
+    """Return the processor's name and features as the system reports them; equal text means equal machine code and similar speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+    fields = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(fields)}))
 
 
 def cache_folder() -> Path:
-    """The folder, `snnexp` in the user's cache; PermissionError if another user could put something of his own there."""
+    """Return the folder `snnexp` in the user's cache, made if necessary.
+
+    Raises: PermissionError if another user could write to it; OSError or RuntimeError if there is no such folder.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnexp"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not only_ours(folder):
+    if not is_private(folder):
         raise PermissionError(f"{folder} belongs to, or can be written by, another user")
     return folder
 
 
-def only_ours(path: Path) -> bool:
-    """True if nobody but this user can have written it."""
+def is_private(path: Path) -> bool:
+    """Return True if nobody but this user can have written this file or folder."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,4 +1,4 @@
-"""What made a run: code, packages, machine, command line, written as provenance.json with diff.patch beside it."""
+"""The origin of a run: code, packages, machine and command line, written to provenance.json with diff.patch beside it."""
 
 import contextlib
 import importlib.metadata
@@ -19,13 +19,13 @@ import snnexp
 from snnexp.rundir import now, read_json, write_json
 
 PATCH_BYTES = 1 << 20
-"""A longer diff is cut, and says so."""
+"""Largest diff in bytes that is written whole; a longer one is cut and marked as cut."""
 UNTRACKED_NAMES = 200
-"""Names of untracked files that are listed, at most."""
+"""Largest number of untracked files that are listed by name."""
 GIT_SECONDS = 5.0
-"""Patience with one git command; a repository on a slow disk costs a run no more than this."""
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
-"""Variables that point git at a repository of their own choice."""
+"""Time limit of one git command in seconds, so that a repository on a slow disk does not hold up a run."""
+GIT_REDIRECTS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
+"""Variables that would make git answer for another repository."""
 ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
@@ -49,13 +49,13 @@ ENVIRONMENT = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "WORLD_SIZE",
 )
-"""The variables that are recorded: named one by one, because others of the same families hold secrets (SLURM_JWT)."""
+"""The environment variables that are recorded: listed one by one, because others with the same prefix hold secrets (SLURM_JWT)."""
 
 
 def write(run_dir: Path, argv: list[str], seed: int) -> None:
-    """Write `<run_dir>/provenance.json`, and `diff.patch` beside it if the code has changes that no commit holds.
+    """Write `<run_dir>/provenance.json`, and `diff.patch` beside it if the code has uncommitted changes.
 
-    Whatever cannot be found out is recorded as null with a reason. Raises: RunFailed if the disk refuses the record.
+    What cannot be determined is recorded as null with a reason. Raises: RunFailed if the record cannot be written.
     """
     run_dir = Path(run_dir).resolve()
     record, repositories = _record(argv, seed, None, run_dir)
@@ -71,28 +71,28 @@ def write(run_dir: Path, argv: list[str], seed: int) -> None:
 
 
 def collect(argv: list[str], seed: int, source_dir: Path | None = None) -> dict[str, Any]:
-    """The record that `write` writes, without the diff; `source_dir`: where snnexp's own code lies (default: found)."""
+    """Return the record that `write` writes, without the diff; `source_dir`: the directory of snnexp's own code (default: found)."""
     return _record(argv, seed, source_dir, None)[0]
 
 
 def add(run_dir: Path, name: str, value: Any) -> None:
-    """Add to the record of a run what only its work brings to light.
+    """Add an entry that becomes known only during the run to its record.
 
-    Raises: RunFailed if the disk refuses.
+    Raises: RunFailed if the record cannot be written.
     """
     path = Path(run_dir) / "provenance.json"
     write_json(path, (read_json(path) if path.exists() else {}) | {name: value})
 
 
-def added(run_dir: Path, name: str) -> Any:
-    """What was added to the record of a run under a name, or None."""
+def read_added(run_dir: Path, name: str) -> Any:
+    """Return the entry that `add` wrote under a name, or None."""
     path = Path(run_dir) / "provenance.json"
     return read_json(path).get(name) if path.exists() else None
 
 
 @dataclass
 class _Repository:
-    """State of one git working tree."""
+    """The state of one git working tree."""
 
     title: str
     record: dict[str, Any]
@@ -100,73 +100,72 @@ class _Repository:
     cut: bool = False
 
     def section(self) -> bytes:
-        """Its part of diff.patch; `git apply` passes over the lines in front of the first diff."""
+        """Return its part of diff.patch; `git apply` ignores the lines before the first diff."""
         lines = [f"# {self.title}: changes against {self.record['commit'] or 'the empty tree'}"]
         if self.cut:
             lines.append(f"# CUT: only the first {len(self.patch)} bytes of a longer diff follow")
         if self.record["untracked"]:
-            number = self.record["untracked_count"]
-            lines.append(f"# {number} untracked, not contained here:")
+            count = self.record["untracked_count"]
+            lines.append(f"# {count} untracked, not contained here:")
             lines += [f"#   {name}" for name in self.record["untracked"]]
-            if number > len(self.record["untracked"]):
-                lines.append(f"#   ... and {number - len(self.record['untracked'])} more")
+            if count > len(self.record["untracked"]):
+                lines.append(f"#   ... and {count - len(self.record['untracked'])} more")
         return "\n".join(lines).encode(errors="surrogateescape") + b"\n" + self.patch
 
 
 def _record(argv: list[str], seed: int, source_dir: Path | None, run_dir: Path | None) -> tuple[dict[str, Any], list[_Repository]]:
     reasons: dict[str, str] = {}
 
-    def found(name: str, look: Callable[[], Any]) -> Any:
-        # A run must not fail for want of a record of it: what cannot be found out is null, and says why.
+    def look_up(name: str, function: Callable[[], Any]) -> Any:
+        # A run must not fail because its origin cannot be recorded: what cannot be determined is null, with a reason.
         try:
-            return look()
+            return function()
         except Exception as error:
             reasons[name] = f"{type(error).__name__}: {error}"
             return None
 
     source_dir = source_dir or _source_checkout()
-    here = found("directory", Path.cwd)
-    ours = _repository("snnexp", source_dir, run_dir) if source_dir else None
-    theirs = (
-        _repository("working directory", here, run_dir)
-        if here
+    directory = look_up("directory", Path.cwd)
+    source = _repository("snnexp", source_dir, run_dir) if source_dir else None
+    working = (
+        _repository("working directory", directory, run_dir)
+        if directory
         else _Repository("working directory", _no_repository("the working directory is gone"))
     )
     words = _words(argv)
     record = {
         "command": shlex.join(["snnexp", *words]),
         "argv": words,
-        "directory": _without_home(str(here)) if here else None,
+        "directory": _without_home(str(directory)) if directory else None,
         "seed": seed,
         "started": now(),
-        "hostname": found("hostname", platform.node),
-        "os": found("os", platform.platform),
+        "hostname": look_up("hostname", platform.node),
+        "os": look_up("os", platform.platform),
         "snnexp": {
             "version": snnexp.__version__,
             "source": _without_home(str(source_dir)) if source_dir else None,
-            "git": ours.record if ours else _no_repository("installed as a package, not from a checkout"),
+            "git": source.record if source else _no_repository("installed as a package, not from a checkout"),
         },
-        "git": theirs.record,
+        "git": working.record,
         "diff": None,
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
         "hardware": {
-            "cpu": found("cpu", cpu),
-            "memory_gib": found("memory", _memory_gib),
-            "gpus": found("gpus", _gpus),
+            "cpu": look_up("cpu", cpu),
+            "memory_gib": look_up("memory", _memory_gib),
+            "gpus": look_up("gpus", _gpus),
         },
-        "torch": found("torch", _torch),
+        "torch": look_up("torch", _torch),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        "packages": found("packages", _packages),
+        "packages": look_up("packages", _packages),
         "reasons": reasons,
     }
-    repositories = [repository for repository in (ours, theirs) if repository is not None]
-    if ours is not None and ours.record["root"] == theirs.record["root"]:
-        repositories = [ours]
-    return record, repositories
+    if source is None:
+        return record, [working]
+    return record, [source] if source.record["root"] == working.record["root"] else [source, working]
 
 
 def _words(argv: list[str]) -> list[str]:
-    """The words after `snnexp`, the same whoever ran it: neither the program's own path nor a home directory."""
+    """Return the words after `snnexp`, without the path of the program and of the home directory, so that they work for any user."""
     program, *verb = Path(argv[0]).name.split(" ") if argv else [""]
     words = [*verb, *argv[1:]] if program in ("snnexp", "snnexp.exe", "__main__.py") else argv
     return [_without_home(word) for word in words]
@@ -178,7 +177,7 @@ def _without_home(text: str) -> str:
 
 
 def _source_checkout() -> Path | None:
-    """Directory of snnexp's own code, if it is used from a checkout and not from site-packages."""
+    """Return the directory of snnexp's own code if it runs from a checkout, None if from site-packages."""
     package = Path(snnexp.__file__).resolve().parent
     return None if {"site-packages", "dist-packages"} & set(package.parts) else package
 
@@ -209,7 +208,7 @@ def _repository(title: str, directory: Path, run_dir: Path | None) -> _Repositor
         elif kind in ("1", "2", "u"):
             changed += 1
             if kind == "2":
-                next(entries)  # the name it had before, an entry of its own
+                next(entries)  # the old name of a renamed file, which is an entry of its own
         elif kind == "?" and not _is_output(root / rest, root, run_dir):
             untracked.append(rest)
     if commit == "(initial)":
@@ -241,15 +240,15 @@ def _repository(title: str, directory: Path, run_dir: Path | None) -> _Repositor
 
 
 def _is_output(entry: Path, root: Path, run_dir: Path | None) -> bool:
-    # The runs themselves (outputs/) are no change of the code that made them.
+    # The runs themselves (outputs/) do not count as changes of the code.
     if run_dir is None:
         return False
-    beside = root in run_dir.parent.parents and entry.is_relative_to(run_dir.parent)
-    return beside or run_dir.is_relative_to(entry)
+    is_sibling = root in run_dir.parent.parents and entry.is_relative_to(run_dir.parent)
+    return is_sibling or run_dir.is_relative_to(entry)
 
 
 def _diff(root: Path, commit: str | None) -> tuple[bytes, bool]:
-    """Changes of tracked files against HEAD, cut at a line's end when longer than PATCH_BYTES."""
+    """Return the changes of tracked files against HEAD, cut at the end of a line if longer than PATCH_BYTES, and whether they are cut."""
     against = "HEAD" if commit else os.fsdecode(_git(root, "hash-object", "-t", "tree", "/dev/null")).strip()
     style = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
     patch = _git(root, *style, "diff", "--no-color", "--no-ext-diff", "--no-textconv", against, limit=PATCH_BYTES + 1)
@@ -259,18 +258,18 @@ def _diff(root: Path, commit: str | None) -> tuple[bytes, bool]:
 
 
 class _NoGit(Exception):
-    """Why git gave no answer."""
+    """The reason why git gave no answer."""
 
 
 def _git(directory: Path, *arguments: str, limit: int = -1) -> bytes:
-    """Output of a git command, its first `limit` bytes; nothing in the repository is changed by it, locks included."""
-    # GIT_DIR and its kin, set in a git hook, would answer for another repository than that of `directory`.
-    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    """Return the first `limit` bytes of a git command's output; nothing in the repository is changed, not even a lock."""
+    # GIT_DIR and the like, which are set in a git hook, would select another repository than that of `directory`.
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_REDIRECTS}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(directory), *arguments]
     with tempfile.TemporaryFile() as output:
         try:
-            done = subprocess.run(
+            finished = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -284,9 +283,9 @@ def _git(directory: Path, *arguments: str, limit: int = -1) -> bytes:
             raise _NoGit(f"git {arguments[0]} took more than {GIT_SECONDS:g} s") from None
         except OSError as error:
             raise _NoGit(f"git cannot be run: {error}") from error
-        if done.returncode:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            raise _NoGit(words[0] if words else f"git ended with code {done.returncode}")
+        if finished.returncode:
+            lines = finished.stderr.decode(errors="replace").strip().splitlines()
+            raise _NoGit(lines[0] if lines else f"git ended with code {finished.returncode}")
         output.seek(0)
         return output.read(limit)
 
@@ -295,9 +294,9 @@ def _git(directory: Path, *arguments: str, limit: int = -1) -> bytes:
 
 
 def cpu() -> dict[str, Any]:
-    """The processor's name, its cores, and the threads it has and this process may use."""
+    """Return the processor's name, its number of cores and of threads, and the number of threads that this process may use."""
     model, physical = platform.processor() or platform.machine(), None
-    with contextlib.suppress(FileNotFoundError):  # not Linux: the names above must do
+    with contextlib.suppress(FileNotFoundError):  # not Linux: the names above are all there is
         fields = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
         pairs = [(key.strip(), value.strip()) for key, _, value in fields]
         model = next((value for key, value in pairs if key == "model name"), model)
@@ -312,7 +311,7 @@ def _memory_gib() -> float:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """GPUs of this machine, asked of the driver: asking torch would open a context on the first of them."""
+    """Return the GPUs of this machine as the driver lists them; torch would open a context on the first one."""
     driver = Path("/proc/driver/nvidia")
     if (driver / "gpus").is_dir():
         words = (driver / "version").read_text().split()
@@ -323,20 +322,20 @@ def _gpus() -> list[dict[str, Any]]:
             names.append(next((value.strip() for key, _, value in pairs if key.strip() == "Model"), None))
         return [{"name": name, "driver": version} for name in names]
     if Path("/dev/nvidiactl").exists() and shutil.which("nvidia-smi"):  # a container that hides /proc/driver
-        done = subprocess.run(
+        finished = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=GIT_SECONDS,
             check=True,
         )
-        rows = [line.rpartition(", ") for line in done.stdout.splitlines()]
+        rows = [line.rpartition(", ") for line in finished.stdout.splitlines()]
         return [{"name": name, "driver": version} for name, _, version in rows]
     return []
 
 
 def _torch() -> dict[str, Any] | None:
-    """What only an imported torch can tell; null in a process that has not imported it."""
+    """Return what only an imported torch can tell; None in a process that has not imported it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -349,7 +348,7 @@ def _torch() -> dict[str, Any] | None:
 
 
 def _packages() -> dict[str, str]:
-    """Installed distributions and their versions, as the interpreter would import them."""
+    """Return the installed distributions and their versions, as the interpreter would import them."""
     versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]

@@ -1,4 +1,4 @@
-"""The run directory: its paths, how it is claimed, and its small JSON files (DESIGN: the only thing that joins the halves)."""
+"""The run directory: its paths, its claim and lock, and its small JSON files; commands and worker share nothing else."""
 
 import fcntl
 import json
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from snnexp import files
 from snnexp.errors import UserError
@@ -19,7 +19,7 @@ from snnexp.files import explaining, replacing
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run; nothing is created by asking for a path."""
+    """The paths of one run; reading a path creates nothing."""
 
     root: Path
 
@@ -38,19 +38,19 @@ class RunDir:
     evaluations = property(lambda self: self.root / "evaluations")
 
     def checkpoint(self, name: str) -> Path:
-        """Path of checkpoint `name`: latest, best, final, pruned, interrupted, error or epoch<N>."""
+        """Return the path of checkpoint `name`: latest, best, final, pruned, interrupted, error or epoch<N>."""
         return self.checkpoints / f"checkpoint_{name}.pth"
 
     def epoch_checkpoints(self) -> dict[float, Path]:
-        """The checkpoints of epochs and of parts of epochs that are there, by epochs done."""
+        """Return the existing checkpoints of epochs and of fractions of epochs, by the number of epochs done."""
         paths = self.checkpoints.glob("checkpoint_epoch*.pth")
         return {float(match[1]): path for path in paths if (match := re.fullmatch(r"checkpoint_epoch(\d+(?:\.\d+)?)\.pth", path.name))}
 
     def arrays(self, kind: str) -> Path | None:
-        """The file of arrays of a `kind` (latents, spikes): of the run's own test (or other) samples, else of the latest evaluation."""
-        own = [self.root / f"{split}_{kind}.npz" for split in ("test", "val", "train")]
-        judged = sorted(self.evaluations.glob(f"*/*_{kind}.npz"), reverse=True)
-        return next((path for path in [*own, *judged] if path.is_file()), None)
+        """Return the file of arrays of a `kind` (latents, spikes): the run's own, test split first, or else the latest evaluation's."""
+        from_run = [self.root / f"{split}_{kind}.npz" for split in ("test", "val", "train")]
+        from_evaluations = sorted(self.evaluations.glob(f"*/*_{kind}.npz"), reverse=True)
+        return next((path for path in [*from_run, *from_evaluations] if path.is_file()), None)
 
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json, with the time of the change."""
@@ -59,28 +59,25 @@ class RunDir:
 
 
 def epoch_name(epoch: float) -> str:
-    """The name of the checkpoint of an epoch, or of a part of one: epoch7, epoch120.3333."""
+    """Return the name of the checkpoint of an epoch, or of a fraction of one: epoch7, epoch120.3333."""
     return f"epoch{epoch:.4f}".rstrip("0").rstrip(".")
 
 
 def now() -> str:
-    """The present moment as ISO 8601, UTC, to the second."""
+    """Return the current time as ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
-    """Create the directory of a new run; a taken name gets `_2`, `_3` ... unless `exclusive`, which refuses it.
+    """Create the directory of a new run; if the name exists already, append `_2`, `_3` ..., or refuse it if `exclusive`.
 
-    Raises: UserError if the name is taken (exclusive) or the directory cannot be made.
+    Raises: UserError if the name exists already (exclusive) or the directory cannot be made.
     """
     try:
-        path = files.claim(parent, name, exclusive=exclusive)
+        path = files.claim_directory(parent, name, exclusive=exclusive)
     except FileExistsError:
         if exclusive:
-            raise UserError(
-                f"exp_name={name}: {parent / name} exists already, and a run is never overwritten.\n"
-                f"Choose another exp_name, or go on with that run: snnexp resume {parent / name}"
-            ) from None
+            refuse_existing(parent, name)
         raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...") from None
     except OSError as error:
         raise UserError(f"cannot make the run directory {parent / name}: {error.strerror}. Set output_dir=... elsewhere.") from error
@@ -89,13 +86,25 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     return RunDir(path.resolve())
 
 
+def refuse_existing(parent: Path, name: str) -> None:
+    """Refuse the name of a new run if it exists already.
+
+    Raises: UserError.
+    """
+    if os.path.lexists(path := parent / name):
+        raise UserError(
+            f"exp_name={name}: {path} exists already, and a run is never overwritten.\n"
+            f"Choose another exp_name, or go on with that run: snnexp resume {path}"
+        )
+
+
 def is_run(folder: Path) -> bool:
-    """True for a run directory, or what was copied of one, not for any other folder that has a config.json in it."""
+    """Return True for a run directory or a partial copy of one, False for another program's folder with a config.json."""
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def find_run(argument: str) -> tuple[RunDir, Path | None]:
-    """The run that `argument` names, and the checkpoint if it is the path of one.
+    """Return the run that `argument` names, and the checkpoint if `argument` is the path of one.
 
     Raises: UserError if there is no run.
     """
@@ -113,10 +122,10 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
     if not path.exists():
         raise UserError(f"{argument}: no such run directory. `snnexp runs` lists the runs below outputs/.")
     if not (path / "config.json").is_file():
-        sweep = sorted(p.parent.name for p in path.glob("*/config.json"))
+        names = sorted(config.parent.name for config in path.glob("*/config.json"))
         hint = (
-            f"It holds the runs {', '.join(sweep[:4])}{' ...' if len(sweep) > 4 else ''}: name one of them."
-            if sweep
+            f"It holds the runs {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: name one of them."
+            if names
             else "`snnexp runs` lists the runs below outputs/."
         )
         raise UserError(f"{path} is not a run directory: it has no config.json. {hint}")
@@ -124,30 +133,30 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
 
 
 def runs_below(directory: Path) -> Iterator[Path]:
-    """The run directories at or below `directory`, by name; what lies inside one belongs to it, and a link is not followed.
+    """Yield the run directories at or below `directory` by name; directories inside a run are its own, and links are not followed.
 
-    One that cannot be read is among them: whoever reads it says why.
+    A directory that cannot be read is among them, so that the caller can say why.
     """
     try:
-        with os.scandir(directory) as entries:
-            inside = sorted(entries, key=lambda entry: _by_number(entry.name))
+        with os.scandir(directory) as iterator:
+            entries = sorted(iterator, key=lambda entry: _natural_order(entry.name))
     except OSError:
         yield directory
         return
-    if {"config.json", "status.json"} <= {entry.name for entry in inside}:
+    if {"config.json", "status.json"} <= {entry.name for entry in entries}:
         yield directory
         return
-    for entry in inside:
+    for entry in entries:
         if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
             yield from runs_below(Path(entry.path))
 
 
-def _by_number(name: str) -> list[str | int]:
+def _natural_order(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # 2_... before 10_...
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises: UserError if it cannot be read or is not JSON.
     """
@@ -160,7 +169,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file as a whole: a power cut leaves the old one or the new one.
 
-    Raises: RunFailed if the disk refuses.
+    Raises: RunFailed if it cannot be written.
     """
     with explaining(path), replacing(path, shared=True) as file:
         json.dump(content, file, indent=2)
@@ -168,12 +177,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def this_process() -> dict[str, Any]:
-    """Who is writing: process number and host, as status.json records them."""
+    """Return the number and host of this process, as status.json records them."""
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def is_alive(status: dict[str, Any]) -> bool:
-    """True if the process that a status names runs on this host now."""
+    """Return True if the process that a status names is running on this host now."""
     pid = status.get("pid")
     if status.get("state") != "running" or status.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
@@ -187,34 +196,36 @@ def is_alive(status: dict[str, Any]) -> bool:
 
 
 class RunIsTaken(UserError):
-    """Another process is at work in the run directory."""
+    """Another process is working in the run directory."""
 
 
 @contextmanager
 def locked(run: RunDir) -> Iterator[None]:
-    """Hold the run directory for one process, and not for those it forks; a kill lets it go.
+    """Lock the run directory for this process, not for those it forks; the lock ends with the process, even if it is killed.
 
-    Raises: RunIsTaken if another process holds it.
+    Raises: RunIsTaken if another process holds the lock.
     """
-    with open(run.root / ".lock", "a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise RunIsTaken(taken(run)) from None
-        except OSError:  # a file system without locks: status.json alone tells
-            pass
+    with open(run.root / ".lock", "a") as file:
+        if not _try_lock(file):
+            raise RunIsTaken(holder_message(run))
         yield
 
 
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks: only status.json can tell
+        pass
+    return True
+
+
 def is_taken(run: RunDir) -> bool:
-    """True if a process holds the run directory, here or, as far as status.json tells, on another host in the last ten minutes."""
-    with open(run.root / ".lock", "a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+    """Return True if a process holds the run directory: one on this host, or one elsewhere that updated status.json within ten minutes."""
+    with open(run.root / ".lock", "a") as file:
+        if not _try_lock(file):
             return True
-        except OSError:
-            pass
     status = read_json(run.status) if run.status.exists() else {}
     if status.get("state") != "running" or status.get("host") == socket.gethostname():
         return False
@@ -225,8 +236,8 @@ def is_taken(run: RunDir) -> bool:
     return age < timedelta(minutes=10)
 
 
-def taken(run: RunDir) -> str:
-    """Who holds a run directory, in words."""
+def holder_message(run: RunDir) -> str:
+    """Return a message that says which process holds a run directory."""
     status = read_json(run.status) if run.status.exists() else {}
     process = f"process {status.get('pid')} on {status.get('host')}"
     return f"{run.root} is being trained by {process} (status of {status.get('updated')}); stop it first (SIGTERM lets it save)."

@@ -1,6 +1,6 @@
 """The `_target_` of a config node: which class it is, whether a saved run may name it, and whether the arguments fit its constructor.
 
-Everything below the top level of a configuration has its types from the constructors themselves: no second copy of any model's arguments.
+Below the top level of a configuration, the constructors themselves define the types: no model's arguments are listed a second time.
 """
 
 import copy
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from snnexp import conformance
-from snnexp.contracts import CONTRACTS, KINDS, MORE, offered
+from snnexp.contracts import CONTRACTS, KINDS, OPTIONAL_CONTRACTS, optional_member
 from snnexp.errors import UserError, nearest
 
 FROM_DATA = (*dict.fromkeys(name for names in KINDS.values() for name in names), "num_outputs")
-"""Arguments of a model that may be null: the data, or the task on them, fill them in."""
+"""Arguments of a model that may be null: the data or the task fill them in."""
 
 SUPPLIED = {
     "model": FROM_DATA,
@@ -27,13 +27,13 @@ SUPPLIED = {
     "tracker": ("model", "folder", "main", "reduce", "trackers", "task", "probe"),
     "pruner": ("model",),
 }
-"""Arguments that the runner itself supplies; only those of a model may be given as well."""
+"""Arguments that the runner itself supplies; of these, only those of a model may also be set by the user."""
 
 
-READ = {"optimizer": {"decay": ("all", "weights")}}
-"""Keys of a node that the runner reads itself, and what they may be, first what they mean where they are left out.
+RUNNER_KEYS = {"optimizer": {"decay": ("all", "weights")}}
+"""Keys of a node that the runner reads itself, with their allowed values, the default first.
 
-A constructor with an argument of that name gets its own.
+If the constructor has an argument of the same name, the key is the constructor's.
 """
 
 
@@ -43,14 +43,15 @@ ROOMS = {
     ),
     "graphs": ("digits_graph", "pcqm4mv2", "smiles_csv", "tu", "zinc"),
     "stays": ("ehr_folder", "physionet2012", "synthetic_icu"),
-    "video": ("dvd", "gopro", "photo_pan", "reds", "spike_reds"),  # of which dvd, gopro and reds became what BECAME says
+    "video": ("dvd", "gopro", "photo_pan", "reds", "spike_reds"),  # REPLACED_CLASSES then replaces dvd, gopro and reds
 }  # fmt: skip
-MOVED = {f"snnexp.data.{module}": f"snnexp.data.{room}.{module}" for room, modules in ROOMS.items() for module in modules}
-MOVED |= {f"snnexp.trackers.{name}": f"snnexp.trackers.{name}.tracker" for name in ("posterior", "timing")}
-"""Modules whose classes earlier runs name where they lay then."""
+"""The modules of data sets that earlier runs name directly below snnexp.data, by the folder they lie in now."""
+MOVED_MODULES = {f"snnexp.data.{module}": f"snnexp.data.{room}.{module}" for room, modules in ROOMS.items() for module in modules}
+MOVED_MODULES |= {f"snnexp.trackers.{name}": f"snnexp.trackers.{name}.tracker" for name in ("posterior", "timing")}
+"""Modules that have moved: the name in earlier runs and the current one."""
 
 _CLIPS = "snnexp.data.video.video_folders.VideoFolders"
-BECAME: dict[str, dict[str, Any]] = {
+REPLACED_CLASSES: dict[str, dict[str, Any]] = {
     "snnexp.data.video.gopro.GoPro": {
         "_target_": _CLIPS,
         "name": "gopro",
@@ -85,45 +86,45 @@ BECAME: dict[str, dict[str, Any]] = {
         "val_fraction": 0.05,
     },
 }  # fmt: skip
-"""Classes that earlier runs name and that are another one's settings now; what such a run has set itself stays."""
+"""Classes of earlier runs that are now settings of another class; what such a run has set itself takes precedence."""
 
-_STILL = ("cifar.CIFAR10", "cifar.CIFAR100", "digits.Digits", "image_folder.ImageFolder", "mnist.MNIST", "mnist.FashionMNIST")
+_IMAGES = ("cifar.CIFAR10", "cifar.CIFAR100", "digits.Digits", "image_folder.ImageFolder", "mnist.MNIST", "mnist.FashionMNIST")
 _LOCAL = ("image_folder.ImageFolder", "digits_dvs.DigitsDVS", "event_folder.EventFolder")
-GONE = [(f"snnexp.data.frames.{name}", "T") for name in _STILL] + [(f"snnexp.data.frames.{name}", "download") for name in _LOCAL]
-"""Arguments that earlier runs give to classes which never read them."""
+UNUSED_ARGUMENTS = [(f"snnexp.data.frames.{name}", "T") for name in _IMAGES]
+UNUSED_ARGUMENTS += [(f"snnexp.data.frames.{name}", "download") for name in _LOCAL]
+"""Classes and the arguments that earlier runs pass to them, although the class never read them."""
 
 
 def contract_of(path: str) -> type | None:
-    """The contract that the class of the node at a path keeps, or None if any will do."""
-    return (CONTRACTS | MORE).get("tracker" if group_of(path) == "tracker" else path)
+    """Return the contract that the class of the node at a path must fulfil, or None if any class is allowed."""
+    return (CONTRACTS | OPTIONAL_CONTRACTS).get("tracker" if group_of(path) == "tracker" else path)
 
 
 def group_of(path: str) -> str | None:
-    """The group to which the node at a path belongs, or None if it lies deeper."""
+    """Return the group to which the node at a path belongs, or None if it lies deeper."""
     group, _, rest = path.partition(".")
     return group if not rest or (group == "tracker" and "." not in rest) else None
 
 
 def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> None:
-    """Hold every `_target_` node to the signature of its constructor; `trust` as `locate` has it.
+    """Check every `_target_` node against the signature of its constructor; `trust` has the same meaning as in `locate`.
 
-    Raises: UserError that names the argument, the value and what the constructor wants.
+    Raises: UserError that names the argument, the value and what the constructor expects.
     """
     for path, node in _nodes(settings):
         if node["_target_"] is None:
             continue
         target = locate(node["_target_"], trust)
-        if (contract := contract_of(path)) is not None:  # a run from elsewhere cannot have any class made by naming it
+        if (contract := contract_of(path)) is not None:  # so that a run from elsewhere cannot instantiate arbitrary classes
             conformance.check_class(path, target, contract)
         accepted = parameters(target)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         hints, supplied = _type_hints(target), SUPPLIED.get(group_of(path), FROM_DATA)
         for name, value in node.items():
             if name == "_target_":
                 continue
-            if name in READ.get(path, {}) and name not in accepted:
-                if value not in READ[path][name]:
-                    allowed = READ[path][name]
+            if name in RUNNER_KEYS.get(path, {}) and name not in accepted:
+                if value not in (allowed := RUNNER_KEYS[path][name]):
                     raise UserError(f"{path}.{name}={value}: not one of {', '.join(allowed)}.{nearest(str(value), allowed)}")
                 continue
             if name not in accepted:
@@ -134,10 +135,10 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
                 continue
             if name in supplied and name not in FROM_DATA:
                 raise UserError(f"{path}.{name}={value!r}: the runner itself supplies this argument; leave it out.")
-            wanted = hints.get(name)
-            if not _fits(value, wanted):
-                as_list = f" Write {path}.{name}=[{value}]." if "list" in _spell(wanted) and not isinstance(value, list) else ""
-                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(wanted)}, not {type(value).__name__}.{as_list}")
+            hint = hints.get(name)
+            if not _fits(value, hint):
+                as_list = f" Write {path}.{name}=[{value}]." if "list" in _spell(hint) and not isinstance(value, list) else ""
+                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(hint)}, not {type(value).__name__}.{as_list}")
         for name, parameter in accepted.items():
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 if name not in node and name not in supplied:
@@ -145,43 +146,48 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
 
 
 def bring_up_to_date(node: Any) -> None:
-    """Let an earlier run's node name the class that its own has become, with the arguments that mean the same now; in place."""
-    node["_target_"] = today(node["_target_"])
-    for name, value in BECAME.get(node["_target_"], {}).items():
+    """Replace the class that an earlier run's node names by the current one, with the arguments that mean the same; in place."""
+    node["_target_"] = current_name(node["_target_"])
+    for name, value in REPLACED_CLASSES.get(node["_target_"], {}).items():
         if name == "_target_" or name not in node:
             node[name] = copy.deepcopy(value)
-    for target, name in GONE:
+    for target, name in UNUSED_ARGUMENTS:
         if node["_target_"] == target:
             node.pop(name, None)
 
 
-def kinds_taken(target: Any, node: dict[str, Any]) -> tuple[str, ...]:
-    """The kinds of data that a class of models is for: those it names, or those that provide what its node leaves to the data."""
-    if named := offered(target, "kinds"):
-        return named
-    return tuple(kind for kind, provided in KINDS.items() if set(left_to_data(target, node)) <= set(provided))
+def kinds_of_model(target: Any, node: dict[str, Any]) -> tuple[str, ...]:
+    """Return the kinds of data for which a model is made: those its class names, or those that provide what its node leaves open."""
+    if kinds := optional_member(target, "kinds"):
+        return kinds
+    return tuple(kind for kind, provided in KINDS.items() if set(arguments_from_data(target, node)) <= set(provided))
 
 
-def left_to_data(target: Any, node: dict[str, Any]) -> list[str]:
-    """The arguments that a model has to get from its data, because neither its node nor its constructor has a value for them."""
+def arguments_from_data(target: Any, node: dict[str, Any]) -> list[str]:
+    """Return the arguments that a model needs from its data, because neither its node nor its constructor has a value for them."""
     accepted = parameters(target)
-    open_there = [name for name in FROM_DATA if name != "num_outputs" and name in accepted and node.get(name) is None]
-    return [name for name in open_there if accepted[name].default is inspect.Parameter.empty]
+    unset = [name for name in FROM_DATA if name != "num_outputs" and name in accepted and node.get(name) is None]
+    return [name for name in unset if accepted[name].default is inspect.Parameter.empty]
 
 
-def today(target: Any) -> str:
-    """The name that a class of ours has now, whose module has moved since."""
+def path_arguments(target: Any) -> list[str]:
+    """Return the arguments of a class that may be a path, as the types of its constructor say."""
+    return [name for name, hint in _type_hints(target).items() if Path in (hint, *typing.get_args(hint))]
+
+
+def current_name(target: Any) -> str:
+    """Return the current name of a class of snnexp whose module may have moved."""
     module, _, name = str(target).rpartition(".")
-    return f"{MOVED.get(module, module)}.{name}" if module else name
+    return f"{MOVED_MODULES.get(module, module)}.{name}" if module else name
 
 
 def locate(target: str, trust: list[str] | None) -> Any:
-    """The class that a `_target_` names. `trust=None` takes any; a list takes only snnexp, torch's optimizers and layers, packages
-    registered by entry point, and those listed.
+    """Return the class that a `_target_` names.
 
-    Raises: UserError if it is not there, not a class, or not trusted.
+    `trust=None` allows any class; a list allows only snnexp, torch's optimizers and layers, packages registered by entry point, and the
+    packages listed. Raises: UserError if the target does not exist, is not a class, or is not trusted.
     """
-    target = today(target)
+    target = current_name(target)
     parts = target.split(".")
     if trust is not None and parts[0] not in trusted_packages() | set(trust):
         raise UserError(
@@ -190,7 +196,7 @@ def locate(target: str, trust: list[str] | None) -> Any:
     for cut in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:cut])
         try:
-            found = importlib.import_module(module)
+            located = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is not None and not (module == error.name or module.startswith(error.name + ".")):
                 raise UserError(f"_target_ {target}: importing {module} failed: {error}.") from error
@@ -200,42 +206,42 @@ def locate(target: str, trust: list[str] | None) -> Any:
         except Exception as error:  # the user's own module may fail in any way
             raise UserError(f"_target_ {target}: importing {module} failed: {type(error).__name__}: {error}") from error
         for index, name in enumerate(parts[cut:]):
-            if not hasattr(found, name):
-                names = [n for n in dir(found) if not n.startswith("_")]
+            if not hasattr(located, name):
+                names = [attribute for attribute in dir(located) if not attribute.startswith("_")]
                 raise UserError(f"_target_ {target}: {'.'.join(parts[: cut + index])} has no {name!r}.{nearest(name, names)}")
-            found = getattr(found, name)
+            located = getattr(located, name)
         break
     else:
         raise UserError(f"_target_ {target}: there is no module {parts[0]!r}; install it, or put its folder on PYTHONPATH.")
-    if not inspect.isclass(found):
+    if not inspect.isclass(located):
         raise UserError(f"_target_ {target} is not a class.")
-    home = found.__module__.split(".")[0]
-    if trust is not None and (home not in trusted_packages() | set(trust) or (home == "torch" and not _is_torch_part(found))):
-        true_name = f"{found.__module__}.{found.__qualname__}"
-        raise UserError(f"_target_ {target} is {true_name}, which a saved run may not name without trust=[{home}].")
-    return found
+    package = located.__module__.split(".")[0]
+    if trust is not None and (package not in trusted_packages() | set(trust) or (package == "torch" and not _is_torch_part(located))):
+        true_name = f"{located.__module__}.{located.__qualname__}"
+        raise UserError(f"_target_ {target} is {true_name}, which a saved run may not name without trust=[{package}].")
+    return located
 
 
 def trusted_packages() -> set[str]:
-    """Packages whose classes a saved run may name: snnexp, torch, and those that register a conf directory."""
+    """Return the packages whose classes a saved run may name: snnexp, torch, and those that register a config directory."""
     return {"snnexp", "torch"} | {entry.value.split(":")[0].split(".")[0] for entry in entry_points(group="snnexp.conf")}
 
 
 def foreign_packages(settings: dict[str, Any]) -> set[str]:
-    """Packages, beside those trusted anyway, in which the classes of a configuration are named or made."""
+    """Return the packages that the classes of a configuration are named by or defined in, without those that are always trusted."""
     targets = [node["_target_"] for _, node in _nodes(settings) if node["_target_"] is not None]
-    named = {name.split(".")[0] for target in targets for name in (target, locate(target, trust=None).__module__)}
-    return named - trusted_packages()
+    packages = {name.split(".")[0] for target in targets for name in (target, locate(target, trust=None).__module__)}
+    return packages - trusted_packages()
 
 
 def parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a class's constructor."""
-    return {name: p for name, p in inspect.signature(target).parameters.items() if name != "self"}
+    """Return the arguments of a class's constructor."""
+    return {name: parameter for name, parameter in inspect.signature(target).parameters.items() if name != "self"}
 
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the arguments that the nodes of groups leave to their classes; a class that needs trust is left alone."""
-    written = dict(settings)
+    """Return the settings with the default arguments of each group's class filled in, unless naming that class needs trust."""
+    complete = dict(settings)
     for group in CONTRACTS:
         node = settings.get(group)
         if not isinstance(node, dict) or not node.get("_target_"):
@@ -244,10 +250,10 @@ def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
             accepted = parameters(locate(node["_target_"], trust=[]))
         except UserError:
             continue
-        plain = {name: _plain(p.default) for name, p in accepted.items() if _is_plain(p.default)}
-        read = {name: allowed[0] for name, allowed in READ.get(group, {}).items() if name not in accepted}
-        written[group] = plain | read | node
-    return written
+        plain = {name: _plain(parameter.default) for name, parameter in accepted.items() if _is_plain(parameter.default)}
+        runner = {name: allowed[0] for name, allowed in RUNNER_KEYS.get(group, {}).items() if name not in accepted}
+        complete[group] = plain | runner | node
+    return complete
 
 
 def _is_plain(value: Any) -> bool:
@@ -258,10 +264,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _is_torch_part(found: type) -> bool:
+def _is_torch_part(target: type) -> bool:
     import torch
 
-    return issubclass(found, torch.nn.Module | torch.optim.Optimizer)
+    return issubclass(target, torch.nn.Module | torch.optim.Optimizer)
 
 
 def _nodes(tree: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -282,15 +288,15 @@ def _type_hints(target: type) -> dict[str, Any]:
         return {}
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    if wanted is None or wanted is Any or isinstance(wanted, typing.TypeVar):
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is None or hint is Any or isinstance(hint, typing.TypeVar):
         return True
-    origin = typing.get_origin(wanted)
+    origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(wanted))
+        return any(_fits(value, option) for option in typing.get_args(hint))
     if origin is typing.Literal:
-        return value in typing.get_args(wanted)
-    kind = origin or wanted
+        return value in typing.get_args(hint)
+    kind = origin or hint
     if kind is type(None):
         return value is None
     if kind is float:
@@ -306,7 +312,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     return not isinstance(value, str) or not inspect.isclass(kind)
 
 
-def _spell(wanted: Any) -> str:
-    if inspect.isclass(wanted) and typing.get_origin(wanted) is None:
-        return wanted.__name__
-    return str(wanted).replace("typing.", "").replace("NoneType", "None")
+def _spell(hint: Any) -> str:
+    if inspect.isclass(hint) and typing.get_origin(hint) is None:
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("NoneType", "None")

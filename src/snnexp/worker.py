@@ -1,4 +1,4 @@
-"""The only thing that trains: reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
+"""The only module that trains; it reads RUN_DIR, never Hydra. On several machines: torchrun ... -m snnexp.worker RUN_DIR."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from snnexp import build, config, targets
 from snnexp.engine import allocator, loop
-from snnexp.engine.distributed import joined
+from snnexp.engine.distributed import process_group
 from snnexp.engine.measures.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
@@ -20,9 +20,9 @@ from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, 
 
 
 def work(run: RunDir) -> None:
-    """Train the run, from wherever it stands, in this process.
+    """Train a run in this process, from its newest checkpoint if it has one.
 
-    Raises: Stopped, UserError, RunFailed; status.json says the same.
+    Raises: Stopped, UserError, RunFailed; status.json records the same.
     """
     settings = config.read_saved(run.config)
     settings["trust"] = [name for name in os.environ.get("SNNEXP_TRUST", "").split(",") if name]
@@ -31,7 +31,7 @@ def work(run: RunDir) -> None:
     main = int(os.environ.get("RANK", 0)) == 0
     terminal = Terminal(run.train_log, main)
     try:
-        with locked(run) if main else nullcontext(), StopFlag() as stop, joined(settings["device"]) as ranks:
+        with locked(run) if main else nullcontext(), StopFlag() as stop, process_group(settings["device"]) as ranks:
             if main:
                 run.update_status(state="running", epochs=settings["epochs"], started=now(), error=None, exit_code=None, **this_process())
             experiment = build.make_experiment(run, settings, ranks, terminal)
@@ -44,11 +44,11 @@ def work(run: RunDir) -> None:
         if main:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        saved = " after saving" if run.checkpoint("interrupted").exists() else ""  # what comes before the first step is done anew
+        name = signal.Signals(stopped.signum).name
+        saved = " after saving" if run.checkpoint("interrupted").exists() else ""  # nothing is saved before the first step
         terminal.say(f"Stopped by {name}{saved}. Go on with: snnexp resume {os.path.relpath(run.root)}")
         if main:
-            run.update_status(state="interrupted", exit_code=128 + stopped.number)
+            run.update_status(state="interrupted", exit_code=128 + stopped.signum)
         raise
     except KeyboardInterrupt:
         if main:
@@ -58,27 +58,27 @@ def work(run: RunDir) -> None:
         raise
     except (UserError, RunFailed) as error:
         terminal.note(str(error))
-        fail(run, str(error), 2 if isinstance(error, UserError) else 1)
+        record_failure(run, str(error), 2 if isinstance(error, UserError) else 1)
         raise
     except Exception as error:
         terminal.note(traceback.format_exc())
         message = describe(error, run)
-        fail(run, message, 1)
+        record_failure(run, message, 1)
         raise RunFailed(message) from error
     finally:
         terminal.close()
 
 
-def fail(run: RunDir, message: str, code: int) -> None:
-    """Record a failure; the first rank that fails tells the reason, those that lose their peer after it do not."""
+def record_failure(run: RunDir, message: str, code: int) -> None:
+    """Record a failure in status.json, unless another rank has: only the first to fail knows the reason, the others just lose it."""
     status = read_json(run.status) if run.status.exists() else {}
     if status.get("state") != "failed":
-        with suppress(RunFailed):  # on a full disk the message below is all that can be had
+        with suppress(RunFailed):  # on a full disk, the printed message is all there is
             run.update_status(state="failed", error=message, exit_code=code)
 
 
 def describe(error: Exception, run: RunDir) -> str:
-    """An unexpected error in one message: what, where in the code, and where the whole trace is."""
+    """Return one message for an unexpected error: what it is, where in the code, and where the full traceback is."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = str(error).strip().split("\n\n")[0]
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
@@ -89,7 +89,7 @@ def describe(error: Exception, run: RunDir) -> str:
 
 @record
 def main() -> None:
-    """Entry point of a process under an elastic agent or torchrun."""
+    """Run as a process of an elastic agent or of torchrun."""
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
@@ -98,7 +98,7 @@ def main() -> None:
     try:
         work(find_run(sys.argv[1])[0])
     except Stopped as stopped:
-        code = 128 + stopped.number
+        code = 128 + stopped.signum
     except KeyboardInterrupt:
         code = 130
     except (UserError, RunFailed) as error:
@@ -107,7 +107,7 @@ def main() -> None:
         code = 2 if isinstance(error, UserError) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is written and closed; to take DDP down, the interpreter may wait for gloo's threads, and they for it
+    os._exit(code)  # everything is written; a normal exit under DDP may deadlock between the interpreter and gloo's threads
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from matplotlib import image
 
 from analysis.run_files import make
 from snnexp.analysis import curves
+from snnexp.analysis.panels import add_panels
 
 
 def test_the_log_is_read_whole_lines_only(tmp_path):
@@ -38,7 +39,7 @@ def test_a_panel_for_each_metric():
 
 def test_what_a_metric_is_compared_with_is_a_line_in_its_panel(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)
+    monkeypatch.setattr(curves, "add_panels", lambda drawing, count: drawn.extend(add_panels(drawing, count)) or drawn)
     values = {"Val/PSNR": 30.0, "Val/PSNR_Y": 31.0, "Val/PSNR_blur": 24.5, "Val/PSNR_TFP": 27.25, "Val/SSIM": 0.9, "Val/SSIM_blur": 0.7}
     rows = [{"epoch": epoch, **values} for epoch in (1, 2)]
     assert curves.metric_names(rows) == ["PSNR", "PSNR_Y", "SSIM"] and curves.metric_names([{"epoch": 1, "Val/PSNR_blur": 1.0}]) == [
@@ -51,7 +52,7 @@ def test_what_a_metric_is_compared_with_is_a_line_in_its_panel(tmp_path, monkeyp
 
 def test_what_is_drawn(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)
+    monkeypatch.setattr(curves, "add_panels", lambda drawing, count: drawn.extend(add_panels(drawing, count)) or drawn)
     run = make(tmp_path / "a", epochs=30)
     rows = curves.read_log(run / "logs/metrics.jsonl")
     best = {"epoch": 12, "metric": "Val/MAE", "value": rows[11]["Val/MAE"]}
@@ -65,9 +66,6 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert mae.get_lines()[-1].get_ydata()[0] == best["value"]
     assert rate.get_lines()[0].get_ydata()[0] == rows[0]["LR"]
     assert not list(tmp_path.glob(".*"))
-
-
-panels = curves.panels
 
 
 def test_a_run_without_validation_and_of_one_epoch(tmp_path):

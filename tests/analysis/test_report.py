@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.run_files import GNN, activity, add_units, make
-from snnexp.analysis import report, runs, spikes
+from snnexp.analysis import formatting, reading, report, runs, spikes
 from snnexp.analysis.curves import read_log
 from snnexp.analysis.posterior.collapse import Summary
 
@@ -14,10 +14,10 @@ from snnexp.analysis.posterior.collapse import Summary
 def text_of(run, files=("report.txt",)):
     rows = read_log(run / "logs/metrics.jsonl")
     record, problems = spikes.read(run, rows), []
-    result = report.read_object(run / "result.json", problems)
+    result = reading.read_object(run / "result.json", problems)
     found, source = report.find_activity(run, result, problems)
     record.problems += problems
-    return report.write(report.Facts(runs.load(run), rows, record, result, found, source, list(files)))
+    return report.report_text(report.ReportData(runs.load(run), rows, record, result, found, source, list(files)))
 
 
 def change_log(run, change):
@@ -82,12 +82,20 @@ def test_findings_of_rates(tmp_path):
     ]
 
 
-def test_a_restoration_worse_than_what_it_was_given_is_found():
-    assert report._of_restoring({"test": {"PSNR": 24.0, "PSNR_blur": 26.5, "PSNR_TFP": 23.0, "PSNR_TFI": "x"}}) == [
-        "what was restored (PSNR 24.00 dB) is worse than the blurry input (26.50 dB)."
-    ]
-    assert report._of_restoring({"test": {"PSNR": 27.0, "PSNR_blur": 26.5}}) == report._of_restoring({"test": {"Acc1": 3}}) == []
-    assert report._of_restoring({"test": "gone"}) == []
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        (
+            {"PSNR": 24.0, "PSNR_blur": 26.5, "PSNR_TFP": 23.0, "PSNR_TFI": "x"},
+            ["what was restored (PSNR 24.00 dB) is worse than the blurry input (26.50 dB)."],
+        ),
+        ({"PSNR": 27.0, "PSNR_blur": 26.5}, []),
+        ({"Acc1": 3}, []),
+        ("gone", []),
+    ],
+)
+def test_a_restoration_worse_than_what_it_was_given_is_found(test, expected, tmp_path):
+    assert [line for line in findings(make(tmp_path / "a", test=test)) if "restored" in line] == expected
 
 
 def test_findings_of_training(tmp_path):
@@ -132,9 +140,9 @@ def test_energy_without_neurons_has_no_lines_of_spikes(tmp_path):
 def test_a_posterior_that_deserves_a_look(tmp_path):
     run = make(tmp_path / "a", best={"epoch": 3, "metric": "Val/MAE", "value": 0.5})
     rows = read_log(run / "logs/metrics.jsonl")
-    said = Summary(["verdict   collapsed (9 sets)"], ["the posterior is collapsed."])
-    facts = report.Facts(runs.load(run), rows, spikes.read(run, rows), {}, {}, "", [], posterior=said)
-    text = report.write(facts)
+    summary = Summary(["verdict   collapsed (9 sets)"], ["the posterior is collapsed."])
+    facts = report.ReportData(runs.load(run), rows, spikes.read(run, rows), {}, {}, "", [], posterior=summary)
+    text = report.report_text(facts)
     assert "Posterior\n  verdict   collapsed (9 sets)\n" in text and "Findings\n  - the posterior is collapsed.\n" in text
 
 
@@ -182,4 +190,4 @@ def test_a_failed_run_says_why(tmp_path):
     ],
 )
 def test_amounts(value, unit, text):
-    assert report.amount(value, unit) == text
+    assert formatting.format_amount(value, unit) == text

@@ -317,7 +317,7 @@ def test_over_seed(tmp_path):
         make(tmp_path / f"T4_{seed}", seed=seed, acc=value)
     make(tmp_path / "T10_0", T=10, seed=0, acc=99.0)
     make(tmp_path / "late", T=4, seed=3, state="running")
-    groups = {group.runs[0].settings["T"]: group for group in table.over(table.find(tmp_path), ["seed"])}
+    groups = {group.runs[0].settings["T"]: group for group in table.group_except(table.find(tmp_path), ["seed"])}
     assert set(groups) == {4, 10}
     spread = groups[4].best
     assert (spread.metric, spread.n, spread.mean) == ("Val/Acc1", 3, 93.0)
@@ -334,7 +334,7 @@ def test_what_auto_came_to_tells_runs_apart(tmp_path):
     runs = table.find(tmp_path)
     assert [run.settings["precision"] for run in runs] == ["bf16", "bf16", "fp32"]
     assert {run.settings["channels_last"] for run in runs} == {False}  # which was not left open
-    assert sorted(len(group.runs) for group in table.over(runs, ["seed"])) == [1, 2]
+    assert sorted(len(group.runs) for group in table.group_except(runs, ["seed"])) == [1, 2]
 
 
 def test_over_folds_and_seeds_together(tmp_path):
@@ -342,17 +342,17 @@ def test_over_folds_and_seeds_together(tmp_path):
     for (fold, seed), value in values.items():
         result = {"best": {"epoch": 1, "metric": "Val/MAE", "value": value}, "test": {"Loss": 1.0, "MAE": value + 1}}
         make(tmp_path / f"{fold}_{seed}", seed=seed, dataset={"cv_fold": fold, "seed": seed, "cv_folds": 3}, result=result)
-    (group,) = table.over(table.find(tmp_path), ["dataset.cv_fold", "seed"])
+    (group,) = table.group_except(table.find(tmp_path), ["dataset.cv_fold", "seed"])
     assert group.best == table.Spread("Val/MAE", pytest.approx(0.504), pytest.approx(statistics.stdev(values.values())), 5)
     assert group.test["MAE"].mean == pytest.approx(1.504) and group.test_metric == "MAE"
     assert sorted(map(tuple, group.values)) == sorted(values)
-    by_seed = table.over(table.find(tmp_path), ["seed"])  # dataset.seed follows it, a fold does not
+    by_seed = table.group_except(table.find(tmp_path), ["seed"])  # dataset.seed follows it, a fold does not
     assert sorted(group.best.n for group in by_seed) == [1, 2, 2]
 
 
 def test_over_an_unknown_key(three):
     with pytest.raises(UserError, match="Did you mean"):
-        table.over(three, ["sead"])
+        table.group_except(three, ["sead"])
 
 
 def test_a_thousand_runs_are_quick(tmp_path):
@@ -364,7 +364,7 @@ def test_a_thousand_runs_are_quick(tmp_path):
         runs = table.find(tmp_path)
         assert table.differing(runs) == ["seed"]
         assert len(table.select(runs, ["model=vggsnn"])) == 1000
-        assert len(table.over(runs, ["seed"])) == 1
+        assert len(table.group_except(runs, ["seed"])) == 1
         took.append(time.process_time() - start)
     assert len(runs) == 1000
     assert min(took) < 1.5

@@ -156,10 +156,10 @@ def test_odd_epochs_in_the_log(tmp_path):
 
 def test_long_records_become_means():
     positions, values = np.arange(1001.0), np.arange(1001.0)[:, None] * [1.0, 2.0]
-    x, y, each = spikes.thin(positions, values, 200)
+    x, y, each = spikes.thin_out(positions, values, 200)
     assert each == 6 and len(x) == len(y) == 167
     assert x[0] == 2.5 and y[1].tolist() == [8.5, 17.0] and x[-1] == np.arange(996, 1001).mean()
-    assert spikes.thin(positions[:200], values[:200], 200)[2] == 1
+    assert spikes.thin_out(positions[:200], values[:200], 200)[2] == 1
 
 
 LONG = [f"blocks.{n}.attention_with_a_long_name.{part}.projection_lif" for n in range(5) for part in "qkv"]

@@ -19,15 +19,15 @@ def read(tmp_path_factory):
 
 def test_tags_of_lightning(read):
     curves, made = read.curves, lightning()
-    assert curves.unit == "optimizer step" and not curves.ours and read.unknown == ["lr-AdamW"]
+    assert curves.unit == "optimizer step" and not curves.from_snnexp and read.unknown == ["lr-AdamW"]
     for name, tag in {
         "Train/KL": "train_kl_step", "Val/KL": "val_kl", "Train/Loss": "train_loss_step", "Val/CE": "val_pred", "Val/AUROC": "val_auc",
         "Beta": "train_beta", "Weight/CE": "train_pred_weight_step", "Epoch": "epoch", f"Train/Recon{MEANS}": "train_recon_epoch",
     }.items():  # fmt: skip
         assert read.tags[name] == tag
-        assert curves.named[name][0].tolist() == [step for step, _ in made[tag]]
-        assert curves.named[name][1].tolist() == pytest.approx([value for _, value in made[tag]])
-    assert curves.named["Val/Accuracy"][1].tolist() == pytest.approx([86] * 4)  # percent
+        assert curves.by_name[name][0].tolist() == [step for step, _ in made[tag]]
+        assert curves.by_name[name][1].tolist() == pytest.approx([value for _, value in made[tag]])
+    assert curves.by_name["Val/Accuracy"][1].tolist() == pytest.approx([86] * 4)  # percent
     assert curves.best == (499, "best Val/AUROC, 0.9")
 
 
@@ -40,20 +40,20 @@ def test_tags_of_lightning(read):
     ],
 )  # fmt: skip
 def test_names(tag, name):
-    assert tensorboard.name_of(tag) == name
+    assert tensorboard.foreign_curve_name(tag) == name
 
 
 def test_our_own_tags_are_over_epochs_and_raw(tmp_path):
-    ours = {tag: [(1, 3.0), (2, 2.0)] for tag in ("Train/Loss", "Train/KL", "Train/Beta", "LR", "Val/Acc1", "Val/Loss")}
-    read = tensorboard.read(write(tmp_path, ours | {"Posterior/KL": [(200, 5.0)]}))
-    assert read.curves.unit == "epoch" and read.curves.ours and not read.unknown
-    assert set(read.curves.named) == {"Train/Loss", "Train/KL", "Beta", "LR", "Val/Accuracy", "Val/Loss", "Posterior/KL"}
-    assert read.curves.named["Val/Accuracy"][1].tolist() == [3, 2] and read.curves.best == (1, "best Val/Accuracy, 3, epoch 1")
+    from_snnexp = {tag: [(1, 3.0), (2, 2.0)] for tag in ("Train/Loss", "Train/KL", "Train/Beta", "LR", "Val/Acc1", "Val/Loss")}
+    read = tensorboard.read(write(tmp_path, from_snnexp | {"Posterior/KL": [(200, 5.0)]}))
+    assert read.curves.unit == "epoch" and read.curves.from_snnexp and not read.unknown
+    assert set(read.curves.by_name) == {"Train/Loss", "Train/KL", "Beta", "LR", "Val/Accuracy", "Val/Loss", "Posterior/KL"}
+    assert read.curves.by_name["Val/Accuracy"][1].tolist() == [3, 2] and read.curves.best == (1, "best Val/Accuracy, 3, epoch 1")
 
 
 def test_means_alone_are_the_curve_and_the_longer_of_two_stays(tmp_path):
     read = tensorboard.read(write(tmp_path, {"train_loss_epoch": [(1, 1.0)], "val_kl": [(1, 1.0)], "val/kl_loss": [(1, 2.0), (2, 3.0)]}))
-    assert read.curves.named["Train/Loss"][1].tolist() == [1] and read.curves.named["Val/KL"][1].tolist() == [2, 3]
+    assert read.curves.by_name["Train/Loss"][1].tolist() == [1] and read.curves.by_name["Val/KL"][1].tolist() == [2, 3]
     assert read.unknown == ["val_kl"] and read.tags["Val/KL"] == "val/kl_loss"
 
 
@@ -63,7 +63,7 @@ def test_scalars_as_tensors(tmp_path):
         value = {"tag": "val_auc", "tensor": make_tensor_proto(0.7 + 0.1 * step), "metadata": metadata.create_summary_metadata("", "")}
         writer.add_event(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
     writer.close()
-    assert tensorboard.read(tmp_path).curves.named["Val/AUROC"][1].tolist() == pytest.approx([0.8, 0.9])
+    assert tensorboard.read(tmp_path).curves.by_name["Val/AUROC"][1].tolist() == pytest.approx([0.8, 0.9])
 
 
 def test_where_events_lie(tmp_path):
@@ -82,6 +82,6 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(tmp_path):
     write(tmp_path, {"val_kl": [(n, 1.0) for n in range(50)]})
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-20])
-    assert len(tensorboard.read(tmp_path).curves.named["Val/KL"][0]) == 49
+    assert len(tensorboard.read(tmp_path).curves.by_name["Val/KL"][0]) == 49
     path.write_bytes(b"nothing of the kind")
     assert not tensorboard.read(tmp_path).tags

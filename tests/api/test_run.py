@@ -57,27 +57,27 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def made(snnexp, tmp_path_factory):
+def run_of(snnexp, tmp_path_factory):
     """The directory of a run by its name in EVERY, trained when it is first asked for."""
     cwd = tmp_path_factory.mktemp("made")
     chains(cwd / "chains")
 
-    def made(name: str) -> Path:
+    def run_of(name: str) -> Path:
         run = cwd / "outputs" / name
         if not run.exists():
             if name == "pruned":
                 words = ["pruner.ratio=0.5", "pruner.finetune.epochs=1", "pruner.calibration_samples=32", "exp_name=pruned"]
-                snnexp("prune", made("events"), *words, cwd=cwd)
+                snnexp("prune", run_of("events"), *words, cwd=cwd)
             else:
                 snnexp("train", *TASKS[name], f"exp_name={name}", cwd=cwd)
         return run
 
-    return made
+    return run_of
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_split_comes_out_as_the_run_itself_had_it(made, name):
-    path = made(name)
+def test_a_split_comes_out_as_the_run_itself_had_it(run_of, name):
+    path = run_of(name)
     before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     run = program.load(path)
     found = run.predict("test")
@@ -103,14 +103,14 @@ def inputs_alone(name: str, batch: tuple) -> object:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_batch_needs_no_data_on_disk_and_no_truth(made, name, monkeypatch):
-    run = program.load(made(name))
+def test_a_batch_needs_no_data_on_disk_and_no_truth(run_of, name, monkeypatch):
+    run = program.load(run_of(name))
     batch = run.data.view("test").__getitems__([(0, 2), (0, 0), (0, 1)])
     with torch.no_grad():
         output = run.task.loss(run.model, prepared := run.data.prepare(batch), step=0)[1]
         predicted, _, *score = run.task.predict(output, prepared)
     monkeypatch.setattr(parts, "make_data", lambda *_: pytest.fail("the data were read"))
-    alone = program.load(made(name))
+    alone = program.load(run_of(name))
     for inputs in (batch, inputs_alone(name, batch)):
         found = alone.predict(inputs)
         assert np.array_equal(found.predicted, predicted.numpy()) and found.true is None and found.metrics == {}
@@ -122,8 +122,8 @@ def test_a_batch_needs_no_data_on_disk_and_no_truth(made, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["events", "graphs", "clips", "stays", "sets"])
-def test_the_output_of_a_split_is_that_of_its_samples(made, name):
-    run = program.load(made(name))
+def test_the_output_of_a_split_is_that_of_its_samples(run_of, name):
+    run = program.load(run_of(name))
     found = run.predict("val")
     samples = min(run.data.splits["val"], run.config["limit_val"] or 1000)
     if name in ("stays", "sets"):
@@ -143,9 +143,9 @@ def test_the_output_of_a_split_is_that_of_its_samples(made, name):
     assert run.predict("val", outputs=False).output is None
 
 
-def test_val_and_all_are_what_evaluate_says(snnexp, made):
+def test_val_and_all_are_what_evaluate_says(snnexp, run_of):
     for name, split in (("events", "all"), ("ranks", "val")):
-        path = made(name)
+        path = run_of(name)
         snnexp("evaluate", path, f"split={split}", "limit_val=32", cwd=path)
         (report,) = path.glob(f"evaluations/*/{split}.json")
         found = program.load(path).predict(split)
@@ -153,26 +153,26 @@ def test_val_and_all_are_what_evaluate_says(snnexp, made):
         assert np.array_equal(found.predicted, np.load(report.parent / f"{split}_y_pred.npy"))
 
 
-def test_any_checkpoint_of_the_run(made):
-    path = made("pruned")
+def test_any_checkpoint_of_the_run(run_of):
+    path = run_of("pruned")
     latest = path / "checkpoints/checkpoint_latest.pth"
     for run in (program.load(path, checkpoint="latest"), program.load(latest), program.load(path, str(latest))):
         assert_same(dict(run.model.state_dict()), load(latest)["ema"])
     assert_same(dict(program.load(path, "pruned").model.state_dict()), load(path / "checkpoints/checkpoint_pruned.pth")["ema"])
-    assert_same(program.load(made("graphs")).model.state_dict(), load(made("graphs") / "checkpoints/checkpoint_best.pth")["state_dict"])
+    assert_same(program.load(run_of("graphs")).model.state_dict(), load(run_of("graphs") / "checkpoints/checkpoint_best.pth")["state_dict"])
     with pytest.raises(UserError, match="no checkpoint .*checkpoint_nowhere.pth. There is: checkpoint_best.pth"):
         program.load(path, "nowhere")
     with pytest.raises(UserError, match="of another network"):
-        program.load(path, made("graphs") / "checkpoints/checkpoint_best.pth")
+        program.load(path, run_of("graphs") / "checkpoints/checkpoint_best.pth")
 
 
 @pytest.mark.parametrize("name", ["events", "images", "graphs", "numbers", "stays", "clips"])
-def test_checkpoints_of_before_make_their_model_by_the_data(made, name, tmp_path):
-    saved = load(made(name) / "checkpoints/checkpoint_best.pth")
+def test_checkpoints_of_before_make_their_model_by_the_data(run_of, name, tmp_path):
+    saved = load(run_of(name) / "checkpoints/checkpoint_best.pth")
     del saved["shape"]
     saved["data"].pop("centred", None)
     torch.save(saved, tmp_path / "old.pth")
-    old, new = program.load(made(name), tmp_path / "old.pth"), program.load(made(name))
+    old, new = program.load(run_of(name), tmp_path / "old.pth"), program.load(run_of(name))
     assert_same(old.model.state_dict(), new.model.state_dict())
     batch = inputs_alone(name, new.data.view("test").__getitems__([(0, 0), (0, 1)]))
     assert np.array_equal(old.predict(batch).predicted, new.predict(batch).predicted)
@@ -195,8 +195,8 @@ def test_vectors_of_names_are_kept_by_their_shape(snnexp, tmp_path):
 VARIABLES = "Age Gender HR SysABP RespRate Temp SaO2 GCS Urine Lactate Creatinine WBC pH Glucose".split()
 
 
-def test_other_samples_are_warned_of(made, tmp_path):
-    path = made("events")
+def test_other_samples_are_warned_of(run_of, tmp_path):
+    path = run_of("events")
     settings = json.loads((path / "config.json").read_text())
     twin = tmp_path / "twin"
     (twin / "checkpoints").mkdir(parents=True)
@@ -205,6 +205,24 @@ def test_other_samples_are_warned_of(made, tmp_path):
     run = program.load(twin)
     with pytest.warns(UserWarning, match="twin: these are not the samples"):
         run.predict("test")
+
+
+def test_data_that_lie_elsewhere(run_of, data_dir, tmp_path):
+    run = run_of("events")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/digits_dvs").symlink_to(data_dir / "digits_dvs")
+    moved = program.load(run, data_dir=tmp_path / "moved")
+    assert moved.loaded.settings["dataset"]["root"] == str(tmp_path / "moved/digits_dvs")
+    assert moved.loaded.settings["data_dir"] == str(tmp_path / "moved")
+    found = moved.predict("test")
+    assert np.array_equal(found.predicted, np.load(run / "test_y_pred.npy"))
+    assert moved.config == program.load(run).config, "the run itself stays as it is"
+    pruned = program.load(run_of("pruned"), data_dir=str(tmp_path / "moved"))
+    assert np.array_equal(pruned.predict("test").predicted, np.load(run_of("pruned") / "test_y_pred.npy"))
+    with pytest.raises(UserError, match="data_dir=.*nowhere: no such directory"):
+        program.load(run, data_dir=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="this run's data lie in .*chains; snnexp evaluate RUN dataset.root=ELSEWHERE"):
+        program.load(run_of("numbers"), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -217,16 +235,16 @@ def test_other_samples_are_warned_of(made, tmp_path):
         ("tset", "split is 'tset'; allowed are train, val, test and all"),
     ],
 )
-def test_wrong_inputs(made, inputs, words):
-    run = program.load(made("events"))
+def test_wrong_inputs(run_of, inputs, words):
+    run = program.load(run_of("events"))
     with pytest.raises(UserError, match=words):
         run.predict(inputs)
     right = run.predict(np.zeros((2, 3, 2, 16, 16), dtype=np.uint8))  # nothing is left of what failed
     assert right.output.shape == (2, 3, 10) and np.array_equal(right.output, run.predict(torch.zeros(2, 3, 2, 16, 16)).output)
 
 
-def test_what_its_files_say(made):
-    run = program.load(made("events"))
+def test_what_its_files_say(run_of):
+    run = program.load(run_of("events"))
     assert run.config["T"] == 2 and run.config["choices"]["model"] == "vggsnn" and run.name == "events"
     assert run.state == "finished" and run.status["epoch"] == 1 and run.result["best"]["metric"] == "Val/Acc1"
     columns = run.metrics()
@@ -244,8 +262,8 @@ def test_one_row_an_epoch(tmp_path):
     assert columns == {"epoch": [1, 2], "Train/Loss": [2.0, 1.5], "Val/Loss": [1.0, None], "Spikes/a": [[1, 2], None]}
 
 
-def test_a_table_of_pandas(made, monkeypatch):
-    columns = program.load(made("events")).metrics()
+def test_a_table_of_pandas(run_of, monkeypatch):
+    columns = program.load(run_of("events")).metrics()
     if "pandas" not in sys.modules:
         pandas = pytest.importorskip("pandas")
         table = columns.to_pandas()
@@ -255,8 +273,8 @@ def test_a_table_of_pandas(made, monkeypatch):
         columns.to_pandas()
 
 
-def test_runs_read_files_only(made, tmp_path):
-    path = made("events")
+def test_runs_read_files_only(run_of, tmp_path):
+    path = run_of("events")
     code = (
         f"import sys, snnexp\nfor run in snnexp.runs({str(path.parents[1])!r}): print(run.name, run.state, run.result['test'])\n"
         "assert run.metrics()['epoch'] and run.config['T'] > 0\n"

@@ -132,20 +132,20 @@ except SystemExit as leaving:
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "said"),
+    ("number", "words", "printed"),
     [
         (signal.SIGINT, [], "INTERRUPTED interrupted True"),
         (signal.SIGTERM, [], "LEAVING 143"),
         (signal.SIGINT, ["devices=2"], "INTERRUPTED interrupted True"),
     ],
 )
-def test_an_interrupt_saves_and_is_then_heard(number, words, said, here, environment):
+def test_an_interrupt_saves_and_is_then_heard(number, words, printed, here, environment):
     command = [sys.executable, "-c", SCRIPT, *GRAPHS, "epochs=100000", "exp_name=run", "save_minutes=0.0001", *words]
     process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for((here / "outputs/run/checkpoints/checkpoint_latest.pth").exists, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert said in output and "Traceback" not in output, output
+    assert printed in output and "Traceback" not in output, output
     assert load(here / "outputs/run/checkpoints/checkpoint_interrupted.pth")["step"] > 0
 
 

@@ -244,7 +244,7 @@ OF_LATENTS = {"latent_space_pca.png", "reconstruction_errors.png", "latent_corre
 
 @pytest.fixture
 def without_umap(monkeypatch):
-    monkeypatch.setattr("snnexp.analysis.posterior.latent_plots.umap_is_there", lambda: False)
+    monkeypatch.setattr("snnexp.analysis.posterior.latent_plots.umap_is_installed", lambda: False)
 
 
 def names(folder):

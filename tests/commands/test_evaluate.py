@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from snnexp.commands.evaluate import lies_in_a_run
+from snnexp.commands.evaluate import is_in_run
 
 
 def test_a_checkpoint_lies_in_a_folder_of_its_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert not lies_in_a_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
+    assert not is_in_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
     (tmp_path / "config.json").write_text("{}")
-    assert lies_in_a_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
-    assert not lies_in_a_run(tmp_path / "checkpoints" / "model.safetensors")
+    assert is_in_run(tmp_path / "checkpoints" / "checkpoint_best.pth")
+    assert not is_in_run(tmp_path / "checkpoints" / "model.safetensors")
     (tmp_path / "published/weights").mkdir(parents=True)
     (tmp_path / "published/config.json").write_text("{}")
-    assert not lies_in_a_run(tmp_path / "published/weights/model.pth")  # whose config.json is another program's
-    assert not lies_in_a_run(Path("/model.pth"))  # above whose folder there is none
+    assert not is_in_run(tmp_path / "published/weights/model.pth")  # whose config.json is another program's
+    assert not is_in_run(Path("/model.pth"))  # above whose folder there is none

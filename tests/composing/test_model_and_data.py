@@ -11,7 +11,7 @@ from snnexp.errors import UserError
 
 
 def suited(*words: str, command: str = "train") -> list[str]:
-    return model_and_data.suited_model(command, read_command_line(list(words)))
+    return model_and_data.suitable_model(command, read_command_line(list(words)))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from snnexp.data import cache
-from snnexp.data.cache import Source, loose, prepared
-from snnexp.data.source_files import in_zip
+from snnexp.data.cache import Source, file_source, load_or_build_samples
+from snnexp.data.source_files import files_in_zip
 from snnexp.errors import UserError
 
 SHAPE = (2, 1, 3, 3)
@@ -36,7 +36,7 @@ class Producer:
 
 
 def entry_of(root: Path, source: Producer, count: int | None = 5, **settings):
-    return prepared(root, {"T": 2, **settings}, [Source("a", 1, 7)], count, SHAPE, source, "test")
+    return load_or_build_samples(root, {"T": 2, **settings}, [Source("a", 1, 7)], count, SHAPE, source, "test")
 
 
 def test_made_once_then_found(tmp_path: Path) -> None:
@@ -60,20 +60,21 @@ def test_other_settings_or_sources_are_another_entry(tmp_path: Path) -> None:
     entries = {
         entry_of(tmp_path, source).directory,
         entry_of(tmp_path, source, size=4).directory,
-        prepared(tmp_path, {"T": 2}, [Source("a", 2, 7)], 5, SHAPE, source, "test").directory,
-        prepared(tmp_path, {"T": 2}, [Source("a", 1, 8)], 5, SHAPE, source, "test").directory,
+        load_or_build_samples(tmp_path, {"T": 2}, [Source("a", 2, 7)], 5, SHAPE, source, "test").directory,
+        load_or_build_samples(tmp_path, {"T": 2}, [Source("a", 1, 8)], 5, SHAPE, source, "test").directory,
     }
     assert len(entries) == 4 and source.asked == 4
 
 
 def test_a_file_of_equal_length_is_another_source(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
-    first = loose(tmp_path / "a")
-    assert first == loose(tmp_path / "a") and (first.name, first.bytes) == ("a", 3) and loose(tmp_path / "a", "x/a").name == "x/a"
+    first = file_source(tmp_path / "a")
+    assert first == file_source(tmp_path / "a") and (first.name, first.bytes) == ("a", 3)
+    assert file_source(tmp_path / "a", "x/a").name == "x/a"
     assert first.checksum() == zlib.crc32(b"one")
     (tmp_path / "new").write_bytes(b"two")
     (tmp_path / "new").replace(tmp_path / "a")
-    assert loose(tmp_path / "a").stamp != first.stamp and loose(tmp_path / "a").checksum() == zlib.crc32(b"two")
+    assert file_source(tmp_path / "a").stamp != first.stamp and file_source(tmp_path / "a").checksum() == zlib.crc32(b"two")
 
 
 def test_a_zip_member_is_known_by_its_checksum(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_zip_member_is_known_by_its_checksum(tmp_path: Path) -> None:
     for content in (b"one", b"two", b"one"):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr("c/1.bin", content)
-        (file,) = in_zip(tmp_path / "a.zip", [".bin"], lambda name: 0)
+        (file,) = files_in_zip(tmp_path / "a.zip", [".bin"], lambda name: 0)
         found.append(file.source)
     assert found[0] == found[2] == Source("c/1.bin", 3, zlib.crc32(b"one")) and found[1] != found[0]
     assert found[0].checksum() == zlib.crc32(b"one")
@@ -157,7 +158,7 @@ def test_failed_preparation_leaves_nothing_and_the_next_succeeds(tmp_path: Path)
         raise UserError("a.bin breaks off")
 
     with pytest.raises(UserError, match="breaks off"):
-        prepared(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, broken, "test")
+        load_or_build_samples(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, broken, "test")
     assert not list((tmp_path / "cache").glob(".building*"))
     assert entry_of(tmp_path, Producer()).samples.shape[0] == 5
 
@@ -181,7 +182,7 @@ def test_no_space_before_the_start(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_no_space_on_the_way(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cache, "start", lambda path, dtype, shape: open("/dev/full", "wb", buffering=0))
+    monkeypatch.setattr(cache, "begin_file", lambda path, dtype, shape: open("/dev/full", "wb", buffering=0))
     with pytest.raises(UserError, match="No space left.*Make room"):
         entry_of(tmp_path, Producer())
     assert not list((tmp_path / "cache").glob(".building*"))
@@ -207,7 +208,7 @@ def test_two_processes_make_one_entry(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         import numpy as np
-        from snnexp.data.cache import prepared
+        from snnexp.data.cache import load_or_build_samples
 
         def produce(notes):
             with open(sys.argv[1] + "/asked", "a") as file:
@@ -216,7 +217,7 @@ def test_two_processes_make_one_entry(tmp_path: Path) -> None:
                 time.sleep(0.02)
                 yield np.full((1, 1, 1, 2, 2), i), np.array([i])
 
-        entry = prepared(Path(sys.argv[1]), {}, [], 20, (1, 1, 2, 2), produce, "test")
+        entry = load_or_build_samples(Path(sys.argv[1]), {}, [], 20, (1, 1, 2, 2), produce, "test")
         print(int(entry.samples.sum()))
         """
     )
@@ -233,6 +234,6 @@ def test_entry_that_appears_meanwhile_does_no_harm(tmp_path: Path) -> None:
         yield from Producer()(notes)
         shutil.copytree(other, tmp_path / "cache" / other.name)
 
-    entry = prepared(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, slow, "test")
+    entry = load_or_build_samples(tmp_path, {"T": 2}, [Source("a", 1, 7)], 5, SHAPE, slow, "test")
     assert entry.samples[4, 0, 0, 0, 0] == 4 and entry.directory.name == other.name
     assert not list((tmp_path / "cache").glob(".building*"))

@@ -38,8 +38,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
+        expected = self.headers.get("Range")
+        self.server.asked.append(expected)
         if self.server.page is not None:  # a login or a check for robots in the file's place
             self.send_response(self.server.status)
             self.send_header("Content-Type", "text/html")
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.status != 200:
             self.send_error(self.server.status)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
+        start = int(expected.removeprefix("bytes=").removesuffix("-")) if expected and self.server.ranges else 0
         if start >= len(CONTENT):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
@@ -135,15 +135,15 @@ def test_wrong_checksum_is_not_kept(tmp_path) -> None:
 
 
 def test_second_address_helps_out(tmp_path) -> None:
-    with Server(status=404) as gone, Server() as server:
-        fetch([gone.url, server.url], tmp_path / "file.zip", MD5)
-    assert len(gone.asked) == len(server.asked) == 1
+    with Server(status=404) as missing, Server() as server:
+        fetch([missing.url, server.url], tmp_path / "file.zip", MD5)
+    assert len(missing.asked) == len(server.asked) == 1
 
 
 def test_nobody_answers(tmp_path) -> None:
-    with Server(status=404) as gone, pytest.raises(MissingData, match="HTTP 404.*put it at"):
-        fetch([gone.url], tmp_path / "file.zip", MD5)
-    assert len(gone.asked) == 1  # a wrong address does not get right by asking again
+    with Server(status=404) as missing, pytest.raises(MissingData, match="HTTP 404.*put it at"):
+        fetch([missing.url], tmp_path / "file.zip", MD5)
+    assert len(missing.asked) == 1  # a wrong address does not get right by asking again
     with pytest.raises(MissingData, match="could not be fetched.*refused"):
         fetch(["http://127.0.0.1:9/file.zip"], tmp_path / "file.zip", MD5)
 

@@ -42,7 +42,7 @@ def test_what_is_right_passes():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda x, y: (x.transpose(0, 1), y), r"x float32 \[2, 3, 2, 8, 8\], where \[3, 2, 2, 8, 8\] was expected: \[T, N, C, H, W\], "),
         (lambda x, y: (x[0], y), r"x float32 \[2, 2, 8, 8\], where \[3, 2, 2, 8, 8\]"),
@@ -54,8 +54,8 @@ def test_what_is_right_passes():
         (lambda x, y: x, r"Tensor, where a batch, a tuple of tensors"),
     ],
 )
-def test_what_is_wrong_is_told_with_what_is_right_and_where(change, said):
-    with pytest.raises(UserError, match=f"made: view.'train'. gave {said}.*{HERE}") as error:
+def test_what_is_wrong_is_told_with_what_is_right_and_where(change, message):
+    with pytest.raises(UserError, match=f"made: view.'train'. gave {message}.*{HERE}") as error:
         check_first_batches(Made(change))
     line = int(re.search(r"test_first_batch\.py:(\d+)", str(error.value))[1])
     assert open(__file__).read().splitlines()[line - 1].strip() == "def __getitems__(self, keys):"

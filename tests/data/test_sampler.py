@@ -202,7 +202,3 @@ def test_ranks_share_batches_of_like_length(world):
         assert [key for part in parts for key in part] == alone[number]
         assert [len(part) for part in parts] == [batches.share(number) for batches in ranks]
     assert len(ranks[0]) == (64 if world == 2 else 63)
-
-
-def test_an_evaluation_keeps_its_order_whatever_the_lengths():
-    assert list(EvaluationBatches(np.arange(50), 8, lengths=LENGTHS)) == list(EvaluationBatches(np.arange(50), 8))

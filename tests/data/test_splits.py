@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from snnexp.data.splits import carve, divide, published
+from snnexp.data.splits import carve, difference_in_words, divide
 from snnexp.errors import UserError
 
 
@@ -47,8 +47,8 @@ def test_data_without_a_training_part_is_only_judged() -> None:
 
 
 def test_subset_is_called_one() -> None:
-    assert published({"train": 5}, {"train": 5}) == ""
-    assert "3 of 60,000 train" in published({"train": 3}, {"train": 60_000})
+    assert difference_in_words({"train": 5}, {"train": 5}) == ""
+    assert "3 of 60,000 train" in difference_in_words({"train": 3}, {"train": 60_000})
 
 
 def test_parts_that_do_not_exist_are_named() -> None:

@@ -36,7 +36,7 @@ def test_the_page_shows_each_of_them_once():
 @pytest.mark.parametrize("command", COMMANDS, ids=["model", "dataset", "task", "tracker", "logger", "package"])
 def test_a_command_of_the_page_runs_as_it_stands(command, written, snnexp):
     words = command.split()[1:]
-    said = snnexp(*words, "exp_name=run", cwd=written)
+    output = snnexp(*words, "exp_name=run", cwd=written)
     run = written / "outputs/run"
     settings = json.loads((run / "config.json").read_text())
     result = json.loads((run / "result.json").read_text())
@@ -52,7 +52,7 @@ def test_a_command_of_the_page_runs_as_it_stands(command, written, snnexp):
         assert [line[:2] for line in (run / "curves.csv").read_text().splitlines() if "Val/Acc1" in line] == ["1,", "2,", "3,"]
     if "tracker" in command:
         epoch = json.loads((run / "logs/metrics.jsonl").read_text().splitlines()[0])
-        assert epoch["Weights/Norm"] > 0 and "weight norm" in said
+        assert epoch["Weights/Norm"] > 0 and "weight norm" in output
     if "model=one_layer" in words:
         assert settings["trust"] == []
         snnexp("evaluate", run, cwd=written)  # a package that declares itself is trusted

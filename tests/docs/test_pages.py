@@ -74,9 +74,9 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not target.startswith("http"):
             path, _, anchor = target.partition("#")
-            there = (page.parent / path).resolve() if path else page
-            assert there.exists(), target
-            assert not anchor or anchor in slugs(there), target
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in slugs(linked), target
 
 
 def test_the_index_names_every_page():

@@ -29,9 +29,9 @@ def test_the_code_of_the_page(here, capsys):
     for block in blocks:
         line = text[: block.start(1)].count("\n")
         exec(compile("\n" * line + block[1], str(DOCS / "python.md"), "exec"), names)
-    said = capsys.readouterr().out
-    assert "small finished {'Loss':" in said and "There is: checkpoint_best.pth" in said and said.count("finished 0 {") == 1
-    assert names["columns"]["epoch"] == [1, 2] and names["found"].output.shape[::2] == (2, 10)
+    output = capsys.readouterr().out
+    assert "small finished {'Loss':" in output and "There is: checkpoint_best.pth" in output and output.count("finished 0 {") == 1
+    assert names["columns"]["epoch"] == [1, 2] and names["prediction"].output.shape[::2] == (2, 10)
 
 
 def test_the_notebook(here):

@@ -13,7 +13,7 @@ from snnexp.contracts import DataSet
 from snnexp.data.sampler import EvaluationBatches
 from snnexp.engine import distributed
 from snnexp.engine.arithmetic.precision import resolve
-from snnexp.engine.distributed import Ranks, choose_device, joined
+from snnexp.engine.distributed import Ranks, choose_device, process_group
 from snnexp.engine.evaluation import evaluate
 from snnexp.errors import UserError
 from snnexp.tasks.classification import Classification
@@ -50,14 +50,14 @@ class Scores(nn.Module):
 
 
 def judge(ranks: Ranks) -> dict:
-    judged = evaluate(Scores(), Classification(loss="ce"), Digits(), "test", batch_size=4, ranks=ranks, precision=resolve("fp32", CPU))
-    return {"metrics": judged.metrics, "predicted": judged.predicted.tolist(), "true": judged.true.tolist()}
+    evaluation = evaluate(Scores(), Classification(loss="ce"), Digits(), "test", batch_size=4, ranks=ranks, precision=resolve("fp32", CPU))
+    return {"metrics": evaluation.metrics, "predicted": evaluation.predicted.tolist(), "true": evaluation.true.tolist()}
 
 
 def on_a_rank(rank: int, port: int, answers: multiprocessing.Queue) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         norm = nn.BatchNorm1d(2)
         norm.running_mean.fill_(float(rank))
         ranks.share_buffers(norm)
@@ -113,7 +113,7 @@ def test_metrics_over_uneven_shares_are_those_of_one_process(answers):
 def test_one_process_is_a_world_of_its_own(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         assert (ranks.rank, ranks.world, ranks.main) == (0, 1, True)
         assert ranks.agree(3, 0) == (3, 0) and ranks.gather("x") == ["x"]
         assert ranks.total({"n": torch.tensor(2)}) == {"n": 2.0} and ranks.total({}) == {}

@@ -51,7 +51,7 @@ def test_it_is_applied_and_taken_back_bit_for_bit():
             parameter.add_(torch.randn_like(parameter))
     own = copy.deepcopy(net.state_dict())
     identities = [id(parameter) for parameter in net.parameters()]
-    with pytest.raises(ZeroDivisionError), average.applied(net):
+    with pytest.raises(ZeroDivisionError), average.swap_into(net):
         assert all(torch.equal(value, average.weights[name]) for name, value in net.state_dict().items())
         raise ZeroDivisionError
     assert all(torch.equal(value, own[name]) for name, value in net.state_dict().items())

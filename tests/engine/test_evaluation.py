@@ -23,7 +23,7 @@ def test_it_equals_a_plain_loop_with_a_smaller_last_batch(batch_size, make):
     x = make()
     x.model.train()
     seen = []
-    judged = evaluate(x.model, x.task, x.data, "val", batch_size=batch_size, ranks=ALONE, precision=FP32, on_batch=seen.append)
+    evaluation = evaluate(x.model, x.task, x.data, "val", batch_size=batch_size, ranks=ALONE, precision=FP32, on_batch=seen.append)
 
     view = x.data.view("val")
     losses, guesses = [], []
@@ -36,9 +36,9 @@ def test_it_equals_a_plain_loop_with_a_smaller_last_batch(batch_size, make):
             losses.append(loss.item())
             guesses.append(output.mean(0).argmax().item())
     count = x.data.splits["val"]
-    assert judged.predicted.tolist() == guesses and np.array_equal(judged.true, view.labels) and len(guesses) == count
-    assert judged.metrics["Loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert judged.metrics["Acc1"] == 100 * np.mean(judged.predicted == judged.true)
+    assert evaluation.predicted.tolist() == guesses and np.array_equal(evaluation.true, view.labels) and len(guesses) == count
+    assert evaluation.metrics["Loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert evaluation.metrics["Acc1"] == 100 * np.mean(evaluation.predicted == evaluation.true)
     assert sum(seen) == count and seen == [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
 
 
@@ -80,4 +80,4 @@ def test_a_stop_signal_ends_it_between_batches_and_restores_the_mode(make):
 
     with StopFlag() as stop, pytest.raises(Stopped) as stopped:
         evaluate(x.model, x.task, x.data, "val", batch_size=8, ranks=ALONE, precision=FP32, stop=stop, on_batch=on_batch)
-    assert seen == [8] and stopped.value.number == signal.SIGUSR2 and x.model.training
+    assert seen == [8] and stopped.value.signum == signal.SIGUSR2 and x.model.training

@@ -48,9 +48,9 @@ class Square:
 
 
 def test_groups_of_batches():
-    assert [list(group) for group in loop.groups(0, 7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [list(group) for group in loop.groups(3, 7, 3)] == [[3, 4, 5], [6]]
-    assert list(loop.groups(7, 7, 3)) == []
+    assert [list(group) for group in loop.batch_groups(0, 7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [list(group) for group in loop.batch_groups(3, 7, 3)] == [[3, 4, 5], [6]]
+    assert list(loop.batch_groups(7, 7, 3)) == []
 
 
 def test_the_gradient_of_a_group_is_that_of_the_mean_over_all_its_samples(make):
@@ -285,7 +285,7 @@ def test_a_stop_before_a_validation_within_an_epoch_loses_none(make, monkeypatch
     def stop_at_the_part(x):
         real(x)
         if x.train_batches.start == 0 and len(steps) == 3:
-            flag.number = signal.SIGTERM
+            flag.signum = signal.SIGTERM
         steps.append(1)
 
     steps = []
@@ -308,5 +308,5 @@ def test_the_name_of_a_part_of_an_epoch_is_whole_however_long_the_run(make):
     for name in ("epoch120.3333", "epoch121"):
         x.run.checkpoint(name).touch()
     assert x.run.epoch_checkpoints() == {120.3333: x.run.checkpoint("epoch120.3333"), 121: x.run.checkpoint("epoch121")}
-    restart.discard(x, State(epoch=121, ranking=[[50.0, 120.3333], [40.0, 121]]), fallen=set())
+    restart.discard(x, State(epoch=121, ranking=[[50.0, 120.3333], [40.0, 121]]), dropped=set())
     assert x.run.checkpoint("epoch120.3333").exists()

@@ -5,14 +5,14 @@ import torch
 
 from conftest import STAYS
 from snnexp.engine import loop
-from snnexp.engine.probe import HeldOut
+from snnexp.engine.probe import ValidationProbe
 from snnexp.engine.signals import StopFlag
 from snnexp.errors import RunFailed
 
 
 def test_a_look_changes_nothing_and_sees_the_same_each_time(make):
     x = make(base=STAYS)
-    probe = HeldOut(x.model, x.task, x.data, 8, x.ranks.device, x.precision)
+    probe = ValidationProbe(x.model, x.task, x.data, 8, x.ranks.device, x.precision)
     x.model.train()
     before = torch.get_rng_state()
     first, again = list(probe()), list(probe())

@@ -22,7 +22,7 @@ def test_a_line_of_progress_by_a_clock_that_is_known(make, monkeypatch):
         clock[0] += saving
         if saving:
             assert watch.since_save() == pytest.approx(54.0)
-            watch.saved()
+            watch.exclude_save()
     assert watch.rate() == pytest.approx(32 / 4)  # the checkpoint's 50 seconds are not the steps'
     assert state.train_seconds == pytest.approx(4.0) and watch.since_save() == 0
     watch.write(clock[0])

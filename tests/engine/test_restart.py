@@ -79,7 +79,7 @@ def test_settings_of_the_optimizer_come_from_the_command_line_and_moments_from_t
     weight.grad = torch.ones(2)
     old.step()
     new = torch.optim.SGD([weight], lr=0.5, momentum=0.8)
-    new.load_state_dict(restart.fresh_rates(old.state_dict(), new.state_dict()))
+    new.load_state_dict(restart.with_current_settings(old.state_dict(), new.state_dict()))
     assert new.param_groups[0]["momentum"] == 0.8
     assert torch.equal(new.state[weight]["momentum_buffer"], torch.ones(2))
 
@@ -149,7 +149,7 @@ def test_a_stop_in_a_validation_does_not_count_its_forwards_twice(make, monkeypa
         real(split)
         seen.append(split)
         if seen.count("val") == 3:
-            flag.number = signal.SIGTERM
+            flag.signum = signal.SIGTERM
 
     monkeypatch.setattr(x.trackers["lif_full"], "observe", stop_in_the_middle)
     with pytest.raises(Stopped):

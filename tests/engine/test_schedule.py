@@ -106,21 +106,21 @@ def test_a_cosine_from_the_start_and_once_an_epoch_is_timms():
 
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=5e-4)
-    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-5, cycle_limit=1)
-    ours = Cosine(warmup_epochs=20, warmup_start=0.02, min_factor=0.02, cooldown_epochs=10, from_start=True, per_epoch=True)
+    reference = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-5, cycle_limit=1)
+    schedule = Cosine(warmup_epochs=20, warmup_start=0.02, min_factor=0.02, cooldown_epochs=10, from_start=True, per_epoch=True)
     for epoch in range(310):
-        theirs.step(epoch)
+        reference.step(epoch)
         for part in (0.0, 0.37, 351 / 352):
-            assert 5e-4 * ours.factor(epoch + part, 310) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+            assert 5e-4 * schedule.factor(epoch + part, 310) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
 def test_a_cosine_once_an_epoch_is_torchs():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    theirs, ours = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100), Cosine(per_epoch=True)
+    reference, schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100), Cosine(per_epoch=True)
     for epoch in range(100):
-        assert 1e-3 * ours.factor(epoch + 0.5, 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        assert 1e-3 * schedule.factor(epoch + 0.5, 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         optimizer.step()
-        theirs.step()
+        reference.step()
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -130,12 +130,12 @@ def test_plateau_counts_as_better_what_torch_does(mode, threshold):
     values = 2 + (-1 if mode == "min" else 1) * np.cumsum(chance.choice([0, 5e-5, 1.5e-4, 0.01, -0.01], 400)) * chance.random(400)
     assert (values > 0).all()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.9, patience=3, threshold=threshold, eps=0.0)
-    ours, rates = Plateau(decay=0.9, patience=3, threshold=threshold), set()
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.9, patience=3, threshold=threshold, eps=0.0)
+    schedule, rates = Plateau(decay=0.9, patience=3, threshold=threshold), set()
     for value in values:
-        theirs.step(value)
-        ours.observe(float(value), mode)
-        assert ours.factor(0, 1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        reference.step(value)
+        schedule.observe(float(value), mode)
+        assert schedule.factor(0, 1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         rates.add(optimizer.param_groups[0]["lr"])
     assert len(rates) > 5
 

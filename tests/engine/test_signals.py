@@ -14,7 +14,7 @@ def test_the_first_signal_is_kept(number):
     with StopFlag() as stop:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == number
+        assert stop.signum == number
     signal.signal(number, before)
 
 
@@ -23,7 +23,7 @@ def test_ctrl_c_after_a_stop_signal_interrupts_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert stop.number == signal.SIGTERM
+        assert stop.signum == signal.SIGTERM
 
 
 def test_handlers_are_put_back():
@@ -38,6 +38,6 @@ def test_what_was_ignored_stays_ignored():
     try:
         with StopFlag() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.number == 0
+            assert stop.signum == 0
     finally:
         signal.signal(signal.SIGHUP, before)

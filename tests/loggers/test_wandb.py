@@ -65,7 +65,6 @@ def test_a_run_and_its_resume_are_one_run_there(tmp_path, service):
     for epoch in range(1, 5):
         resumed.scalars({"Val/Acc1": float(epoch)}, epoch)
     resumed.finish({"best": {"epoch": 3, "metric": "Val/Acc1", "value": 4.0}, "test": {"Acc1": 3.5}})
-    resumed.flush()
     resumed.close()
 
     (run,) = service.values()

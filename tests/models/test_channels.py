@@ -35,7 +35,7 @@ def test_names_and_carriers(networks, name):
 
 
 def entry_axes(group: ChannelGroup) -> list[tuple[str, int]]:
-    return [(place.name, place.axis) for place in (*group.made, *group.read)]
+    return [(place.name, place.axis) for place in (*group.makers, *group.readers)]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -77,9 +77,9 @@ def test_sizes_and_what_a_unit_is(networks, name):
     entries = model.state_dict()
     for group in model.channel_groups():
         heads = "attention" in group.name or name in ("gat", "gatv2")
-        assert group.of == ("heads" if heads else "channels")
+        assert group.kind == ("heads" if heads else "channels")
         assert group.width == {"spikformer": 8, "spikformer_dvs": 8}.get(name, 12) * heads + (not heads)
-        for place in (*group.made, *group.read):
+        for place in (*group.makers, *group.readers):
             assert place.offset + group.size * place.spread <= entries[place.name].shape[place.axis]
         if group.heads:
             assert [model.get_submodule(module).heads for module in group.heads] == [group.size]
@@ -108,10 +108,10 @@ def test_the_full_sizes_of_the_papers():
 
 def test_the_last_maps_of_vggsnn_are_read_as_many_pixels():
     group = groups(VGGSNN(in_channels=2, num_classes=10, size=48, T=1, width=0.25))["features.10.lif"]
-    assert group.read == (Place("classifier.1.weight", 1, spread=9),)
+    assert group.readers == (Place("classifier.1.weight", 1, spread=9),)
     group = groups(VGGSNN(in_channels=2, num_classes=10, size=40, T=1, width=0.25, pool="stride"))["features.7.lif"]
-    assert group.read == (Place("classifier.1.weight", 1, spread=9),)  # 40, 20, 10, 5, 3
-    assert group.made == tuple(
+    assert group.readers == (Place("classifier.1.weight", 1, spread=9),)  # 40, 20, 10, 5, 3
+    assert group.makers == tuple(
         Place(f"features.7.conv.{entry}", 0) for entry in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
     )
 
@@ -157,17 +157,17 @@ class Small(nn.Module):
 def test_the_parts_of_a_group():
     model = Small()
     group = channel_group(model, "a", carriers=[Place("one", 2)], made_by=["one"], read_by=["two", Place("twofold", 1, spread=2)])
-    assert (group.name, group.size, group.width, group.of, group.heads) == ("a", 6, 1, "channels", ())
+    assert (group.name, group.size, group.width, group.kind, group.heads) == ("a", 6, 1, "channels", ())
     assert group.carriers == (Place("one", 2),)
     # The counter of batches has no channels, and a bias that reads does not read channels.
-    assert group.made == tuple(
+    assert group.makers == tuple(
         Place(f"one.{key}", 0) for key in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
     )
-    assert group.read == (Place("two.0.weight", 1), Place("twofold.weight", 1, spread=2))
+    assert group.readers == (Place("two.0.weight", 1), Place("twofold.weight", 1, spread=2))
 
 
 def test_units_of_several_channels():
     group = channel_group(Small(), "a", carriers=[], made_by=["one.0"], read_by=["two"], spread=3, heads=["two"])
-    assert (group.size, group.width, group.of) == (2, 3, "heads")
-    assert group.made == (Place("one.0.weight", 0, spread=3), Place("one.0.bias", 0, spread=3))
-    assert group.read == (Place("two.0.weight", 1, spread=3),)
+    assert (group.size, group.width, group.kind) == (2, 3, "heads")
+    assert group.makers == (Place("one.0.weight", 0, spread=3), Place("one.0.bias", 0, spread=3))
+    assert group.readers == (Place("two.0.weight", 1, spread=3),)

@@ -14,7 +14,7 @@ from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
 TET = Dynamics(2.0, False, 1.0, 0.0, False, "PiecewiseQuadratic", 1.0)
 needs_compiler = pytest.mark.skipif(lif_kernel.load() is None, reason=f"no compiled kernel here: {lif_kernel.reason()}")
-build = lif_kernel._load.__wrapped__
+build = lif_kernel.load_with_reason.__wrapped__
 
 
 @needs_compiler

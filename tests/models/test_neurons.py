@@ -365,7 +365,7 @@ def test_another_surrogate_comes_with_its_own_sharpness():
 
 
 @pytest.mark.parametrize(
-    "preset, overrides, said",
+    "preset, overrides, message",
     [
         ("tett", {}, ["model.neuron", "'tett'", "spikingjelly", "Did you mean 'tet'?"]),
         ("tet", {"surrogate": "triangel"}, ["model.lif.surrogate", "'triangel'", "atan", "Did you mean 'triangle'?"]),
@@ -380,10 +380,10 @@ def test_another_surrogate_comes_with_its_own_sharpness():
         ("tet", {"detach_reset": 1}, ["model.lif.detach_reset", "true or false"]),
     ],
 )
-def test_errors_name_value_choice_and_nearest(preset, overrides, said):
+def test_errors_name_value_choice_and_nearest(preset, overrides, message):
     with pytest.raises(UserError) as error:
         make_lif(preset, **overrides)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in message), str(error.value)
 
 
 def test_implementation_is_reported(implementation):

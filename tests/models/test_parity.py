@@ -183,7 +183,7 @@ def test_set_vae(j):
         f"mu_{j}": mu,
         f"logvar_{j}": logvar,
         f"encoded_{j}": x.view(events.shape),
-        f"exchanged_{j}": model.decoder.exchange[-1].exchanged(mu[-1][:, None], stays),
+        f"exchanged_{j}": model.decoder.exchange[-1].exchange(mu[-1][:, None], stays),
         f"recon_{j}": model(stays).decoded[0].view(events.shape),
     }
     if j == 0:

@@ -59,11 +59,11 @@ def test_first_weights_of_the_convolutions():
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [({"size": 3}, "model.size: 3"), ({"width": -1}, "model.width: -1"), ({"conv_init": "he"}, "model.conv_init: 'he' is not known")],
 )
-def test_errors(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_errors(changes, message):
+    with pytest.raises(UserError, match=message):
         small(**changes)
 
 

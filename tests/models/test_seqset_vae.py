@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from snnexp.errors import UserError
 from snnexp.models.seqset_vae.attention import attend
-from snnexp.models.seqset_vae.latest import latest_values
+from snnexp.models.seqset_vae.latest_values import latest_values
 from snnexp.models.seqset_vae.seqset_vae import SeqSetVAE
 from snnexp.models.seqset_vae.set_vae import SetVAE, fixed_points, variable_codes
 from snnexp.models.seqset_vae.statistics import StatisticsHeads, statistics_of
@@ -267,7 +267,7 @@ def test_in_fp64_it_is_the_same_model(form):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"width": 15}, "model.width=15"),
         ({"heads": 3}, "heads=3"),
@@ -276,8 +276,8 @@ def test_in_fp64_it_is_the_same_model(form):
         ({"decoder": "mlp"}, "model.decoder: 'mlp' is not known; allowed: linear, tanh"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(options, said):
-    with pytest.raises(UserError, match=said):
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         SetVAE(**SMALL | options)
     with pytest.raises(UserError, match=r"model\.dropout=1\.0"):
         SeqSetVAE(**SMALL, dropout=1.0)

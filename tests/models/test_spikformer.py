@@ -10,7 +10,7 @@ from snnexp import check, parts
 from snnexp.errors import UserError
 from snnexp.models import spikformer
 from snnexp.models.neurons import LIFNode
-from snnexp.models.spikformer import MLP, SPS, SSA, Block, Spikformer, attention
+from snnexp.models.spikformer import MLP, SPS, SSA, Spikformer, SpikformerBlock, attention
 
 EVENTS = {"in_channels": 2, "depth": 2, "dim": 256, "heads": 16, "pools": 4, "qkv_bias": False, "scale": 0.25}
 """What conf/model/spikformer_dvs.yaml sets."""
@@ -214,7 +214,7 @@ def test_norms_of_tokens_are_over_steps_samples_and_tokens():
 
 
 def test_residuals_add_spikes():
-    block = Block(8, 2, 16, 0.125, True, lambda **changes: LIFNode(step_mode="m", **changes))
+    block = SpikformerBlock(8, 2, 16, 0.125, True, lambda **changes: LIFNode(step_mode="m", **changes))
     parts = []
     for part in (block.attention, block.mlp):
         part.register_forward_hook(lambda m, i, o: parts.append((i[0], o)))
@@ -321,7 +321,7 @@ def test_bf16_channels_last_step_makes_no_copy_of_the_tokens():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"size": 30}, ["model.size: 30", "multiple of 4", "28 or 32", "dataset.size", "model.pools"]),
         ({"size": 24, "pools": 4}, ["model.size: 24", "multiple of 16", "16 or 32"]),
@@ -340,10 +340,10 @@ def test_bf16_channels_last_step_makes_no_copy_of_the_tokens():
         ({"lif": {"tua": 2}}, ["'tua'", "'tau'"]),
     ],
 )
-def test_errors(changes, said):
+def test_errors(changes, message):
     with pytest.raises(UserError) as error:
         small(**changes)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in message), str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 2, 8, 8), (3, 2, 3, 8, 10), (3, 2, 3, 6, 8), (3, 8, 8)])

@@ -29,10 +29,10 @@ def graphs() -> Data:
 def rings() -> Data:
     """Rings of 3, 4 and 5 nodes, all nodes of a ring alike: they tie for every maximum, in whatever order neighbours are summed."""
     steps = [torch.arange(size) for size in (3, 4, 5)]
-    there = [torch.stack([step, (step + 1) % len(step)]) for step in steps]
+    forth = [torch.stack([step, (step + 1) % len(step)]) for step in steps]
     x = 3 * torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     return Batch.from_data_list(
-        [Data(x=x[i].expand(len(step), 5), edge_index=torch.cat([there[i], there[i].flip(0)], 1)) for i, step in enumerate(steps)]
+        [Data(x=x[i].expand(len(step), 5), edge_index=torch.cat([forth[i], forth[i].flip(0)], 1)) for i, step in enumerate(steps)]
     )
 
 
@@ -229,13 +229,13 @@ def test_atoms_and_the_bonds_around_them_are_embedded_and_added():
     with torch.no_grad():
         atoms, bonds = (part.columns[0].weight for part in (model.atoms, model.bonds))
         wanted = torch.stack([atoms[0] + bonds[0], atoms[2] + bonds[0] + bonds[1], atoms[1] + bonds[1]])
-        assert torch.allclose(model._features(molecules()), wanted)
+        assert torch.allclose(model.features(molecules()), wanted)
     assert count(num_features=1, atom_types=[28], bond_types=[4]) == 134_401 + 255 * 256 + (28 + 4) * 256
 
 
 def test_the_raw_form_takes_the_numbers_as_they_are():
     model = build(num_features=1, atom_types=[3], bond_types=[2], embed_atoms=False)
-    assert model.atoms is None and model._features(molecules()).tolist() == [[0.0], [2.0], [1.0]]
+    assert model.atoms is None and model.features(molecules()).tolist() == [[0.0], [2.0], [1.0]]
 
 
 def test_the_head_detaches_its_reset_and_every_lif_obeys_overrides():
@@ -247,7 +247,7 @@ def test_the_head_detaches_its_reset_and_every_lif_obeys_overrides():
 
 
 @pytest.mark.parametrize(
-    "settings, told",
+    "settings, message",
     [
         ({"conv_type": "gccn"}, "gcn"),
         ({"num_layers": 1}, "at least 2"),
@@ -255,8 +255,8 @@ def test_the_head_detaches_its_reset_and_every_lif_obeys_overrides():
         ({"embed_atoms": True}, "no categories"),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_words(settings, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_built_is_refused_in_words(settings, message):
+    with pytest.raises(UserError, match=message):
         build(**settings)
 
 

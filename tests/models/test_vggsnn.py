@@ -55,7 +55,7 @@ def test_neuron_and_overrides_reach_every_lif():
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"size": 15}, ["model.size", "15", "16"]),
         ({"pool": "max"}, ["model.pool", "'max'", "avg, stride"]),
@@ -64,10 +64,10 @@ def test_neuron_and_overrides_reach_every_lif():
         ({"lif": {"tua": 2}}, ["'tua'", "'tau'"]),
     ],
 )
-def test_errors(changes, said):
+def test_errors(changes, message):
     with pytest.raises(UserError) as error:
         small(**changes)
-    assert all(part in str(error.value) for part in said)
+    assert all(part in str(error.value) for part in message)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 2, 24, 24), (3, 2, 3, 16, 16), (2, 16, 16)])

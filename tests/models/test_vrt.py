@@ -9,10 +9,10 @@ from torch import nn
 
 from snnexp.errors import UserError
 from snnexp.models.neurons import LIFNode
-from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest, resized_flow, warp
+from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest, resize_flow, warp
 from snnexp.models.svrt.spikes import SpikeEncoder3D
-from snnexp.models.svrt.vrt import VRT, Double, Halve, neighbours
-from snnexp.models.svrt.window_attention import AttentionLayer, WindowAttention, attend, relative_places, sine_positions
+from snnexp.models.svrt.vrt import VRT, Double, Halve, aligned_neighbours
+from snnexp.models.svrt.window_attention import AttentionLayer, WindowAttention, attend, relative_place_index, sine_positions
 
 DESCRIBED = {"last_width": 96, "groups": 6, "window": [5, 8, 8]}
 TINY = {
@@ -123,7 +123,7 @@ def test_windows_of_one_kind_at_a_time_are_what_a_mask_for_each_gives(shift):
 
 
 def test_relative_places_count_through_the_table_and_do_not_depend_on_the_size():
-    full = relative_places((2, 3, 3))
+    full = relative_place_index((2, 3, 3))
     assert full[0, 0] == (1 * 5 + 2) * 5 + 2 and full[0, 17] == 0 and full[17, 0] == 3 * 5 * 5 - 1
     attention = WindowAttention(4, 1, (2, 3, 3), mutual=False)
     table = attention.relative_position_bias_table[:, 0]
@@ -212,7 +212,7 @@ def test_a_flow_says_where_to_look():
     assert corners.tolist() == [11.0, 16.0, 12.0, 17.0]  # rows 2 and 3 of column 1, then of column 2
     assert four_nearest(image, flow_of(math.nan, 0, image)).isfinite().all()
     assert four_nearest(image, flow_of(-1.5, 0, image))[0, :, 0, 1].tolist() == [0.0, 0.0, 0.0, 0.0]
-    half = resized_flow(flow_of(4, 2, image), (2, 5))
+    half = resize_flow(flow_of(4, 2, image), (2, 5))
     assert half[0, :, 0, 0].tolist() == [4.0, 1.0]
 
 
@@ -229,9 +229,9 @@ def test_guided_sampling_begins_as_a_convolution_of_what_the_flow_shows():
 def test_neighbours_are_the_next_frame_and_the_one_before():
     x = torch.arange(3.0).view(1, 3, 1, 1, 1)
     none = torch.zeros(1, 2, 2, 1, 1)
-    after, before = neighbours(x, (none, none), lambda frame, beside, flow: frame * 10 + beside, 1)
+    after, before = aligned_neighbours(x, (none, none), lambda frame, beside, flow: frame * 10 + beside, 1)
     assert after.flatten().tolist() == [10.0, 21.0, 0.0] and before.flatten().tolist() == [0.0, 1.0, 12.0]
-    alone = neighbours(x[:, :1], (none, none), None, 4)
+    alone = aligned_neighbours(x[:, :1], (none, none), None, 4)
     assert [part.shape for part in alone] == [(1, 1, 4, 1, 1)] * 2
 
 
@@ -325,7 +325,7 @@ def test_recomputation_is_honoured_by_every_layer():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"in_channels": 2}, "in_channels=2"),
         ({"width": 10}, "width=10"),
@@ -341,8 +341,8 @@ def test_recomputation_is_honoured_by_every_layer():
         ({"flow_weights": "nowhere.pth"}, "nowhere.pth"),
     ],
 )
-def test_what_does_not_fit_is_said(options, said):
-    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+def test_what_does_not_fit_is_said(options, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
         VRT(**TINY | options)
 
 

@@ -31,13 +31,13 @@ def living(group: int) -> list[str]:
 
 def test_what_ends_without_a_report(tmp_path):
     report = tmp_path / "report.json"
-    killed = child_process.judge(-signal.SIGKILL, report, "", LIMIT, 60)
+    killed = child_process.outcome_of(-signal.SIGKILL, report, "", LIMIT, 60)
     assert killed.state == "out of memory" and "SIGKILL" in killed.reason
-    crashed = child_process.judge(-signal.SIGSEGV, report, "", LIMIT, 60)
+    crashed = child_process.outcome_of(-signal.SIGSEGV, report, "", LIMIT, 60)
     assert (crashed.state, crashed.reason) == ("failed", "the process ended with signal SIGSEGV and no report")
-    assert child_process.judge(3, report, "", LIMIT, 60).reason == "the process ended with exit code 3 and no report"
-    assert child_process.judge(-9, report, "time", LIMIT, 60).reason == "no end after 60 s"
-    over = child_process.judge(-9, report, "memory", LIMIT, 60)
+    assert child_process.outcome_of(3, report, "", LIMIT, 60).reason == "the process ended with exit code 3 and no report"
+    assert child_process.outcome_of(-9, report, "time", LIMIT, 60).reason == "no end after 60 s"
+    over = child_process.outcome_of(-9, report, "memory", LIMIT, 60)
     assert (over.state, over.reason) == ("out of memory", "more than the limit of 2 GiB")
 
 
@@ -52,7 +52,7 @@ def test_what_ends_without_a_report(tmp_path):
 )
 def test_a_report_of_a_failure(message, state, tmp_path):
     write_json(tmp_path / "report.json", {"failed": message, "mistake": False})
-    outcome = child_process.judge(0, tmp_path / "report.json", "", LIMIT, 60)
+    outcome = child_process.outcome_of(0, tmp_path / "report.json", "", LIMIT, 60)
     assert (outcome.state, outcome.reason, outcome.report) == (state, message, {})
 
 
@@ -63,18 +63,18 @@ def test_a_process_over_its_memory_or_time_is_ended_with_all_its_children():
         time.sleep(0.01)
     peak, ended = child_process.watch(started, 2**27, time.monotonic() + 30)
     assert ended == "memory" and peak > 2**27
-    child_process.end(started)
+    child_process.kill(started)
     assert started.returncode == -signal.SIGKILL
     assert living(started.pid) == []
 
     slow = process("import time; time.sleep(60)")
     begun = time.monotonic()
     assert child_process.watch(slow, None, begun + 0.3)[1] == "time"
-    child_process.end(slow)
+    child_process.kill(slow)
     assert time.monotonic() - begun < 5
     quick = process("pass")
     assert child_process.watch(quick, LIMIT, time.monotonic() + 30)[1] == "" and quick.returncode == 0
-    child_process.end(quick)  # of what has ended
+    child_process.kill(quick)  # of what has ended
 
 
 def test_a_setting_is_measured(data_dir, tmp_path):
@@ -91,7 +91,7 @@ def test_the_steps_that_are_measured_save_nothing(data_dir, tmp_path, monkeypatc
     monkeypatch.setattr(allocator, "keep_memory", lambda: None)
     settings = composed(*TINY, f"data_dir={data_dir}", "model.width=0.0625", "save_minutes=1e-9", "tracker=[lif,timing]")
     with child_process.scratch_experiment(settings, tmp_path) as x:
-        steps.steps(x, steps.Meter(1, 2))
+        steps.run_steps(x, steps.Meter(1, 2))
         assert list(x.trackers) == ["lif"] and list(x.run.checkpoints.iterdir()) == []
 
 
@@ -122,12 +122,12 @@ def test_events_are_recorded_on_the_device_that_was_chosen(tmp_path, monkeypatch
     ],
 )
 def test_whatever_goes_wrong_is_the_answer(error, expected, tmp_path, monkeypatch):
-    def measure(*_):
+    def measure_setting(*_):
         raise error
 
-    monkeypatch.setattr(child_process, "measure", measure)
+    monkeypatch.setattr(child_process, "measure_setting", measure_setting)
     write_json(tmp_path / "request.json", {"settings": {}, "memory_limit": None})
-    assert child_process.answer(tmp_path) == expected
+    assert child_process.answer_request(tmp_path) == expected
 
 
 def test_what_is_not_trusted_is_not_made(tmp_path, monkeypatch):
@@ -135,5 +135,5 @@ def test_what_is_not_trusted_is_not_made(tmp_path, monkeypatch):
     write_json(
         tmp_path / "request.json", {"settings": {"model": {"_target_": "somebody.Net"}, "trust": ["somebody"]}, "memory_limit": None}
     )
-    refused = child_process.answer(tmp_path)
+    refused = child_process.answer_request(tmp_path)
     assert refused["mistake"] and "outside snnexp" in refused["failed"]

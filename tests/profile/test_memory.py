@@ -15,20 +15,20 @@ def net() -> nn.Sequential:
 
 def test_a_storage_counts_once_however_many_views_it_has():
     x = torch.zeros(10, 10)
-    assert memory.held([x, x[2:], x.t(), x.view(-1)]) == 400
-    assert memory.held([x[0]]) == 400  # a view keeps all of it
-    assert memory.held([x, torch.zeros(5, dtype=torch.uint8), None, 3]) == 405
+    assert memory.storage_bytes([x, x[2:], x.t(), x.view(-1)]) == 400
+    assert memory.storage_bytes([x[0]]) == 400  # a view keeps all of it
+    assert memory.storage_bytes([x, torch.zeros(5, dtype=torch.uint8), None, 3]) == 405
     sparse = torch.sparse_coo_tensor(torch.zeros(2, 7, dtype=torch.int64), torch.ones(7), (3, 3))
-    assert memory.held([sparse]) == 2 * 7 * 8 + 7 * 4
+    assert memory.storage_bytes([sparse]) == 2 * 7 * 8 + 7 * 4
     rows = torch.sparse_csr_tensor(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 1, 2]), torch.ones(3), (3, 3))
-    assert memory.held([rows]) == 4 * 8 + 3 * 8 + 3 * 4
+    assert memory.storage_bytes([rows]) == 4 * 8 + 3 * 8 + 3 * 4
 
 
 def test_activations_of_linear_and_relu_are_its_input_and_the_outcome_of_the_relu():
     model, x = net(), torch.randn(5, 3)
-    assert memory.activations(model, lambda: model(x).sum().backward()) == 4 * (5 * 3 + 5 * 4)
+    assert memory.activation_bytes(model, lambda: model(x).sum().backward()) == 4 * (5 * 3 + 5 * 4)
     with torch.no_grad():
-        assert memory.activations(model, lambda: model(x)) == 0
+        assert memory.activation_bytes(model, lambda: model(x)) == 0
 
 
 def test_saved_twice_is_held_once_and_what_is_freed_is_no_more_held():
@@ -59,13 +59,13 @@ def test_of_a_checkpointed_part_only_the_inputs_are_held():
         y = checkpoint(parts[0], x, use_reentrant=False) if saving else parts[0](x)
         parts[1](y).sum().backward()
 
-    plain, saving = memory.activations(model, lambda: work(False)), memory.activations(model, lambda: work(True))
+    plain, saving = memory.activation_bytes(model, lambda: work(False)), memory.activation_bytes(model, lambda: work(True))
     assert plain == 4 * (15 + 20)  # the second layer's input is the first one's outcome
     assert saving in (plain, plain + 4)  # here nothing is saved by it: the input and the outcome stay (and an empty marker)
     deep = nn.Sequential(*(nn.Sequential(nn.Linear(50, 50), nn.ReLU()) for _ in range(4)))
     z = torch.randn(8, 50, requires_grad=True)
-    assert memory.activations(deep, lambda: deep(z).sum().backward()) == 5 * 4 * 400
-    assert memory.activations(deep, lambda: checkpoint(deep, z, use_reentrant=False).sum().backward()) in (4 * 400, 4 * 400 + 4)
+    assert memory.activation_bytes(deep, lambda: deep(z).sum().backward()) == 5 * 4 * 400
+    assert memory.activation_bytes(deep, lambda: checkpoint(deep, z, use_reentrant=False).sum().backward()) in (4 * 400, 4 * 400 + 4)
 
 
 @pytest.mark.parametrize(
@@ -79,28 +79,28 @@ def test_of_a_checkpointed_part_only_the_inputs_are_held():
 )
 def test_the_formula_and_the_optimizer_as_it_is(optimizer, expected, held):
     model = net()
-    made = optimizer(model.parameters())
-    with memory.gradients(made) as seen:
+    built = optimizer(model.parameters())
+    with memory.collect_gradient_bytes(built) as seen:
         model(torch.randn(5, 3)).sum().backward()
-        made.step()
+        built.step()
     assert seen == [64]
-    rules = memory.formula(model, made)
+    rules = memory.bytes_by_formula(model, built)
     assert rules["parameters"] == (64, "4 B x 16") and rules["gradients"][0] == 64 and rules["optimizer"][0] == expected
-    assert memory.held(memory._tensors(made.state)) == held
+    assert memory.storage_bytes(memory.tensors_in(built.state)) == held
     model[0].bias.requires_grad_(False)
-    assert memory.formula(model, made)["gradients"][0] == 48
+    assert memory.bytes_by_formula(model, built)["gradients"][0] == 48
 
 
 def test_eight_bit_moments_are_counted_as_they_are():
     optimizers = pytest.importorskip("snnexp.engine.optimizers")
     model = nn.Linear(64, 130)  # 8,320 weights in 8 bits, 130 biases in 32
-    made = optimizers.AdamW8bit(model.parameters())
+    built = optimizers.AdamW8bit(model.parameters())
     model(torch.randn(2, 64)).sum().backward()
-    made.step()
+    built.step()
     blocks = 33  # of 256
     expected = 2 * 8320 + 2 * 4 * blocks + 8 * 130
-    assert memory.formula(model, made)["optimizer"][0] == expected
-    assert memory.held(memory._tensors(made.state)) == expected + 2 * 4 * 256  # and the maps of the two codes
+    assert memory.bytes_by_formula(model, built)["optimizer"][0] == expected
+    assert memory.storage_bytes(memory.tensors_in(built.state)) == expected + 2 * 4 * 256  # and the maps of the two codes
 
 
 def test_the_rule_of_an_unknown_optimizer_is_left_out():
@@ -108,7 +108,7 @@ def test_the_rule_of_an_unknown_optimizer_is_left_out():
         def __init__(self, params):
             super().__init__(params, {"lr": 1.0})
 
-    assert memory.formula(net(), Mine(net().parameters()))["optimizer"] is None
+    assert memory.bytes_by_formula(net(), Mine(net().parameters()))["optimizer"] is None
 
 
 def test_the_peak_of_the_process_grows_with_what_it_touches():

@@ -21,17 +21,17 @@ def rung(**changes):
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**29, "1.50 GiB"), (None, "-")]
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**29, "1.50 GiB"), (None, "-")]
 )
-def test_sizes(count, said):
-    assert report.size(count) == said
+def test_sizes(count, text):
+    assert report.format_bytes(count) == text
 
 
 def test_the_tree_is_indented_and_names_the_loader():
-    said = report.tree({"tree": ROWS, "workers": 0}).splitlines()
-    assert said[1].split() == ["step", "100.00", "5.00", "120.00", "100.0%"]
-    assert said[3].startswith("  forward ") and said[4].startswith("    stage1 ") and said[4].split()[-1] == "50.0%"
-    assert "The loader is a bottleneck: 35.0%" in said[-1] and "workers=1" in said[-1]
+    text = report.tree({"tree": ROWS, "workers": 0}).splitlines()
+    assert text[1].split() == ["step", "100.00", "5.00", "120.00", "100.0%"]
+    assert text[3].startswith("  forward ") and text[4].startswith("    stage1 ") and text[4].split()[-1] == "50.0%"
+    assert "The loader is a bottleneck: 35.0%" in text[-1] and "workers=1" in text[-1]
     assert "raise workers" in report.loader(ROWS, workers=2)
     assert "no bottleneck: 9.0%" in report.loader([ROWS[0], ROWS[1] | {"share": 0.09}], 0)
     assert report.tree({"tree": [], "workers": 0}) == ""
@@ -55,8 +55,8 @@ def test_memory_has_what_is_measured_beside_the_formula():
 def test_the_share_of_the_hardware():
     peak = {"flops_per_s": 2e12, "products": 7, "size": 2048, "precision": "bf16"}
     found = {"peak": peak, "flops": 5e10, "flops_per_s": 5e11, "share": 0.25, "not_counted": ["torchvision.deform_conv2d"]}
-    said = report.hardware(found)
-    assert "25.0% (50.00 GFLOP a step, 500 GFLOP/s" in said and "2,000 GFLOP/s" in said and "torchvision.deform_conv2d." in said
+    text = report.hardware(found)
+    assert "25.0% (50.00 GFLOP a step, 500 GFLOP/s" in text and "2,000 GFLOP/s" in text and "torchvision.deform_conv2d." in text
     assert "not counted (Error: no)" in report.hardware({"peak": peak, "flops": None, "reason": "Error: no", "not_counted": []})
 
 
@@ -95,10 +95,10 @@ def test_the_verdict_says_what_it_means_for_the_training():
         "tuned": {"batch_size": 16, "precision": "bf16"}, "baseline": {"batch_size": 4, "accumulate": 2}, "precision": "fp32",
         "final": final, "broken": None, "stopped": "", "rows": [rung()],
     }  # fmt: skip
-    said = report.verdict(found)
-    assert "batch_size=16 precision=bf16" in said and "baseline 100 -> tuned 250 samples/s, measured in turn: x2.50" in said
-    assert "now sees 32 samples instead of 8" in said and "4 times fewer" in said and "lr is as it was" in said
-    assert "batch_size=4 accumulate=2" in said and "rounds otherwise than fp32" in said
+    text = report.verdict(found)
+    assert "batch_size=16 precision=bf16" in text and "baseline 100 -> tuned 250 samples/s, measured in turn: x2.50" in text
+    assert "now sees 32 samples instead of 8" in text and "4 times fewer" in text and "lr is as it was" in text
+    assert "batch_size=4 accumulate=2" in text and "rounds otherwise than fp32" in text
     found["tuned"] = {"batch_size": 8, "accumulate": 1}
     assert "still sees 8 samples" in report.verdict(found)
     assert report.verdict(found | {"tuned": {}, "final": final | {"ratio": 0.9}}).endswith(

@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import MADE
 from snnexp.profile import steps as profiling
-from snnexp.profile.steps import Meter, count_flops, matmul_peak, profile, steps, summary
+from snnexp.profile.steps import Meter, count_flops, matmul_peak, profile, run_steps, summary
 
 
 def test_the_operations_of_a_linear_layer():
@@ -55,27 +55,27 @@ class Clock:
     [({}, 2 + 5), ({"least": 8.0}, 2 + 9), ({"patience": 2.0}, 2 + 3), ({"least": 8.0, "patience": 4.0}, 2 + 5)],
 )
 def test_the_meter_ends_a_training_after_enough_steps(options, expected):
-    meter, warm = Meter(2, 5, clock=Clock(), on_warm=lambda: warm.append(len(meter.seconds)), **options), []
+    meter, warm = Meter(2, 5, clock=Clock(), on_warmup_end=lambda: warm.append(len(meter.seconds)), **options), []
     meter.begin_epoch()
     for done in range(1, 30):
-        last = meter.number == signal.SIGTERM
+        last = meter.signum == signal.SIGTERM
         meter.state.samples += 4
         meter.stepped(done)
         if last:
             break
     assert done == expected and warm == [2]
-    seconds, samples = meter.measured()
+    seconds, samples = meter.results()
     assert seconds == [1.0] * (expected - 2) and samples == [4] * (expected - 2)
 
 
 def test_steps_are_those_of_the_loop_over_the_ends_of_epochs(make):
     x, y = make("val_every=0.5"), make("val_every=0.5", name="other")
     meter = Meter(2, 7)
-    state = steps(x, meter)  # 4 batches an epoch
+    state = run_steps(x, meter)  # 4 batches an epoch
     assert state.step == 9 and state.epoch == 2 and state.batch == 1 and state.samples == 9 * 16
     assert len(meter.seconds) == 9 and meter.samples == [16] * 9 and "snnexp profile" not in x.trackers
     other = Meter(1, 8)
-    assert steps(y, other).last_loss == state.last_loss  # a real training, whatever is measured of it
+    assert run_steps(y, other).last_loss == state.last_loss  # a real training, whatever is measured of it
     assert not x.run.checkpoint("latest").exists()
 
 

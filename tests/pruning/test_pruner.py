@@ -181,7 +181,7 @@ def test_what_is_left_alone_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"layers": ["blocks.0.mlp.lif2x"]}, "pruner.layers.*'blocks.0.mlp.lif2x'.*embedding.*blocks.0.mlp.lif"),
         ({"ignore": ["embeding"]}, "pruner.ignore.*'embeding'.*embedding"),
@@ -199,8 +199,8 @@ def test_what_is_left_alone_is_left_alone():
         ({"calibration_samples": 0}, "pruner.calibration_samples=0"),
     ],
 )
-def test_settings_that_are_not_allowed(former, settings, told):
-    with pytest.raises(UserError, match=told):
+def test_settings_that_are_not_allowed(former, settings, message):
+    with pytest.raises(UserError, match=message):
         SpikeMapPruner(former, **settings)
 
 

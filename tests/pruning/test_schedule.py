@@ -72,7 +72,7 @@ def test_an_initial_ratio_above_the_final_one_is_the_final_one():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"final": 1.0}, "pruner.ratio=1.0"),
         ({"final": -0.1}, "pruner.ratio=-0.1"),
@@ -85,6 +85,6 @@ def test_an_initial_ratio_above_the_final_one_is_the_final_one():
         ({"interval": 0}, "pruner.schedule.interval=0"),
     ],
 )
-def test_values_that_are_not_allowed(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_values_that_are_not_allowed(changes, message):
+    with pytest.raises(UserError, match=message):
         create_pruning_scheduler(**{"total_epochs": 10, "final": 0.3} | changes)

@@ -15,7 +15,7 @@ from snnexp.errors import UserError
 from snnexp.models.neurons import LIFNode
 from snnexp.models.spikformer import SSA, Spikformer
 from snnexp.models.vggsnn import VGGSNN
-from snnexp.pruning.surgery import Cut, compose, groups_of, rebuild, silenced
+from snnexp.pruning.surgery import Cut, compose_kept, groups_of, rebuild, silenced
 
 
 def sizes_of(model: nn.Module) -> dict[str, int]:
@@ -205,7 +205,7 @@ def test_pruning_twice_is_pruning_once(networks, name):
     second = halves(twice, seed=6)
     second.pop(list(second)[-1])
     Cut(twice, second).apply(twice)
-    kept = compose(first, second, sizes)
+    kept = compose_kept(first, second, sizes)
     assert kept.keys() == sizes.keys()
     for group in first.keys() & second.keys():
         assert kept[group] == [first[group][unit] for unit in second[group]]
@@ -218,9 +218,9 @@ def test_pruning_twice_is_pruning_once(networks, name):
 
 def test_compose_by_hand():
     sizes = {"a": 5, "b": 4, "c": 3}
-    assert compose({}, {"a": [1, 3]}, sizes) == {"a": [1, 3]}
-    assert compose({"a": [0, 2, 4]}, {"a": [0, 2], "b": [3]}, {"a": 3, "b": 4, "c": 3}) == {"a": [0, 4], "b": [3]}
-    assert compose({"a": [0, 2, 4]}, {}, {"a": 3, "b": 4, "c": 3}) == {"a": [0, 2, 4]}
+    assert compose_kept({}, {"a": [1, 3]}, sizes) == {"a": [1, 3]}
+    assert compose_kept({"a": [0, 2, 4]}, {"a": [0, 2], "b": [3]}, {"a": 3, "b": 4, "c": 3}) == {"a": [0, 4], "b": [3]}
+    assert compose_kept({"a": [0, 2, 4]}, {}, {"a": 3, "b": 4, "c": 3}) == {"a": [0, 2, 4]}
 
 
 @pytest.mark.parametrize("name", [*IMAGES, "gat", "gin"])
@@ -338,8 +338,8 @@ def test_moments_go_on_as_those_of_the_silenced_network(networks, name, kind):
     assert shapes == {n: v["exp_avg"].shape for n, v in state["state"].items() if "exp_avg" in v}  # the dense one's is untouched
     if kind != "plain":
         for parameter in smaller.parameters():
-            held = [value for value in fresh.state[parameter].values() if value.dim()]
-            assert held and all(value.shape == parameter.shape for value in held)
+            moments = [value for value in fresh.state[parameter].values() if value.dim()]
+            assert moments and all(value.shape == parameter.shape for value in moments)
     with only(dense, name, kept, sizes_of(dense)):
         stepped(dense, inputs, optimizer, steps=2)
     stepped(smaller, inputs, fresh, steps=2)
@@ -420,7 +420,7 @@ def test_a_moving_average_is_cut_with_the_weights(networks):
     average.update()
     kept = halves(dense)
     smaller, cut = pruned(dense, kept)
-    with torch.no_grad(), average.applied(dense), only(dense, "resnet19", kept, sizes_of(dense)):
+    with torch.no_grad(), average.swap_into(dense), only(dense, "resnet19", kept, sizes_of(dense)):
         expected = forward(dense, inputs)
     smaller.load_state_dict(cut.of_entries(average.weights))
     with torch.no_grad():

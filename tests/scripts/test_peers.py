@@ -10,7 +10,7 @@ def test_the_folded_network_is_ours_with_the_same_weights(load):
     torch.manual_seed(0)
     model = VGGSNN(in_channels=2, num_classes=10, size=16, T=2, width=0.25)
     net = peers.Folded(peers.ours, 2, 10, 16, 0.25)
-    net.take(dict(model.named_parameters()))
+    net.load_weights(dict(model.named_parameters()))
     x = torch.poisson(torch.full((2, 3, 2, 16, 16), 0.3))
     assert torch.equal(net(x), model(x)) and model(x).abs().sum() > 0
 

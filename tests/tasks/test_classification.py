@@ -97,15 +97,15 @@ def test_prediction_is_the_largest_time_mean():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"loss": "mse"}, "task.loss: 'mse'"),
         ({"lamb": 1.5}, "task.lamb: 1.5"),
         ({"label_smoothing": 1}, "label_smoothing: 1"),
     ],
 )
-def test_errors(options, said):
-    with pytest.raises(UserError, match=said):
+def test_errors(options, message):
+    with pytest.raises(UserError, match=message):
         Classification(**options)
 
 

@@ -161,7 +161,7 @@ def test_what_is_kept_is_the_middle_of_the_first_judged_frame():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"loss": "l2"}, "charbonnier_delta, charbonnier_eps"),
         ({"perceptual": 0.1}, "vgg_weights=FILE"),
@@ -171,9 +171,9 @@ def test_what_is_kept_is_the_middle_of_the_first_judged_frame():
         ({"lpips": "resnet"}, "alex, vgg, squeeze"),
     ],
 )
-def test_what_is_not_allowed_is_said(options, said, monkeypatch):
+def test_what_is_not_allowed_is_said(options, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Deblurring(**options)
 
 
@@ -181,5 +181,5 @@ def test_it_is_for_video_only(monkeypatch):
     with pytest.raises(UserError, match="digits is no video"):
         Deblurring().outputs(SimpleNamespace(name="digits", kind="frames"))
     assert Deblurring().outputs(SimpleNamespace(kind="video", provides={"in_channels": 3})) == 3
-    monkeypatch.setattr("snnexp.tasks.deblurring.lpips_net", lambda backbone, device: None)
+    monkeypatch.setattr("snnexp.tasks.deblurring.load_lpips", lambda backbone, device: None)
     assert Deblurring(lpips="alex").modes["LPIPS"] == "min" and "LPIPS" not in Deblurring().modes

@@ -92,7 +92,7 @@ def test_predictions_of_one_target_are_a_row_of_numbers():
 
 
 @pytest.mark.parametrize(
-    "make, told",
+    "make, message",
     [
         (lambda: GraphClassification(loss="tet"), "auto, bce, ce"),
         (lambda: GraphClassification(loss="bce").outputs(THREE), "two classes"),
@@ -101,6 +101,6 @@ def test_predictions_of_one_target_are_a_row_of_numbers():
         (lambda: GraphRegression().outputs(TWO), "graph_classification"),
     ],
 )
-def test_what_does_not_suit_is_refused_in_words(make, told):
-    with pytest.raises(UserError, match=told):
+def test_what_does_not_suit_is_refused_in_words(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -7,7 +7,7 @@ import torch
 
 from snnexp.errors import UserError
 from snnexp.tasks import image_quality
-from snnexp.tasks.image_quality import eight_bit, fitted, lpips, luma, psnr, ssim, studio_luma
+from snnexp.tasks.image_quality import fit_gain, lpips, luma, psnr, ssim, studio_luma, to_eight_bit
 
 
 def test_psnr_is_that_of_each_frame():
@@ -44,16 +44,16 @@ def test_luma_and_the_y_channel():
 
 
 def test_frames_are_limited_and_rounded_as_in_a_file():
-    assert eight_bit(torch.tensor([-0.2, 0.5, 0.5021, 1.7])).mul(255).tolist() == pytest.approx([0.0, 128.0, 128.0, 255.0])
+    assert to_eight_bit(torch.tensor([-0.2, 0.5, 0.5021, 1.7])).mul(255).tolist() == pytest.approx([0.0, 128.0, 128.0, 255.0])
 
 
 def test_the_fitted_factor_is_that_of_least_squares():
     truth = torch.tensor([0.2, 0.4, 0.6]).view(1, 1, 1, 3)
-    assert fitted(truth / 7, truth).flatten().tolist() == pytest.approx(eight_bit(truth).flatten().tolist())
+    assert fit_gain(truth / 7, truth).flatten().tolist() == pytest.approx(to_eight_bit(truth).flatten().tolist())
     rate = torch.tensor([0.1, 0.3, 0.2]).view(1, 1, 1, 3)
     gain = (0.1 * 0.2 + 0.3 * 0.4 + 0.2 * 0.6) / (0.01 + 0.09 + 0.04)
-    assert fitted(rate, truth).flatten().tolist() == pytest.approx(eight_bit(gain * rate).flatten().tolist())
-    assert not fitted(torch.zeros(1, 1, 1, 3), truth).any()
+    assert fit_gain(rate, truth).flatten().tolist() == pytest.approx(to_eight_bit(gain * rate).flatten().tolist())
+    assert not fit_gain(torch.zeros(1, 1, 1, 3), truth).any()
 
 
 def test_lpips_compares_grey_frames_as_colour_and_says_what_it_lacks(monkeypatch):
@@ -61,7 +61,7 @@ def test_lpips_compares_grey_frames_as_colour_and_says_what_it_lacks(monkeypatch
         assert seen.shape[1] == 3 and seen.min() >= -1
         return (seen - truth).abs().flatten(1).mean(1).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr(image_quality, "lpips_net", lambda backbone, device: difference)
+    monkeypatch.setattr(image_quality, "load_lpips", lambda backbone, device: difference)
     assert lpips("alex", torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)).tolist() == [2.0, 2.0]
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "lpips", None)

@@ -142,11 +142,11 @@ def test_the_documented_scripts_read_and_plot_our_files(tmp_path, monkeypatch, c
             forward(model, constant(), tracker)
         tracker.finish()
         exec(compile(READING, "reading", "exec"), {})
-        said = capsys.readouterr().out
+        message = capsys.readouterr().out
         if every:
-            assert "Forward 4: {'T0': 0.0, 'T1': 1.0, 'T2': 0.0, 'T3': 1.0}" in said and "Forward次数: 6" in said
+            assert "Forward 4: {'T0': 0.0, 'T1': 1.0, 'T2': 0.0, 'T3': 1.0}" in message and "Forward次数: 6" in message
         else:
-            assert "模型: Twice" in said and "  T1: 1.0000 (100.00%)" in said
+            assert "模型: Twice" in message and "  T1: 1.0000 (100.00%)" in message
     (folder / "lif_activation_stats.json").rename("lif_activation_stats.json")
     exec(compile(PLOTTING, "plotting", "exec"), {})
     assert Path("lif_activation_evolution.png").stat().st_size > 10_000
@@ -184,8 +184,8 @@ def test_both_modes_at_once_go_to_two_files_and_say_the_same(tmp_path):
     assert latest.finish() == [tmp_path / "lif_activation_stats.json"] and full.finish() == [tmp_path / "lif_activation_stats_full.json"]
     assert "latest_forward" in read(tmp_path / "lif_activation_stats.json")
     assert "all_forward_steps" in read(tmp_path / "lif_activation_stats_full.json")
-    name, told = latest.rows()[0]
-    assert name == "training rate gnn_model.lif1" and told.startswith(f"{sum(mean) / 4:.3f}  T0 {mean[0]:.3f}  T1 {mean[1]:.3f}")
+    name, text = latest.rows()[0]
+    assert name == "training rate gnn_model.lif1" and text.startswith(f"{sum(mean) / 4:.3f}  T0 {mean[0]:.3f}  T1 {mean[1]:.3f}")
     assert full.rows() == [], "one table is enough"
     assert len(LIFTracker(model=model, every_forward=True, trackers=["lif_full"]).rows()) == 0
     assert full.close_epoch(2) == {}, "an epoch without a forward"
@@ -375,7 +375,7 @@ def test_one_forward_is_not_observed_twice():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"splits": ["vall"]}, ["tracker.lif.splits", "'vall'", "Did you mean 'val'?"]),
         ({"save_every": 0}, ["tracker.lif.save_every", "0", "at least 1"]),
@@ -383,10 +383,10 @@ def test_one_forward_is_not_observed_twice():
         ({"model": nn.Sequential(neuron.LIFNode())}, ["tracker=lif", "neurons of Sequential are SpikingJelly's own", "make_lif"]),
     ],
 )
-def test_what_is_not_allowed_is_said(options, said):
+def test_what_is_not_allowed_is_said(options, message):
     with pytest.raises(UserError) as error:
         LIFTracker(**{"model": Twice()} | options)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in message), str(error.value)
 
 
 def test_another_number_of_steps_is_refused():

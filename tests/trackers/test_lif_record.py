@@ -32,9 +32,9 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_repeat(tmp_path, flush_every):
         for name in ("whole", "broken"):
             (folder / name).mkdir(parents=True)
         whole = tracker(folder / "whole", every)
-        told = epoch(whole) + epoch(whole)
+        expected = epoch(whole) + epoch(whole)
         broken = tracker(folder / "broken", every)
-        assert epoch(broken) == told[:1]
+        assert epoch(broken) == expected[:1]
         for x in inputs[:3]:
             forward(model, x, broken)
         state = broken.state_dict()
@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_without_a_gap_or_a_repeat(tmp_path, flush_every):
 
         again = tracker(folder / "broken", every)
         again.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
-        assert epoch(again, first=3) == told[1:], "sums of the epoch survive"
+        assert epoch(again, first=3) == expected[1:], "sums of the epoch survive"
         assert [path.name for path in whole.finish()] == [path.name for path in again.finish()]
         for path in whole.finish():
             assert path.read_bytes() == (folder / "broken" / path.name).read_bytes()

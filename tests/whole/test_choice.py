@@ -41,11 +41,11 @@ def from_before(run: Path) -> None:
 
 
 def test_what_was_measured_is_said_and_recorded_and_later_commands_keep_it(snnexp, tmp_path):
-    said = snnexp("train", *AUTO, "exp_name=run", cwd=tmp_path)
+    output = snnexp("train", *AUTO, "exp_name=run", cwd=tmp_path)
     run = tmp_path / "outputs/run"
     speeds = "convolution fp32 100, fp32 channels_last 150, bf16 100, bf16 channels_last 150 (measured 20"
-    assert "fp32, channels_last on 1 x CPU" in said and said.index(speeds) < said.index("epoch 1/1")
-    assert f"precision=auto and channels_last=auto: forward and backward on one thread in GFLOP/s: {speeds}" in said
+    assert "fp32, channels_last on 1 x CPU" in output and output.index(speeds) < output.index("epoch 1/1")
+    assert f"precision=auto and channels_last=auto: forward and backward on one thread in GFLOP/s: {speeds}" in output
     record, config, result = (read(run / f"{name}.json") for name in ("arithmetic", "config", "result"))
     assert (record["precision"], record["channels_last"]) == ("fp32", True) == (result["precision"], result["channels_last"])
     assert (config["precision"], config["channels_last"]) == ("auto", "auto")
@@ -56,11 +56,11 @@ def test_what_was_measured_is_said_and_recorded_and_later_commands_keep_it(snnex
     snnexp("prune", run, "pruner.ratio=0.3", "pruner.finetune.epochs=1", "pruner.calibration_samples=32", "exp_name=pruned", cwd=tmp_path)
     pruned = tmp_path / "outputs/pruned"
     assert (read(pruned / "result.json")["precision"], read(pruned / "arithmetic.json")["precision"]) == ("bf16", "bf16")
-    said = snnexp("resume", run, "epochs=2", cwd=tmp_path)
-    assert "bf16, channels_last on 1 x CPU" in said and "as chosen before" in said and "not the one it would have been" not in said
+    output = snnexp("resume", run, "epochs=2", cwd=tmp_path)
+    assert "bf16, channels_last on 1 x CPU" in output and "as chosen before" in output and "not the one it would have been" not in output
     assert read(run / "result.json")["precision"] == "bf16" and read(run / "arithmetic.json")["precision"] == "bf16"
-    said = snnexp("resume", run, "epochs=3", "precision=fp32", cwd=tmp_path)
-    assert "not the one it would have been: precision bf16 -> fp32." in said
+    output = snnexp("resume", run, "epochs=3", "precision=fp32", cwd=tmp_path)
+    assert "not the one it would have been: precision bf16 -> fp32." in output
 
 
 def test_a_run_from_before_goes_on_as_it_was(snnexp, tmp_path):
@@ -69,7 +69,7 @@ def test_a_run_from_before_goes_on_as_it_was(snnexp, tmp_path):
     from_before(run)
     snnexp("evaluate", run, cwd=tmp_path)
     assert read(next(run.glob("evaluations/*/test.json")))["precision"] == "bf16"
-    said = snnexp("resume", run, "epochs=2", cwd=tmp_path)
-    assert "bf16, channels_last on 1 x CPU" in said and "not the one it would have been" not in said
+    output = snnexp("resume", run, "epochs=2", cwd=tmp_path)
+    assert "bf16, channels_last on 1 x CPU" in output and "not the one it would have been" not in output
     record = read(run / "arithmetic.json")
     assert record["precision"] == "bf16" and "channels_last" not in record

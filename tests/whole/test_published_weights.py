@@ -35,7 +35,7 @@ def test_every_entry_of_a_file_finds_its_place(name, which, tmp_path):
     own = {"embeddings": torch.zeros(9, 40)} if name == "setvae" else {}
     model = made(upstream, **own)
     path = upstream.save(tmp_path, which)
-    said, record = transfer.transfer(model, str(path), data=DataSet(), partial=False, arguments={})
+    message, record = transfer.transfer(model, str(path), data=DataSet(), partial=False, arguments={})
     state = model.state_dict()
     for entry, value in upstream.weights().items():
         assert torch.equal(state[entry], value.view(state[entry].shape)), entry
@@ -44,7 +44,7 @@ def test_every_entry_of_a_file_finds_its_place(name, which, tmp_path):
     assert numbers["all"] == numbers["placed"] + numbers["without_counterpart"]
     lacking = sum(state[entry].numel() for entry in ("codes", "embeddings") if own)
     assert record["model_numbers"]["filled"] == record["model_numbers"]["all"] - lacking
-    assert f"{numbers['placed']:,} of {numbers['placed']:,} numbers of the file" in said
+    assert f"{numbers['placed']:,} of {numbers['placed']:,} numbers of the file" in message
     assert len(upstream.spec["saved_as"]) == sum(each == name for each, _ in WRAPPINGS)
 
 
@@ -69,9 +69,9 @@ def published(tmp_path_factory) -> tuple[Path, dict[str, Tensor]]:
 
 def test_from_a_published_file_to_a_tested_run(published, snnexp, tmp_path):
     path, weights = published
-    said = snnexp("train", *TINY, f"init_from={path}", "epochs=0", "exp_name=run", "tracker=[lif,timing]", cwd=tmp_path)
+    output = snnexp("train", *TINY, f"init_from={path}", "epochs=0", "exp_name=run", "tracker=[lif,timing]", cwd=tmp_path)
     run, count = tmp_path / "outputs/run", sum(value.numel() for value in weights.values())
-    first = next(line for line in said.splitlines() if not line.startswith("Preparing"))
+    first = next(line for line in output.splitlines() if not line.startswith("Preparing"))
     assert first == f"Weights from {path} (VGGSNN of TET): {count:,} of {count:,} numbers of the file, 100 % of the model's."
     result, provenance = (json.loads((run / name).read_text()) for name in ("result.json", "provenance.json"))
     assert result["init_from"] == provenance["init_from"] and result["init_from"]["file_numbers"]["placed"] == count
@@ -109,14 +109,14 @@ def test_what_was_tested_untrained_trains_on_as_if_it_had_begun_so(published, sn
 def test_what_fits_badly_makes_no_run(published, snnexp, tmp_path):
     path, weights = published
     named = [*TINY, "exp_name=run", f"init_from={path}"]
-    said = snnexp("train", *named, "model=vggsnn_woap", cwd=tmp_path, code=2)
-    assert "numbers have a place in this model" in said and "init_partial=true" in said
-    said = snnexp("train", *named, "dataset.size=32", "epochs=0", cwd=tmp_path, code=2)
-    assert "epochs=0 would judge a network of which" in said and "leaves" in said and "classifier.1.weight" in said
+    output = snnexp("train", *named, "model=vggsnn_woap", cwd=tmp_path, code=2)
+    assert "numbers have a place in this model" in output and "init_partial=true" in output
+    output = snnexp("train", *named, "dataset.size=32", "epochs=0", cwd=tmp_path, code=2)
+    assert "epochs=0 would judge a network of which" in output and "leaves" in output and "classifier.1.weight" in output
     assert "With init_from=FILE, 0 tests the weights" in snnexp("train", *TINY, "epochs=0", cwd=tmp_path, code=2)
     assert not (tmp_path / "outputs").exists()
-    said = snnexp("train", *named, "dataset.size=32", "epochs=1", cwd=tmp_path)
-    assert "classifier.1 is of another size there; left as initialised: classifier.1.weight, classifier.1.bias" in said
+    output = snnexp("train", *named, "dataset.size=32", "epochs=1", cwd=tmp_path)
+    assert "classifier.1 is of another size there; left as initialised: classifier.1.weight, classifier.1.bias" in output
     run = tmp_path / "outputs/run"
     assert json.loads((run / "result.json").read_text())["init_from"]["head_of_another_size"] == "classifier.1"
 
@@ -126,19 +126,19 @@ def test_what_fits_badly_makes_no_run(published, snnexp, tmp_path):
 )
 def test_a_file_that_is_none_is_told_before_the_data_are_prepared(source, reason, snnexp, tmp_path):
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
-    said = snnexp("train", *TINY, f"init_from={source}", f"data_dir={tmp_path}/data", cwd=tmp_path, code=2)
-    assert reason in said and "Preparing" not in said
+    output = snnexp("train", *TINY, f"init_from={source}", f"data_dir={tmp_path}/data", cwd=tmp_path, code=2)
+    assert reason in output and "Preparing" not in output
     assert not (tmp_path / "data").exists() and not (tmp_path / "outputs").exists()
 
 
 def test_judged_elsewhere_a_file_is_told_the_way(published, snnexp, tmp_path):
     path, _ = published
-    said = snnexp("evaluate", path, "dataset=digits_dvs", "T=2", "split=test", cwd=tmp_path, code=2)
-    assert f"snnexp train init_from={path} epochs=0 model=... dataset=digits_dvs T=2\n" in said
+    output = snnexp("evaluate", path, "dataset=digits_dvs", "T=2", "split=test", cwd=tmp_path, code=2)
+    assert f"snnexp train init_from={path} epochs=0 model=... dataset=digits_dvs T=2\n" in output
     snnexp("train", *TINY, "epochs=1", "exp_name=run", cwd=tmp_path)
     (tmp_path / "lone.pth").write_bytes((tmp_path / "outputs/run/checkpoints/checkpoint_best.pth").read_bytes())
-    said = snnexp("evaluate", "lone.pth", cwd=tmp_path, code=2)
-    (command,) = [line.split()[1:] for line in said.splitlines() if line.startswith("  snnexp train")]
+    output = snnexp("evaluate", "lone.pth", cwd=tmp_path, code=2)
+    (command,) = [line.split()[1:] for line in output.splitlines() if line.startswith("  snnexp train")]
     assert command == ["train", "init_from=lone.pth", "epochs=0", "model=vggsnn", "dataset=digits_dvs", "task=classification", "T=2",
                        "model.width=0.125"]  # fmt: skip
     snnexp(*command, *TINY[1:6], "logger=none", "exp_name=judged", cwd=tmp_path)
@@ -157,8 +157,8 @@ def test_an_earlier_run_takes_what_fits(published, snnexp, tmp_path):
     saved = (run / ".hydra/config.yaml").read_text()
     (run / ".hydra/config.yaml").write_text(saved.replace("init_partial: true\n", ""))
     assert "init_partial" not in (run / ".hydra/config.yaml").read_text()
-    said = snnexp("resume", run, cwd=tmp_path)
-    assert "Weights from" in said and "left as initialised" in said and "not placed" in said
+    output = snnexp("resume", run, cwd=tmp_path)
+    assert "Weights from" in output and "left as initialised" in output and "not placed" in output
     assert json.loads((run / "config.json").read_text())["init_partial"] is True
     path.rename(path.with_name("moved"))  # what has begun needs its source no more
     try:

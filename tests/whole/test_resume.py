@@ -257,8 +257,8 @@ def test_a_run_made_before_there_were_later_keys_goes_on_as_it_would_have(schedu
 
 def test_what_decays_stays_for_the_life_of_a_run(snnexp, tmp_path):
     snnexp("train", *TINY, "optimizer.decay=weights", "epochs=1", "exp_name=run", cwd=tmp_path)
-    said = snnexp("resume", "outputs/run", "optimizer.decay=all", "epochs=2", cwd=tmp_path, code=2)
-    assert "optimizer.decay weights -> all: a run goes on with what it began with" in said
+    output = snnexp("resume", "outputs/run", "optimizer.decay=all", "epochs=2", cwd=tmp_path, code=2)
+    assert "optimizer.decay weights -> all: a run goes on with what it began with" in output
 
 
 def test_frames_are_judged_as_the_run_had_them(snnexp, tmp_path):
@@ -269,5 +269,5 @@ def test_frames_are_judged_as_the_run_had_them(snnexp, tmp_path):
     judged, tested = json.loads((folder / "test.json").read_text()), json.loads((run / "result.json").read_text())["test"]
     assert {name: judged["metrics"][name] for name in ("Acc1", "Loss")} == {name: tested[name] for name in ("Acc1", "Loss")}
     for command in (["resume", run, "epochs=5"], ["evaluate", run]):
-        said = snnexp(*command, "dataset.normalise=rms", cwd=tmp_path, code=2)
-        assert "trained with dataset.normalise=frame_max" in said and "Give dataset.normalise=frame_max" in said
+        output = snnexp(*command, "dataset.normalise=rms", cwd=tmp_path, code=2)
+        assert "trained with dataset.normalise=frame_max" in output and "Give dataset.normalise=frame_max" in output

@@ -103,8 +103,8 @@ def test_a_fold_is_tested_by_the_run_that_did_not_see_it(snnexp, tmp_path):
     assert [json.loads(path.read_text())["dataset"]["cv_fold"] for path in runs] == [0, 1]
     assert [len(np.load(path.parent / "test_y_true.npy")) for path in runs] == [40, 40]
     assert "test is fold 1 of 2" in json.loads((runs[1].parent / "result.json").read_text())["protocol"]
-    said = snnexp("runs", "outputs/cv", "--over", "dataset.cv_fold", cwd=tmp_path)
-    assert "runs over dataset.cv_fold" in said and "AUROC" in said
+    output = snnexp("runs", "outputs/cv", "--over", "dataset.cv_fold", cwd=tmp_path)
+    assert "runs over dataset.cv_fold" in output and "AUROC" in output
 
 
 def test_two_processes_watch_one_posterior(snnexp, tmp_path):
@@ -121,8 +121,8 @@ def test_a_pretrained_set_vae_goes_where_most_of_it_fits(tmp_path):
     torch.save({"state_dict": set_vae.state_dict()}, tmp_path / "weights.pth")
     whole = SeqSetVAE(num_variables=5, width=8, heads=2, context_decoder=True)  # whose own decoder has the same names
     before = whole.decoder.out.weight.clone()
-    said, record = transfer.transfer(whole, str(tmp_path / "weights.pth"), data=DataSet(), partial=False, arguments={})
-    assert ", into set_vae:" in said and record["into"] == "set_vae" and not record["not_placed"]
+    message, record = transfer.transfer(whole, str(tmp_path / "weights.pth"), data=DataSet(), partial=False, arguments={})
+    assert ", into set_vae:" in message and record["into"] == "set_vae" and not record["not_placed"]
     for name, value in set_vae.state_dict().items():
         assert torch.equal(whole.set_vae.state_dict()[name], value)
     assert torch.equal(whole.decoder.out.weight, before)

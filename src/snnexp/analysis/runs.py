@@ -1,4 +1,4 @@
-"""What runs there are and how they compare, read from the files of their directories; no torch, no Hydra."""
+"""Runs and their comparison, read from the files of their directories, without torch and Hydra."""
 
 import difflib
 import fnmatch
@@ -12,27 +12,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from snnexp.analysis.reading import parse_object, read_objects
 from snnexp.errors import UserError
 from snnexp.rundir import is_alive, runs_below
 
 STALE_AFTER_S = 3600.0
-"""Silence in seconds after which a run that another machine began may be dead."""
+"""Seconds without a sign of life after which a run on another machine may be dead."""
 MAIN = ("model", "dataset", "T", "lr", "batch_size", "seed")
-"""Settings that say most about a run."""
+"""The main settings of a run."""
 NOT_SETTINGS = (
     "command", "choices", "exp_name", "output_dir", "run_dir", "source", "hydra", "start", "shapes", "trust", "prune_from"
 )  # fmt: skip
-"""Top-level keys of config.json that name or begin a run and do not shape it."""
+"""Top-level keys of config.json that name or start a run, but do not influence its result."""
 FACTS = ("name", "state", "epoch", "best", "test", "time", "speed", "started")
-"""What runs can be filtered and sorted by besides their settings."""
+"""Properties of runs, besides their settings, to filter and sort by."""
 MONITORED = ("Acc1", "AUROC", "MAE", "PSNR", "Loss")
-"""What a run is judged by, as far as its log tells: the first of these that it has."""
+"""Metrics by which a run is judged if its files do not name one: the first of these that it has."""
 SMALLER_IS_BETTER = ("Loss", "MAE", "MSE", "RMSE", "NLL", "Perplexity", "Recon", "KL", "CE", "Beta")
 
 
 @dataclass
 class Run:
-    """One run directory; `problem` says why it cannot be read, and then the rest is empty."""
+    """One run directory; if it cannot be read, `problem` says why and the other fields are empty."""
 
     path: Path
     name: str
@@ -52,13 +53,17 @@ class Run:
 
     @property
     def test_metric(self) -> str | None:
-        """Name of the test metric that stands for the run: the monitored one, or the first of MONITORED where that is the loss or none."""
+        """Name of the test metric that stands for the run."""
+        return self.main_metric(self.test)
+
+    def main_metric(self, metrics: dict[str, float]) -> str | None:
+        """Return the name of the metric that stands for the run: the monitored one unless that is the loss, else the first of MONITORED."""
         monitored = str(self.best["metric"]).rpartition("/")[2] if self.best else "Loss"
         first = () if monitored == "Loss" else (monitored,)
-        return next((name for name in (*first, *MONITORED, *self.test) if name in self.test), None)
+        return next((name for name in (*first, *MONITORED, *metrics) if name in metrics), None)
 
     def fact(self, key: str) -> Any:
-        """A setting by its dotted key, or one of FACTS; None if the run has none."""
+        """Return a setting by its dotted key, or one of FACTS; None if the run does not have it."""
         if key in self.settings:
             return self.settings[key]
         return {
@@ -73,13 +78,13 @@ class Run:
         }.get(key)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything known, in JSON's types."""
+        """Return all fields as values that JSON has."""
         record = {key: value for key, value in vars(self).items() if key != "path"}
         return {"path": str(self.path), **record}
 
 
 def find(directory: Path) -> list[Run]:
-    """All runs at or below `directory`, the oldest first; one that cannot be read is among them, with its problem.
+    """Return all runs at or below `directory`, the oldest first, including those that cannot be read.
 
     Raises: UserError if there is no such directory.
     """
@@ -91,7 +96,7 @@ def find(directory: Path) -> list[Run]:
 
 
 def load(path: Path, below: Path | None = None) -> Run:
-    """Read one run directory; its name is the path from `below`."""
+    """Read one run directory; its name is its path relative to `below`."""
     relative = os.path.relpath(path, below) if below else str(path)
     name = path.resolve().name if relative == "." else relative
     try:
@@ -102,11 +107,11 @@ def load(path: Path, below: Path | None = None) -> Run:
             raise ValueError("status.json: names no state; it may be another program's")
         return _run(path, name, config, status, result)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # Files of strangers may hold anything; one bad directory must not hide the others.
-        return Run(path, name, "unreadable", problem=_why(error))
+        # Files of others may contain anything; one bad directory must not hide the rest.
+        return Run(path, name, "unreadable", problem=_reason(error))
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{Path(error.filename).name if error.filename else 'file'}: {error.strerror}"
     return str(error) if isinstance(error, ValueError) else f"unexpected content ({type(error).__name__}: {error})"
@@ -131,12 +136,12 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
         path,
         name,
         _state(path, status),
-        epoch=_whole(status.get("epoch")),
-        epochs=_whole(status.get("epochs", config.get("epochs"))),
+        epoch=_integer(status.get("epoch")),
+        epochs=_integer(status.get("epochs", config.get("epochs"))),
         started=_text(status.get("started")),
         updated=_text(status.get("updated")),
         error=_text(status.get("error")),
-        settings=settings(config | in_force(path, config)),
+        settings=flat_settings(config | resolved_auto(path, config)),
         best=_best(result.get("best")),
         test={key: value for key, value in (result.get("test") or {}).items() if _is_number(value)},
         protocol=_text(result.get("protocol")),
@@ -149,30 +154,30 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
     return run
 
 
-def in_force(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What the keys that a run left open (`auto`) came to on its machine: runs that computed otherwise are not equal."""
+def resolved_auto(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that the `auto` keys of a run took on its machine, for runs with other values are not equal."""
     recorded = _read_object(path / "arithmetic.json") if _exists(path / "arithmetic.json") else {}
     return {key: recorded[key] for key in ("precision", "channels_last") if config.get(key) == "auto" and key in recorded}
 
 
 def _state(path: Path, status: dict[str, Any]) -> str:
-    """The state that status.json claims, unless the process that claimed it is gone."""
+    """Return the state of status.json, or "killed" or "stale?" if the running process is or may be gone."""
     state = status["state"]
     if state != "running":
         return state
     if status.get("host") == socket.gethostname():
         pid = status.get("pid")
-        known = isinstance(pid, int) and 0 < pid < 2**31
-        return "running" if known and is_alive(status) else "killed"
-    said = [_seconds_ago(status.get("updated"))]
+        is_valid = isinstance(pid, int) and 0 < pid < 2**31
+        return "running" if is_valid and is_alive(status) else "killed"
+    ages = [_seconds_since(status.get("updated"))]
     progress = path / "logs" / "progress.jsonl"
     if _exists(progress):
-        said.append(datetime.now().timestamp() - progress.stat().st_mtime)
-    silence = min((seconds for seconds in said if seconds is not None), default=math.inf)
+        ages.append(datetime.now().timestamp() - progress.stat().st_mtime)
+    silence = min((age for age in ages if age is not None), default=math.inf)
     return "running" if silence < STALE_AFTER_S else "stale?"
 
 
-def _seconds_ago(stamp: Any) -> float | None:
+def _seconds_since(stamp: Any) -> float | None:
     try:
         moment = datetime.fromisoformat(stamp)
     except (TypeError, ValueError):
@@ -180,8 +185,8 @@ def _seconds_ago(stamp: Any) -> float | None:
     return (datetime.now(UTC) - moment.replace(tzinfo=moment.tzinfo or UTC)).total_seconds()
 
 
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json as dotted keys; a group's own name gives its choice (`model` -> "vggsnn")."""
+def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json by dotted keys; the name of a group gives its choice (`model` -> "vggsnn")."""
     flat: dict[str, Any] = {}
 
     def descend(node: dict[str, Any], prefix: str) -> None:
@@ -200,10 +205,10 @@ def _best(best: Any) -> dict[str, Any] | None:
 
 
 def _best_so_far(log: Path, monitor: Any) -> dict[str, Any] | None:
-    """Best validation metric in the log of a run that has no result yet."""
+    """Return the best validation metric in the log of a run that has no result yet."""
     if not _exists(log):
         return None
-    rows = [row for row in (_object(line) for line in log.read_bytes().splitlines()) if row]
+    rows = list(read_objects(log))
     if isinstance(monitor, str):
         metric = monitor if "/" in monitor else f"Val/{monitor}"
     else:
@@ -216,21 +221,12 @@ def _best_so_far(log: Path, monitor: Any) -> dict[str, Any] | None:
 
 
 def _last_object(log: Path) -> dict[str, Any]:
-    """The last whole line of a JSON-lines file."""
+    """Return the object of the last complete line of a JSON-lines file."""
     if not _exists(log):
         return {}
     with open(log, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        return next((row for row in map(_object, reversed(file.read().splitlines())) if row), {})
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """A line's object; nothing for a line that is being written just now."""
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return next((content for content in map(parse_object, reversed(file.read().splitlines())) if content), {})
 
 
 def _is_number(value: Any) -> bool:
@@ -241,7 +237,7 @@ def _number(value: Any) -> float | None:
     return float(value) if _is_number(value) else None
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     return int(value) if _is_number(value) and math.isfinite(value) else None
 
 
@@ -250,7 +246,7 @@ def _text(value: Any) -> str | None:
 
 
 def smaller_is_better(metric: str) -> bool:
-    """True for losses and errors, by the name of the metric."""
+    """Return whether a metric is a loss or an error, by its name."""
     return metric.rpartition("/")[2] in SMALLER_IS_BETTER
 
 
@@ -258,42 +254,42 @@ def smaller_is_better(metric: str) -> bool:
 
 
 def select(runs: list[Run], conditions: list[str]) -> list[Run]:
-    """Runs that meet every `KEY=VALUE`; `VALUE,VALUE` = one of them; `*` and `?` in a text stand for any letters.
+    """Return the runs that meet every `KEY=VALUE`; `VALUE,VALUE` means any of them; `*` and `?` in a text match any characters.
 
-    Raises: UserError if a condition is no KEY=VALUE or no run has such a key.
+    Raises: UserError if a condition is not KEY=VALUE or no run has such a key.
     """
     for condition in conditions:
         key, equals, text = condition.partition("=")
         if not equals or not key:
             raise UserError(f"{condition!r} is neither a directory nor KEY=VALUE; for instance: model=vggsnn lr=1e-3")
-        _known(key, runs)
-        choices = _split(text)
-        runs = [run for run in runs if any(_equal(run.fact(key), choice) for choice in choices if _has(run, key))]
+        _raise_if_unknown(key, runs)
+        choices = _split_choices(text)
+        runs = [run for run in runs if any(_matches(run.fact(key), choice) for choice in choices if _has_key(run, key))]
     return runs
 
 
 def order(runs: list[Run], key: str) -> list[Run]:
-    """Runs by a setting or one of FACTS, ascending; `best` and `test` have the best run first, no value comes last.
+    """Sort runs by a setting or one of FACTS, ascending, but `best` and `test` with the best run first; runs without a value come last.
 
     Raises: UserError if no run has such a key.
     """
-    _known(key, runs)
+    _raise_if_unknown(key, runs)
 
     def rank(run: Run) -> tuple[int, float, str]:
         value = run.fact(key)
         if _is_number(value) and not math.isnan(value):
             metric = {"best": run.best and run.best["metric"], "test": run.test_metric}.get(key)
             return (0, -value if metric and not smaller_is_better(str(metric)) else value, "")
-        return (2, 0.0, "") if value is None else (1, 0.0, shown(value))
+        return (2, 0.0, "") if value is None else (1, 0.0, setting_text(value))
 
     return sorted(runs, key=rank)
 
 
-def _has(run: Run, key: str) -> bool:
+def _has_key(run: Run, key: str) -> bool:
     return key in run.settings or key in FACTS
 
 
-def _known(key: str, runs: list[Run]) -> None:
+def _raise_if_unknown(key: str, runs: list[Run]) -> None:
     keys = dict.fromkeys(name for run in runs for name in run.settings) | dict.fromkeys(FACTS)
     if key in keys or not any(run.settings for run in runs):
         return
@@ -302,8 +298,8 @@ def _known(key: str, runs: list[Run]) -> None:
     raise UserError(f"{key}: no run here has such a setting. {hint}")
 
 
-def _split(text: str) -> list[str]:
-    """`a,b` -> a and b; commas within brackets do not part."""
+def _split_choices(text: str) -> list[str]:
+    """Split `a,b` into a and b, but not at commas within brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[{(") - (letter in "]})")
@@ -314,28 +310,28 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _equal(value: Any, text: str) -> bool:
+def _matches(value: Any, text: str) -> bool:
     if isinstance(value, bool) or value is None:
-        return shown(value) == text.lower()
+        return setting_text(value) == text.lower()
     if _is_number(value):
         try:
-            wanted = float(text)
+            number = float(text)
         except ValueError:
             return False
-        return math.isclose(value, wanted, rel_tol=1e-9) or (math.isnan(value) and math.isnan(wanted))
+        return math.isclose(value, number, rel_tol=1e-9) or (math.isnan(value) and math.isnan(number))
     if isinstance(value, str):
         return fnmatch.fnmatchcase(value, text) or value == text
-    return shown(value).replace(" ", "") == text.replace(" ", "")
+    return setting_text(value).replace(" ", "") == text.replace(" ", "")
 
 
-def shown(value: Any) -> str:
-    """A setting as one would type it."""
+def setting_text(value: Any) -> str:
+    """Return a setting as it is typed on the command line."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return "[" + ",".join(shown(item) for item in value) + "]"
+        return "[" + ",".join(setting_text(item) for item in value) + "]"
     return json.dumps(value)
 
 
@@ -343,31 +339,32 @@ def shown(value: Any) -> str:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """Settings in which runs that have them differ: the main ones first, then by name; copies of one another once."""
+    """Return the settings that differ between runs that have them, the main ones first, then by name; of copies only one."""
     values: dict[str, dict[str, None]] = {}
     for run in runs:
         for key, value in run.settings.items():
-            values.setdefault(key, {})[_exact(value)] = None
-    several = [key for key, found in values.items() if len(found) > 1]
-    # The class follows from the group's choice.
+            values.setdefault(key, {})[_canonical(value)] = None
+    several = [key for key, distinct in values.items() if len(distinct) > 1]
+    # The class of a node follows from the choice of its group.
     several = [key for key in several if not (key.endswith("._target_") and key.removesuffix("._target_") in several)]
     several.sort(key=lambda key: (MAIN.index(key) if key in MAIN else len(MAIN), key.count("."), key))
-    kept: dict[str, list[str]] = {}
+    chosen: dict[str, list[str]] = {}
     for key in several:
-        # `model.T: ${T}` follows T in every run: one of the two says it all.
-        if not any(_copy(key, other, runs) for other in kept.get(key.rpartition(".")[2], ())):
-            kept.setdefault(key.rpartition(".")[2], []).append(key)
-    return [key for key in several if key in kept[key.rpartition(".")[2]]]
+        # `model.T: ${T}` equals T in every run, so one of the two is enough.
+        if not any(_is_copy(key, other, runs) for other in chosen.get(key.rpartition(".")[2], ())):
+            chosen.setdefault(key.rpartition(".")[2], []).append(key)
+    return [key for key in several if key in chosen[key.rpartition(".")[2]]]
 
 
-def _copy(key: str, other: str, runs: list[Run]) -> bool:
-    """True if `key` has the last name of `other` and its value wherever it stands."""
-    same_name = key.rpartition(".")[2] == other.rpartition(".")[2]
-    return same_name and all(key not in run.settings or _exact(run.settings[key]) == _exact(run.settings.get(other)) for run in runs)
+def _is_copy(key: str, other: str, runs: list[Run]) -> bool:
+    """Return whether `key` has the same last name as `other`, and the same value in every run that has it."""
+    if key.rpartition(".")[2] != other.rpartition(".")[2]:
+        return False
+    return all(_canonical(run.settings[key]) == _canonical(run.settings.get(other)) for run in runs if key in run.settings)
 
 
-def _exact(value: Any) -> str:
-    # 1 and 1.0 are one value in a config; true is not 1.
+def _canonical(value: Any) -> str:
+    # 1 and 1.0 are the same value in a config; true is not 1.
     return json.dumps(float(value) if _is_number(value) and abs(value) < 2**53 else value, sort_keys=True)
 
 
@@ -383,7 +380,7 @@ class Spread:
 
 @dataclass
 class Group:
-    """Finished runs that are equal in everything but some settings; `values` of each run: of the one setting, or a list of several."""
+    """Finished runs that are equal except for some settings; `values` per run: that of the one setting, or a list for several."""
 
     runs: list[Run]
     values: list[Any]
@@ -396,19 +393,19 @@ class Group:
         return self.runs[0].test_metric
 
 
-def over(runs: list[Run], keys: list[str]) -> list[Group]:
-    """Groups of the finished runs among `runs` that differ in nothing but `keys`.
+def group_except(runs: list[Run], keys: list[str]) -> list[Group]:
+    """Group the finished runs that differ only in `keys`.
 
     Raises: UserError if no run has one of the settings.
     """
     for key in keys:
-        _known(key, runs)
+        _raise_if_unknown(key, runs)
     finished = [run for run in runs if run.state == "finished"]
     names = {name for run in finished for name in run.settings}
-    follow = {name for name in names if any(_copy(name, key, finished) for key in keys)} | set(keys)
+    ignored = {name for name in names if any(_is_copy(name, key, finished) for key in keys)} | set(keys)
     groups: dict[tuple, list[Run]] = {}
     for run in finished:
-        rest = sorted((name, _exact(value)) for name, value in run.settings.items() if name not in follow)
+        rest = sorted((name, _canonical(value)) for name, value in run.settings.items() if name not in ignored)
         groups.setdefault(tuple(rest), []).append(run)
     return [_group(members, keys) for members in groups.values()]
 

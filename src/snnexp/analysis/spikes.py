@@ -1,4 +1,4 @@
-"""What a run has recorded of its spikes, and figures of it: rates over training, layers x steps, units."""
+"""The record of a run's spikes, and its figures: rates over training, by layer and step, and of units."""
 
 import json
 import math
@@ -10,29 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.analysis.curves import number
-from snnexp.analysis.panels import figure, fit, grid, lone, panels, whole_numbers
+from snnexp.analysis.formatting import shorten
+from snnexp.analysis.panels import add_panels, figure, grid_size, point_markers, set_integer_axis
+from snnexp.analysis.reading import finite_or_nan, read_arrays
 from snnexp.rundir import RunDir
 
 DEAD, SATURATED = "dead", "saturated"
 SATURATED_RATE = 0.99
-"""Rate from which on a unit counts as saturated."""
+"""Rate from which on a unit is saturated."""
 POINTS = 200
-"""Points of a line; a longer record is drawn as means of so many consecutive forwards as it takes."""
+"""The most points of a line; a longer record is drawn as means of consecutive points."""
 LEGEND_STEPS = 12
-"""Steps that a legend or axis names; of more it names some, evenly spaced."""
+"""The most steps that a legend or axis names; of more steps, it names evenly spaced ones."""
 ANNOTATED_STEPS = 24
-"""Steps up to which the cells of the heat map hold their numbers."""
+"""The most steps with which the cells of the heat map show their values."""
 
 
 @dataclass
-class Record:
-    """Rates of a run: over training [n, T] of each layer, one table [T] of each layer, units [T, units] of each layer.
+class SpikeRecord:
+    """Rates of each layer of a run: over training [n, T], one table [T], and of units [T, units], each with its source as text.
 
-    Each with the words that say where it is from; `problems` are files that could not be read.
+    `problems` are lines on files that could not be read.
     """
 
-    positions: np.ndarray | None = None  # of the n points: numbers of forwards, or of epochs
+    positions: np.ndarray | None = None  # of the n points: numbers of forwards or epochs
     over_training: dict[str, np.ndarray] = field(default_factory=dict)
     over_training_source: str = ""
     unit_of_positions: str = "epoch"
@@ -43,12 +44,12 @@ class Record:
     problems: list[str] = field(default_factory=list)
 
 
-def read(run: Path, rows: list[dict[str, Any]]) -> Record:
-    """The record of a run directory, whose metrics log has `rows`."""
-    record = Record()
+def read(run: Path, rows: list[dict[str, Any]]) -> SpikeRecord:
+    """Read the record of a run directory whose metrics log has `rows`."""
+    record = SpikeRecord()
     latest = None
     for path in statistics_files(run):
-        stats = _attempt(record, path, read_statistics)
+        stats = _try_to_read(record, path, read_statistics)
         if stats is None:
             continue
         if "all_forward_steps" in stats and not record.over_training:
@@ -65,7 +66,7 @@ def read(run: Path, rows: list[dict[str, Any]]) -> Record:
         record.positions, record.over_training = epochs, by_epoch
         record.over_training_source = "metrics.jsonl, training forwards of each epoch"
     path = RunDir(run).arrays("spikes")
-    if path is not None and (units := _attempt(record, path, read_units)):
+    if path is not None and (units := _try_to_read(record, path, read_units)):
         record.units, record.units_source = units, str(path.relative_to(run))
     if not record.table:
         if latest:
@@ -79,30 +80,30 @@ def read(run: Path, rows: list[dict[str, Any]]) -> Record:
     return record
 
 
-def _attempt(record: Record, path: Path, reader: Callable[[Path], Any]) -> Any:
+def _try_to_read(record: SpikeRecord, path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except OSError as error:
         record.problems.append(f"{path.name} cannot be read: {error.strerror or error}.")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError, MemoryError) as error:
-        # Files of strangers may hold anything, an archive cut short included.
+        # Files of others may contain anything, also a truncated archive.
         record.problems.append(f"{path.name} is damaged or not of the documented form: {error}.")
     return None
 
 
 def statistics_files(run: Path) -> list[Path]:
-    """The LIF statistics of training forwards, the final ones first, then those of the latest epochs."""
+    """Return the files of LIF statistics of training forwards: the final ones, then those of the latest two epochs."""
     final = [run / f"lif_activation_stats{full}.json" for full in ("_full", "")]
     of_epochs = [
-        (int(found[1]), path)
+        (int(match[1]), path)
         for path in run.glob("lif_stats*_epoch_*.json")
-        if (found := re.fullmatch(r"lif_stats(?:_full)?_epoch_(\d+)\.json", path.name))
+        if (match := re.fullmatch(r"lif_stats(?:_full)?_epoch_(\d+)\.json", path.name))
     ]
     return [path for path in final if path.is_file()] + [path for _, path in sorted(of_epochs, reverse=True)[:2]]
 
 
 def read_statistics(path: Path) -> dict[str, Any]:
-    """A file of LIF statistics with its numbers in arrays: the tables as [T] of each layer, every forward as (numbers, [n, T] of each).
+    """Read a file of LIF statistics into arrays: the tables as [T] by layer, all forwards as (indices [n], rates [n, T] by layer).
 
     Raises: OSError, ValueError, TypeError, KeyError, AttributeError.
     """
@@ -113,68 +114,59 @@ def read_statistics(path: Path) -> dict[str, Any]:
     averages = content.get("summary", {}).get("timestep_averages")
     for name, tables in (("latest_forward", content.get("latest_forward")), ("timestep_averages", averages)):
         if tables:
-            stats[name] = {layer: by_step([steps])[0] for layer, steps in tables.items()}
+            stats[name] = {layer: rates_by_step([steps])[0] for layer, steps in tables.items()}
     if every := content.get("all_forward_steps"):
         numbers = np.array([forward["forward_idx"] for forward in next(iter(every.values()))], dtype=float)
-        rates = {layer: by_step([forward["timesteps"] for forward in forwards]) for layer, forwards in every.items()}
+        rates = {layer: rates_by_step([forward["timesteps"] for forward in forwards]) for layer, forwards in every.items()}
         if not numbers.size or any(len(values) != len(numbers) for values in rates.values()):
             raise ValueError("its layers differ in the number of forwards, or have none")
         stats["all_forward_steps"] = numbers, rates
     return stats
 
 
-def by_step(forwards: list[dict[str, float]]) -> np.ndarray:
-    """Rates [n, T] from objects {"T0": rate, "T1": ...} of the same steps."""
+def rates_by_step(forwards: list[dict[str, float]]) -> np.ndarray:
+    """Return rates [n, T] from n objects {"T0": rate, "T1": ...} with the same steps."""
     names = sorted(forwards[0], key=lambda name: int(name.removeprefix("T"))) if forwards else []
     return np.array([[steps[name] for name in names] for steps in forwards], dtype=float)
 
 
 def epoch_rates(rows: list[dict[str, Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Epochs, and the rates [n, T] that the `Spikes/<layer>` entries of a metrics log hold, in the epochs that have all layers."""
+    """Return epochs [n] with entries `Spikes/<layer>` of all layers in a metrics log, and their rates [n, T] by layer."""
     layers = dict.fromkeys(key.removeprefix("Spikes/") for row in rows for key in row if key.startswith("Spikes/"))
     steps = next((len(row[f"Spikes/{layer}"]) for row in rows for layer in layers if _is_list(row.get(f"Spikes/{layer}"))), 0)
-    whole = [row for row in rows if all(_is_list(row.get(f"Spikes/{layer}"), steps) for layer in layers)]
-    if not layers or not whole:
+    complete = [row for row in rows if all(_is_list(row.get(f"Spikes/{layer}"), steps) for layer in layers)]
+    if not layers or not complete:
         return np.zeros(0), {}
-    rates = {layer: np.array([[_or_nan(rate) for rate in row[f"Spikes/{layer}"]] for row in whole]) for layer in layers}
-    return np.array([row["epoch"] for row in whole], dtype=float), rates
+    rates = {layer: np.array([[finite_or_nan(rate) for rate in row[f"Spikes/{layer}"]] for row in complete]) for layer in layers}
+    return np.array([row["epoch"] for row in complete], dtype=float), rates
 
 
 def _is_list(value: Any, length: int | None = None) -> bool:
     return isinstance(value, list) and len(value) > 0 and length in (None, len(value))
 
 
-def _or_nan(value: Any) -> float:
-    found = number(value)
-    return math.nan if found is None else found
-
-
 def read_units(path: Path) -> dict[str, np.ndarray]:
-    """The rates [T, units] of each layer in an .npz; no pickle is read.
+    """Read the rates [T, units] of each layer from an .npz file.
 
     Raises: OSError, ValueError.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rates = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile's errors have no common kind
-        raise error if isinstance(error, OSError) else ValueError(str(error)) from error
+    rates = read_arrays(path)
     if any(values.ndim != 2 or values.dtype.kind != "f" or not values.size for values in rates.values()):
         raise ValueError("an array in it is not [T, units]")
     return rates
 
 
 def count_units(rates: np.ndarray) -> dict[str, int]:
-    """How many of the units of rates [T, units] are dead (never fire) or saturated (practically always do)."""
-    of_units = rates.mean(0)
-    return {"units": len(of_units), DEAD: int((of_units == 0).sum()), SATURATED: int((of_units >= SATURATED_RATE).sum())}
+    """Count the units with rates [T, units]: all, dead (never fire) and saturated (practically always fire)."""
+    means = rates.mean(0)
+    return {"units": len(means), DEAD: int((means == 0).sum()), SATURATED: int((means >= SATURATED_RATE).sum())}
 
 
 # ---- figures
 
 
-def thin(positions: np.ndarray, rates: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Means of consecutive points, so that at most `points` are left, and of how many each (the last of what remains)."""
+def thin_out(positions: np.ndarray, rates: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Average consecutive points so that at most `points` remain; also return the number of points per mean (the last may have fewer)."""
     each = math.ceil(len(positions) / points)
     if each == 1:
         return positions, rates, 1
@@ -183,50 +175,47 @@ def thin(positions: np.ndarray, rates: np.ndarray, points: int) -> tuple[np.ndar
     return np.add.reduceat(positions, starts) / counts, np.add.reduceat(rates, starts, axis=0) / counts[:, None], each
 
 
-def some(steps: int, most: int) -> list[int]:
-    """The steps that are named: all, or `most` of them evenly spaced."""
+def evenly_spaced(steps: int, most: int) -> list[int]:
+    """Return all step indices, or `most` evenly spaced ones."""
     return list(range(steps)) if steps <= most else [round(t) for t in np.linspace(0, steps - 1, most)]
 
 
-def draw_over_training(record: Record, title: str, path: Path) -> None:
-    """One panel per layer with a line per step: the firing rate over training."""
+def draw_over_training(record: SpikeRecord, title: str, path: Path) -> None:
+    """Draw the firing rate over training: one panel per layer, one line per step."""
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
 
     layers = list(record.over_training)
     steps = max(rates.shape[1] for rates in record.over_training.values())
     colours = colormaps["viridis"](np.linspace(0.0, 0.9, steps))
-    rows, columns = grid(len(layers))
+    rows, columns = grid_size(len(layers))
     width = max(5.0, 3.4 * columns)
     with figure(path, width, 0.9 + 2.1 * rows, title) as drawing:
-        places = panels(drawing, len(layers))
-        for number_of_panel, (axes, layer) in enumerate(zip(places, layers, strict=True)):
-            positions, rates, each = thin(record.positions, record.over_training[layer], POINTS)
+        for place, (axes, layer) in enumerate(zip(add_panels(drawing, len(layers)), layers, strict=True)):
+            positions, rates, each = thin_out(record.positions, record.over_training[layer], POINTS)
             for t in range(rates.shape[1]):
-                axes.plot(positions, rates[:, t], color=colours[t], linewidth=1.0 if each == 1 else 0.8, **lone(positions))
-            axes.set_title(fit(layer, 44 if columns < 4 else 40))
+                axes.plot(positions, rates[:, t], color=colours[t], linewidth=1.0 if each == 1 else 0.8, **point_markers(positions))
+            axes.set_title(shorten(layer, 44 if columns < 4 else 40))
             axes.set_ylim(bottom=0.0, top=max(1e-3, 1.08 * np.nanmax(rates)) if np.isfinite(rates).any() else 1.0)
-            whole_numbers(axes, positions)
-            if number_of_panel + columns >= len(layers):
+            set_integer_axis(axes, positions)
+            if place + columns >= len(layers):
                 axes.set_xlabel(record.unit_of_positions + (f" (means of {each})" if each > 1 else ""))
-            if number_of_panel % columns == 0:
+            if place % columns == 0:
                 axes.set_ylabel("firing rate")
-        named = some(steps, LEGEND_STEPS)
-        lines = [Line2D([], [], color=colours[t], linewidth=2.5) for t in named]
-        drawing.legend(
-            lines, [f"T{t}" for t in named], loc="outside lower center", ncols=min(len(named), int(width / 0.6)), handlelength=1.2
-        )
+        shown = evenly_spaced(steps, LEGEND_STEPS)
+        lines, labels = [Line2D([], [], color=colours[t], linewidth=2.5) for t in shown], [f"T{t}" for t in shown]
+        drawing.legend(lines, labels, loc="outside lower center", ncols=min(len(shown), int(width / 0.6)), handlelength=1.2)
 
 
-def draw_heatmap(record: Record, title: str, path: Path) -> None:
-    """Layers x steps: the firing rate as a colour, and as a number where there is room."""
+def draw_heatmap(record: SpikeRecord, title: str, path: Path) -> None:
+    """Draw the firing rate by layer and step as a colour, and as a number where there is room."""
     layers = list(record.table)
     steps = max(len(rates) for rates in record.table.values())
     values = np.full((len(layers), steps), math.nan)
     for row, rates in zip(values, record.table.values(), strict=True):
         row[: len(rates)] = rates
     annotated = steps <= ANNOTATED_STEPS
-    width = 1.6 + 0.085 * max(len(fit(layer, 48)) for layer in layers) + (0.48 * steps if annotated else min(14.0, 0.2 * steps))
+    width = 1.6 + 0.085 * max(len(shorten(layer, 48)) for layer in layers) + (0.48 * steps if annotated else min(14.0, 0.2 * steps))
     with figure(path, max(5.0, width), 1.3 + 0.3 * len(layers), title) as drawing:
         axes = drawing.add_subplot()
         top = np.nanmax(values) if np.isfinite(values).any() else 1.0
@@ -235,8 +224,8 @@ def draw_heatmap(record: Record, title: str, path: Path) -> None:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_yticks(range(len(layers)), [fit(layer, 48) for layer in layers])
-        shown = some(steps, ANNOTATED_STEPS if annotated else LEGEND_STEPS)
+        axes.set_yticks(range(len(layers)), [shorten(layer, 48) for layer in layers])
+        shown = evenly_spaced(steps, ANNOTATED_STEPS if annotated else LEGEND_STEPS)
         axes.set_xticks(shown, [f"T{t}" for t in shown])
         if annotated:
             for (row, t), rate in np.ndenumerate(values):
@@ -245,13 +234,13 @@ def draw_heatmap(record: Record, title: str, path: Path) -> None:
         drawing.colorbar(image, ax=axes, pad=0.01, aspect=max(10, 4 * len(layers))).outline.set_visible(False)
 
 
-def draw_units(record: Record, title: str, path: Path) -> None:
-    """One row per layer: how the rates of its units are distributed, and how many are dead, active and saturated."""
+def draw_units(record: SpikeRecord, title: str, path: Path) -> None:
+    """Draw one row per layer: the distribution of its units' rates, and the shares of dead, active and saturated units."""
     layers = list(record.units)
     of_units = [record.units[layer].mean(0) for layer in layers]
     top = max(0.05, min(1.0, 1.05 * max(float(rates.max()) for rates in of_units)))
     edges = np.linspace(0.0, top, 61)
-    names = [fit(layer, 44) for layer in layers]
+    names = [shorten(layer, 44) for layer in layers]
     width = 7.6 + 0.07 * max(map(len, names))
     with figure(path, width, 1.3 + 0.42 * len(layers), title) as drawing:
         left, right = drawing.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -261,12 +250,13 @@ def draw_units(record: Record, title: str, path: Path) -> None:
             left.plot(
                 [np.median(rates)] * 2, [row - 0.42, row + 0.42], color="#1b3f66", linewidth=1.2, label="median unit" if row == 0 else None
             )
-            found = count_units(record.units[layers[row]])
-            dead, full = found[DEAD] / found["units"], found[SATURATED] / found["units"]
+            units = count_units(record.units[layers[row]])
+            dead, saturated = units[DEAD] / units["units"], units[SATURATED] / units["units"]
             right.barh(row, dead, color="#8c3b3b", height=0.6, label="dead (never fires)" if row == 0 else None)
-            right.barh(row, 1 - dead - full, left=dead, color="#d9d9d9", height=0.6, label="active" if row == 0 else None)
-            right.barh(row, full, left=1 - full, color="#e0a030", height=0.6, label="saturated (rate ≥ 0.99)" if row == 0 else None)
-            words = f"{found[DEAD]} dead, {found[SATURATED]} saturated of {found['units']}"
+            right.barh(row, 1 - dead - saturated, left=dead, color="#d9d9d9", height=0.6, label="active" if row == 0 else None)
+            label = "saturated (rate ≥ 0.99)" if row == 0 else None
+            right.barh(row, saturated, left=1 - saturated, color="#e0a030", height=0.6, label=label)
+            words = f"{units[DEAD]} dead, {units[SATURATED]} saturated of {units['units']}"
             right.text(1.03, row, words, va="center", fontsize=7)
         left.set_yticks(range(len(layers)), names)
         left.set_ylim(len(layers) - 0.45, -0.55)

@@ -1,4 +1,4 @@
-"""Curves from TensorBoard event files, our own or another program's: tags such as train_kl_step, val_auc, Train/KL."""
+"""Curves from TensorBoard event files of snnexp or another program, with tags such as train_kl_step, val_auc, Train/KL."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snnexp.analysis.posterior.curves import MEANS, Curves, curve
+from snnexp.analysis.posterior.curves import MEANS, Curves, make_curve
 from snnexp.errors import UserError
 
 PARTS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "test": "Test"}
@@ -21,15 +21,15 @@ METRICS = {
     "Accuracy": ("accuracy", "acc", "acc1"),
     "Beta": ("beta", "kl_weight", "kl_beta"),
 }
-"""Names of a metric, without the part (train, val) and the ending (step, epoch)."""
+"""Names of each metric, without the part (train, val) and the ending (step, epoch)."""
 WEIGHTS = {"recon": "Recon", "rec": "Recon", "reconstruction": "Recon", "pred": "CE", "prediction": "CE", "ce": "CE", "cls": "CE"}
-OWN = re.compile(r"(?:Train|Val|Test)/[A-Z]\w*|LR|Posterior/.*|Spikes/.*")
-"""Tags as this package writes them, over epochs (those of the posterior over optimizer steps)."""
+OWN_TAG = re.compile(r"(?:Train|Val|Test)/[A-Z]\w*|LR|Posterior/.*|Spikes/.*")
+"""Tags that snnexp writes, over epochs (those of the posterior over optimizer steps)."""
 
 
 @dataclass
 class Events:
-    """What one directory of event files holds: `curves`, the `tags` they were read from, and the `unknown` ones."""
+    """The content of one directory of event files: `curves`, their `tags`, and the `unknown` tags."""
 
     directory: Path
     curves: Curves
@@ -39,74 +39,75 @@ class Events:
 
 
 def find(directory: Path) -> list[Path]:
-    """The directories at or below `directory` that hold event files, by name (version_2 before version_10).
+    """Return the directories at or below `directory` that hold event files, by name (version_2 before version_10).
 
     Raises: UserError if there is no such directory, or no event file in it.
     """
     if not directory.is_dir():
         raise UserError(f"--tensorboard {directory}: no such directory. Name one with event files (events.out.tfevents...) in or below it.")
-    found = [Path(folder) for folder, _, files in os.walk(directory) if any("tfevents" in name for name in files)]
-    if not found:
+    directories = [Path(folder) for folder, _, files in os.walk(directory) if any("tfevents" in name for name in files)]
+    if not directories:
         raise UserError(f"--tensorboard {directory}: there is no event file (events.out.tfevents...) in it or below it.")
-    return sorted(found, key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))])
+    return sorted(directories, key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))])
 
 
 def read(directory: Path) -> Events:
-    """The scalars of the event files in a directory, those of all its files joined as TensorBoard joins them."""
+    """Read the scalars of the event files in a directory; several files are joined as in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its word on every file that ends in half a record
-    every = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
-    reader = EventAccumulator(str(directory), size_guidance=every)
-    events = Events(directory, Curves(ours=False))
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every file with an incomplete last record
+    sizes = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+    reader = EventAccumulator(str(directory), size_guidance=sizes)
+    events = Events(directory, Curves(from_snnexp=False))
     try:
         reader.Reload()
-    except Exception as error:  # damaged records raise whatever the parser raises
+    except Exception as error:  # damaged records raise any error of the parser
         events.problem = f"{directory}: the event files cannot be read: {error}."
         return events
     scalars = {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
-    scalars |= _of_tensors(reader)
-    own = [tag for tag in scalars if OWN.fullmatch(tag)]
-    if {"LR", "Train/Loss"} <= set(own):  # our logger writes both; Train/Loss alone may be anybody's
-        events.curves = Curves(unit="epoch", ours=True)
+    scalars |= _scalars_in_tensors(reader)
+    snnexp_tags = [tag for tag in scalars if OWN_TAG.fullmatch(tag)]
+    if {"LR", "Train/Loss"} <= set(snnexp_tags):  # the logger of snnexp writes both; Train/Loss alone may be of another program
+        events.curves = Curves(unit="epoch", from_snnexp=True)
     for tag, points in scalars.items():
-        name = own_name(tag) if tag in own else name_of(tag)
-        points = curve(points)
+        name = snnexp_curve_name(tag) if tag in snnexp_tags else foreign_curve_name(tag)
+        points = make_curve(points)
         if name is None or not len(points[0]):
             events.unknown.append(tag)
             continue
         if name.endswith("/Accuracy") or name.endswith(f"/Accuracy{MEANS}"):
-            points = points if points[1].max() > 1 or tag in own else (points[0], 100 * points[1])
-        if name in events.tags:  # train_loss beside train/loss: the longer one
-            if len(points[0]) <= len(events.curves.named[name][0]):
+            points = points if points[1].max() > 1 or tag in snnexp_tags else (points[0], 100 * points[1])
+        if name in events.tags:  # train_loss beside train/loss: take the longer one
+            if len(points[0]) <= len(events.curves.by_name[name][0]):
                 events.unknown.append(tag)
                 continue
             events.unknown.append(events.tags[name])
-        events.curves.named[name], events.tags[name] = points, tag
-    _settle_means(events)
-    events.curves.best = best(events.curves)
+        events.curves.by_name[name], events.tags[name] = points, tag
+    _merge_epoch_means(events)
+    events.curves.best = best_validation(events.curves)
     return events
 
 
-def _of_tensors(reader: Any) -> dict[str, list[tuple[int, float]]]:
-    """Scalars as TensorFlow 2 writes them: tensors of the plugin `scalars`."""
+def _scalars_in_tensors(reader: Any) -> dict[str, list[tuple[int, float]]]:
+    """Return the scalars that TensorFlow 2 writes: tensors of the plugin `scalars`."""
     from tensorboard.util import tensor_util
 
-    found = {}
+    scalars = {}
     for tag in reader.Tags()["tensors"]:
         if reader.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            found[tag] = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto).reshape(-1)[0])) for event in reader.Tensors(tag)]
-    return found
+            values = [(event.step, tensor_util.make_ndarray(event.tensor_proto)) for event in reader.Tensors(tag)]
+            scalars[tag] = [(step, float(array.reshape(-1)[0])) for step, array in values]
+    return scalars
 
 
-def own_name(tag: str) -> str:
-    """The curve that a tag of our own names."""
+def snnexp_curve_name(tag: str) -> str:
+    """Return the name of the curve of a tag of snnexp."""
     part, _, metric = tag.partition("/")
     return {"Train/Beta": "Beta"}.get(tag, f"{part}/Accuracy" if metric == "Acc1" else tag)
 
 
-def name_of(tag: str) -> str | None:
-    """The curve that a tag of another program names; None if it is not known."""
+def foreign_curve_name(tag: str) -> str | None:
+    """Return the name of the curve of another program's tag; None if it is unknown."""
     words = [word for word in re.split(r"[^a-z0-9]+", tag.lower()) if word]
     if words == ["epoch"]:
         return "Epoch"
@@ -125,21 +126,21 @@ def name_of(tag: str) -> str | None:
     return name + (MEANS if ending == "epoch" else "")
 
 
-def _settle_means(events: Events) -> None:
-    """Means over epochs are the curve itself where nothing is there of each step; of β and weights the steps tell all."""
-    for name in [name for name in events.curves.named if name.endswith(MEANS)]:
+def _merge_epoch_means(events: Events) -> None:
+    """Use means over epochs as the curve itself if there are no values by step; drop those of β and weights if there are."""
+    for name in [name for name in events.curves.by_name if name.endswith(MEANS)]:
         plain = name.removesuffix(MEANS)
-        if plain not in events.curves.named:
-            events.curves.named[plain], events.tags[plain] = events.curves.named.pop(name), events.tags.pop(name)
+        if plain not in events.curves.by_name:
+            events.curves.by_name[plain], events.tags[plain] = events.curves.by_name.pop(name), events.tags.pop(name)
         elif "/" not in plain or plain.startswith("Weight/"):
-            del events.curves.named[name], events.tags[name]
+            del events.curves.by_name[name], events.tags[name]
 
 
-def best(curves: Curves) -> tuple[float, str] | None:
-    """Where validation was best: the highest AUROC, else AUPRC, else accuracy, else the lowest loss; with words."""
+def best_validation(curves: Curves) -> tuple[float, str] | None:
+    """Return the position of the best validation, and a text: by the highest AUROC, else AUPRC, else accuracy, else the lowest loss."""
     for metric in ("AUROC", "AUPRC", "Accuracy", "Loss"):
-        if f"Val/{metric}" in curves.named:
-            positions, values = curves.named[f"Val/{metric}"]
+        if f"Val/{metric}" in curves.by_name:
+            positions, values = curves.by_name[f"Val/{metric}"]
             place = int(values.argmin() if metric == "Loss" else values.argmax())
             where = f", epoch {positions[place]:,.0f}" if curves.unit == "epoch" else ""
             return float(positions[place]), f"best Val/{metric}, {values[place]:.4g}{where}"

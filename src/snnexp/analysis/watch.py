@@ -1,6 +1,5 @@
-"""What a run is doing now: its files looked at again and again, each line of a log read once; no torch, and nothing is written."""
+"""The current state of a run, from its files: they are read repeatedly, each line of a log once, without torch, and nothing is written."""
 
-import json
 import math
 import socket
 from collections import deque
@@ -10,21 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from snnexp.analysis.reading import finite_number, parse_object
 from snnexp.analysis.runs import MONITORED, smaller_is_better
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, is_alive
 
 SILENT_S = 300.0
-"""Silence in seconds after which a run of another machine is said to show no sign of life."""
+"""Seconds without a change after which a run on another machine is reported as silent."""
 POINTS = 4096
-"""Newest points of a history that are kept for a sparkline."""
-OVER = ("finished", "interrupted", "failed", "killed")
-"""States that nothing follows unless somebody resumes the run; killed: says running, but its process is gone."""
+"""The most points of a history that are kept for a sparkline."""
+ENDED_STATES = ("finished", "interrupted", "failed", "killed")
+"""States after which nothing happens unless the run is resumed; "killed": recorded as running, but the process is gone."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: `kind` is epoch, best, alarm or state; `step` is the optimizer step it was seen at."""
+    """An event of a run: `kind` is "epoch", "best", "alarm" or "state"; `step` is the optimizer step."""
 
     kind: str
     step: float
@@ -33,70 +33,64 @@ class Event:
 
 @dataclass(frozen=True)
 class Posterior:
-    """One line of posterior_metrics/metrics.jsonl without what is recorded for each dimension."""
+    """One line of posterior_metrics/metrics.jsonl, without the values by dimension."""
 
     step: float
     verdict: str
     beta: float | None
     held_out: dict[str, float]
     window: dict[str, float]
-    alarms: dict[str, tuple[str, float]]  # condition -> in words, and the step since which it holds
+    alarms: dict[str, tuple[str, float]]  # condition -> description, and the step since which it holds
 
     @property
-    def judged(self) -> dict[str, float]:
-        """The figures that the verdict rests on."""
+    def judged_block(self) -> dict[str, float]:
+        """The values that the verdict is based on."""
         return self.held_out or self.window
 
 
 class Tail:
-    """A JSON-lines file that grows: each line is read once, and `keep` chooses what of its object stays in memory (None: nothing)."""
+    """Reads a growing JSON-lines file, each line once; `keep` turns an object into what is kept in memory (None: nothing)."""
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], Any]) -> None:
         self.path, self.keep = path, keep
-        self._end, self._last = 0, b""  # where the last whole line ends, and that line
+        self._end, self._last = 0, b""  # where the last complete line ends, and that line
 
     def read(self) -> tuple[bool, list[Any]]:
-        """What came since the last call; True: the file was cut or replaced since, and this is all that it holds.
+        """Return the new content since the last call; True: the file was cut or replaced, and this is all of its content.
 
-        A line without an end is left for the next call; one that is no object is passed over. A file that is not there, or
-        cannot be read just now (a shared disk may say so for a moment), has nothing new.
+        A line without an end is left for the next call; a line that is not an object is skipped. A file that does not exist, or cannot be
+        read (on a shared disk this may happen for a moment), has nothing new.
         """
-        found: list[Any] = []
-        anew = False
+        new: list[Any] = []
+        is_replaced = False
         try:
             with open(self.path, "rb") as file:
-                if self._end and not self._is_as_it_was(file):
-                    anew, self._end, self._last = True, 0, b""
+                if self._end and not self._is_unchanged(file):
+                    is_replaced, self._end, self._last = True, 0, b""
                 file.seek(self._end)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     self._end, self._last = self._end + len(line), line
-                    kept = self._kept(line)
-                    if kept is not None:
-                        found.append(kept)
+                    content = parse_object(line)
+                    item = None if content is None else self.keep(content)
+                    if item is not None:
+                        new.append(item)
         except OSError:
             pass
-        return anew, found
+        return is_replaced, new
 
-    def _is_as_it_was(self, file: Any) -> bool:
-        # A log that a resume cut may have grown past its old length already: the last line tells.
+    def _is_unchanged(self, file: Any) -> bool:
+        # A log that a resumed run has cut may be longer again than before, so compare the last line.
         file.seek(self._end - len(self._last))
         return file.read(len(self._last)) == self._last
 
-    def _kept(self, line: bytes) -> Any:
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        return self.keep(content) if isinstance(content, dict) else None
 
+class LiveRun:
+    """The state of a run by its files; `refresh` reads them again.
 
-class Live:
-    """A run as its files tell it; `refresh` looks again.
-
-    `rows` are the validations and epochs by their number, `progress` the newest line of the clock's log, `posterior` the lines of
-    the posterior tracker. All of it may be empty: a run that has only begun has none.
+    `rows` are the validations and epochs by epoch, `progress` is the newest line of progress.jsonl, `posterior` are the lines of the
+    posterior tracker. All may be empty, as in a run that has just begun.
     """
 
     def __init__(self, run: RunDir) -> None:
@@ -120,11 +114,11 @@ class Live:
     # ---- reading
 
     def refresh(self) -> list[Event]:
-        """Look at the files again; what happened since the last look, in order.
+        """Read the files again; return the events since the last call, in order.
 
-        Raises: UserError if status.json was never a run's; RunFailed if the directory is gone.
+        Raises: UserError if status.json is not that of a run; RunFailed if the directory is gone.
         """
-        changes = self._read_status()  # first: what a finished run wrote before it said so is then among the rest
+        changes = self._read_status()  # first, so that all that a run wrote before it finished is read with that state
         news = self._read_epochs() + self._read_posterior()
         self._read_progress()
         return sorted(news, key=lambda event: event.step) + changes
@@ -143,19 +137,19 @@ class Live:
         if not isinstance(state, str):
             raise UserError(f"{self.run.root / 'status.json'} names no state; it may be another program's.")
         if self._is_dead(status):
-            again = self._object("status.json") or status  # it may have ended well between the look at the file and that at the process
-            self.status, state = again, "killed" if self._is_dead(again) else text(again.get("state"))
+            current = self._object("status.json") or status  # it may have ended normally after the file was read
+            self.status, state = current, "killed" if self._is_dead(current) else printable(current.get("state"))
         if state == "finished":
             self.result = self._object("result.json") or self.result
         else:
             self.result = {}
-        resumed = moment(before.get("started")) is not None and self.started != moment(before.get("started"))
+        resumed = parse_time(before.get("started")) is not None and self.started != parse_time(before.get("started"))
         if state == self.state and not resumed:
             return []
-        first, self.state = not self.state, state
-        said = f"resumed: goes on after epoch {self.epoch}" if resumed and state == "running" else self._said(state)
-        event = Event("state", self.step, said)
-        if not first or state in OVER:
+        is_first, self.state = not self.state, state
+        message = f"resumed: goes on after epoch {self.epoch}" if resumed and state == "running" else self._state_text(state)
+        event = Event("state", self.step, message)
+        if not is_first or state in ENDED_STATES:
             self._states.append(event)
         return [event]
 
@@ -163,118 +157,117 @@ class Live:
     def _is_dead(status: dict[str, Any]) -> bool:
         return status.get("state") == "running" and status.get("host") == socket.gethostname() and not is_alive(status)
 
-    def _said(self, state: str) -> str:
+    def _state_text(self, state: str) -> str:
         if state == "finished":
-            test = ", ".join(f"{name} {figure(value)}" for name, value in self.tested.items())
+            test = ", ".join(f"{name} {format_number(value)}" for name, value in self.test_metrics.items())
             return "finished" + (f": test {test}" if test else "")
-        go_on = f"go on with: snnexp resume {text(str(self.run.root))}"
+        go_on = f"go on with: snnexp resume {printable(str(self.run.root))}"
         if state == "interrupted":
             saved = ", saved" if self.run.checkpoint("interrupted").exists() else " before there was something to save"
             return f"interrupted{saved}; {go_on}"
         if state == "killed":
-            return f"killed: process {whole(self.status.get('pid'))} is gone and left no word; {go_on}"
+            return f"killed: process {integer(self.status.get('pid'))} is gone and left no word; {go_on}"
         if state == "failed":
             return f"failed: {self.error or 'no reason is recorded'}"
-        return {"created": "has not begun yet", "running": "running"}.get(state, text(state))
+        return {"created": "has not begun yet", "running": "running"}.get(state, printable(state))
 
     def _read_epochs(self) -> list[Event]:
-        anew, rows = self._logs[0].read()
-        known = self.rows
-        self.rows = {} if anew else known
-        new = [row for row in rows if str(known.get(row["epoch"])) != str(row)]  # as text: a NaN does not equal itself
+        is_replaced, rows = self._logs[0].read()
+        before = self.rows
+        self.rows = {} if is_replaced else before
+        new = [row for row in rows if str(before.get(row["epoch"])) != str(row)]  # as text: a NaN does not equal itself
         self.rows |= {row["epoch"]: row for row in rows}
-        starred = {event.step for event in self._bests()} if new else set()
-        return [Event("epoch", row["step"], self._line(row, row["step"] in starred)) for row in new]
+        best_steps = {event.step for event in self._best_events()} if new else set()
+        return [Event("epoch", row["step"], self._line(row, row["step"] in best_steps)) for row in new]
 
     def _line(self, row: dict[str, float], is_best: bool) -> str:
         total = f"/{self.epochs}" if self.epochs is not None else ""
-        figures = "  ".join(f"{text(name)} {figure(value)}" for name, value in row.items() if name not in ("epoch", "step"))
+        figures = "  ".join(f"{printable(name)} {format_number(value)}" for name, value in row.items() if name not in ("epoch", "step"))
         return f"epoch {row['epoch']:g}{total}  {figures}{' *' if is_best else ''}"
 
     def _read_progress(self) -> None:
-        anew, lines = self._logs[1].read()
-        if anew:
+        is_replaced, lines = self._logs[1].read()
+        if is_replaced:
             self.losses.clear()
-        self.progress = lines[-1] if lines else {} if anew else self.progress
-        self.losses.extend(loss for line in lines if (loss := number(line.get("loss"))) is not None)
+        self.progress = lines[-1] if lines else {} if is_replaced else self.progress
+        self.losses.extend(loss for line in lines if (loss := finite_number(line.get("loss"))) is not None)
 
     def _read_posterior(self) -> list[Event]:
-        anew, lines = self._logs[2].read()
+        is_replaced, lines = self._logs[2].read()
         known = set(self._alarms)
-        if anew:
+        if is_replaced:
             self.posterior.clear()
             self._alarms = []
         start = len(self._alarms)
         for line in lines:
             last = self.posterior[-1] if self.posterior else None
-            self._alarms += _changes(last, line)
+            self._alarms += _posterior_events(last, line)
             self.posterior.append(line)
         return [event for event in self._alarms[start:] if event not in known]
 
     def _object(self, name: str) -> dict[str, Any] | None:
-        """A small JSON file; None where it is missing, half there, or no object."""
+        """Return the object of a small JSON file; None if it is missing, incomplete, or not an object."""
         try:
-            content = json.loads((self.run.root / name).read_bytes())
-        except (ValueError, RecursionError):
-            return None
+            return parse_object((self.run.root / name).read_bytes())
         except OSError as error:
             if not self.run.root.is_dir():
                 raise RunFailed(f"{self.run.root} is gone: it was moved or removed while it was watched.") from error
             return None
-        return content if isinstance(content, dict) else None
 
-    # ---- what it says
+    # ---- the state
 
     @property
     def started(self) -> datetime | None:
-        """When the run was begun, or resumed for the last time."""
-        return moment(self.status.get("started"))
+        """The time when the run was started or last resumed."""
+        return parse_time(self.status.get("started"))
 
     @property
     def error(self) -> str:
-        """Why the run failed; empty if it did not."""
-        return text(self.status.get("error")) if self.state == "failed" else ""
+        """Why the run failed; empty if it has not."""
+        return printable(self.status.get("error")) if self.state == "failed" else ""
 
     @property
     def clock(self) -> dict[str, Any]:
-        """The newest line of progress.jsonl, if it was written since the run was begun or resumed."""
-        written = moment(self.progress.get("time"))
+        """The newest line of progress.jsonl, if it was written since the run was started or last resumed."""
+        written = parse_time(self.progress.get("time"))
         return self.progress if written and (self.started is None or written >= self.started) else {}
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """The number of finished optimizer steps."""
         return self._newest("step")
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """The number of finished epochs."""
         return self._newest("epoch")
 
     def _newest(self, key: str) -> int:
-        # progress.jsonl and status.json are written at different moments; of the same second the further is the later.
-        a, b = whole(self.status.get(key)), whole(self.clock.get(key))
-        if a is None or b is None:
-            return a or b or 0
-        said, logged = moment(self.status.get("updated")), moment(self.clock.get("time"))
-        return max(a, b) if said == logged or not said else a if said > logged else b
+        # progress.jsonl and status.json are written at different times; of the same second, the larger value is newer.
+        of_status, of_clock = integer(self.status.get(key)), integer(self.clock.get(key))
+        if of_status is None or of_clock is None:
+            return of_status or of_clock or 0
+        updated, logged = parse_time(self.status.get("updated")), parse_time(self.clock.get("time"))
+        if updated == logged or not updated:
+            return max(of_status, of_clock)
+        return of_status if updated > logged else of_clock
 
     @property
     def epochs(self) -> int | None:
-        """Epochs that the run is to have."""
-        return whole(self.status.get("epochs", self.config.get("epochs")))
+        """The number of epochs that the run will have."""
+        return integer(self.status.get("epochs", self.config.get("epochs")))
 
     @property
     def fraction(self) -> float | None:
-        """How much of the run is done, 0..1."""
+        """The finished fraction of the run, from 0 to 1."""
         if self.state == "finished":
             return 1.0
         if not self.epochs:
             return None
-        done, exact = float(self.epoch), number(self.clock.get("done"))
+        done, exact = float(self.epoch), finite_number(self.clock.get("done"))
         if exact is not None and self.epoch <= exact <= self.epoch + 1:
             done = exact
-        elif whole_rows := [row for row in self.ordered() if row["epoch"] == int(row["epoch"])]:
+        elif whole_rows := [row for row in self.ordered_rows() if row["epoch"] == int(row["epoch"])]:
             first, last = (whole_rows[-2] if len(whole_rows) > 1 else {"epoch": 0, "step": 0}), whole_rows[-1]
             per_epoch = (last["step"] - first["step"]) / max(last["epoch"] - first["epoch"], 1)
             if last["epoch"] == self.epoch and per_epoch > 0:
@@ -282,42 +275,42 @@ class Live:
         return min(done / self.epochs, 1.0)
 
     def elapsed_s(self) -> float | None:
-        """Seconds since the run was begun or resumed; of a finished one, what it took altogether."""
-        if self.state == "finished" and number(self.result.get("wall_time_s")) is not None:
-            return number(self.result["wall_time_s"])
-        end = datetime.now(UTC) if self.state == "running" else moment(self.status.get("updated"))
+        """Return the seconds since the run was started or last resumed; for a finished run, its total time."""
+        if self.state == "finished" and finite_number(self.result.get("wall_time_s")) is not None:
+            return finite_number(self.result["wall_time_s"])
+        end = datetime.now(UTC) if self.state == "running" else parse_time(self.status.get("updated"))
         return max((end - self.started).total_seconds(), 0.0) if end and self.started else None
 
     def eta_s(self) -> float | None:
-        """Seconds of training that are left by the newest measured rate; None if that is not known."""
-        left, written = number(self.clock.get("eta_s")), moment(self.clock.get("time"))
+        """Return the remaining seconds of training at the latest measured rate; None if unknown."""
+        left, written = finite_number(self.clock.get("eta_s")), parse_time(self.clock.get("time"))
         if self.state != "running" or left is None or written is None:
             return None
         return max(left - max((datetime.now(UTC) - written).total_seconds(), 0.0), 0.0)
 
     def silent_s(self) -> float | None:
-        """Seconds without a sign of life, if more than SILENT_S, of a run on another machine, whose process cannot be asked; or None."""
+        """Return the seconds without a sign of life of a run on another machine, if more than SILENT_S; otherwise None."""
         if self.state != "running" or self.status.get("host") == socket.gethostname():
             return None
-        signs = [moment(self.status.get("updated")), moment(self.progress.get("time"))]
+        signs = [parse_time(self.status.get("updated")), parse_time(self.progress.get("time"))]
         ages = [(datetime.now(UTC) - sign).total_seconds() for sign in signs if sign]
         silence = min(ages, default=math.inf)
         return silence if silence > SILENT_S else None
 
     @property
     def samples_per_s(self) -> float | None:
-        """Training samples per second: of the epoch so far, or of the whole finished run."""
-        return number((self.result or self.clock).get("samples_per_s"))
+        """Training samples per second: of the current epoch, or of the whole finished run."""
+        return finite_number((self.result or self.clock).get("samples_per_s"))
 
     @property
-    def tested(self) -> dict[str, float]:
-        """Metrics of the test split of a finished run."""
+    def test_metrics(self) -> dict[str, float]:
+        """The metrics of a finished run on the test split."""
         test = self.result.get("test")
-        return {text(k): v for k, v in test.items() if number(v) is not None} if isinstance(test, dict) else {}
+        return {printable(k): v for k, v in test.items() if finite_number(v) is not None} if isinstance(test, dict) else {}
 
     @property
     def monitored(self) -> str | None:
-        """Tag of the metric that chooses the best epoch, as far as the files tell: Val/Acc1."""
+        """The tag of the metric that chooses the best epoch, such as Val/Acc1; None if the files do not tell."""
         best = self.result.get("best")
         if isinstance(best, dict) and isinstance(best.get("metric"), str):
             return best["metric"]
@@ -328,38 +321,40 @@ class Live:
 
     @property
     def best(self) -> tuple[float, float] | None:
-        """Epoch and value of the best validation; of equals the first."""
-        points = self._records()
+        """Epoch and value of the best validation, the first of equal ones."""
+        points = self._best_rows()
         return (points[-1]["epoch"], points[-1][self.monitored]) if points else None
 
-    def _records(self) -> list[dict[str, float]]:
-        """The rows that were the best so far when they came."""
+    def _best_rows(self) -> list[dict[str, float]]:
+        """Return the rows that were better than all before them."""
         metric, records = self.monitored, []
         sign = -1 if metric and smaller_is_better(metric) else 1
-        for row in self.ordered():
+        for row in self.ordered_rows():
             value = row.get(metric, math.nan) if metric else math.nan
             if math.isfinite(value) and (not records or sign * value > sign * records[-1][metric]):
                 records.append(row)
         return records
 
-    def _bests(self) -> list[Event]:
+    def _best_events(self) -> list[Event]:
         metric = self.monitored
-        said = [f"best so far at epoch {row['epoch']:g}: {text(metric)} {figure(row[metric])}" for row in self._records()]
-        return [Event("best", row["step"], words) for row, words in zip(self._records(), said, strict=True)]
+        return [
+            Event("best", row["step"], f"best so far at epoch {row['epoch']:g}: {printable(metric)} {format_number(row[metric])}")
+            for row in self._best_rows()
+        ]
 
-    def ordered(self) -> list[dict[str, float]]:
-        """The validations and epochs in order."""
+    def ordered_rows(self) -> list[dict[str, float]]:
+        """Return the validations and epochs in order."""
         return [self.rows[epoch] for epoch in sorted(self.rows)]
 
-    def happenings(self) -> list[Event]:
-        """New bests, alarms, and changes of state, in order."""
-        return sorted([*self._bests(), *self._alarms, *self._states], key=lambda event: event.step)
+    def events(self) -> list[Event]:
+        """Return the events "best", "alarm" and "state" in order."""
+        return sorted([*self._best_events(), *self._alarms, *self._states], key=lambda event: event.step)
 
 
-def _changes(last: Posterior | None, line: Posterior) -> list[Event]:
-    """What a line of the posterior tracker has that the one before had not: alarms that began or are over, another verdict."""
+def _posterior_events(last: Posterior | None, line: Posterior) -> list[Event]:
+    """Return the events of a new line of the posterior tracker: alarms that begin or end, and a changed verdict."""
     before, stamp = last.alarms if last else {}, f"step {line.step:g}: "
-    events = [Event("alarm", line.step, f"{stamp}alarm, {said}") for condition, (said, _) in line.alarms.items() if condition not in before]
+    events = [Event("alarm", line.step, f"{stamp}alarm, {words}") for name, (words, _) in line.alarms.items() if name not in before]
     events += [Event("alarm", line.step, f"{stamp}alarm over: {condition}") for condition in before if condition not in line.alarms]
     if last and last.verdict != line.verdict:
         events.append(Event("alarm", line.step, f"{stamp}posterior {last.verdict} -> {line.verdict}"))
@@ -367,66 +362,61 @@ def _changes(last: Posterior | None, line: Posterior) -> list[Event]:
 
 
 def epoch_row(record: dict[str, Any]) -> dict[str, float] | None:
-    """Epoch, step, the losses and metrics (Train/*, Val/*) and LR of a line of metrics.jsonl; what was not finite is NaN or infinite."""
-    epoch = number(record.get("epoch"))
+    """Return epoch, step, losses and metrics (Train/*, Val/*) and LR of a line of metrics.jsonl, also NaN and infinities."""
+    epoch = finite_number(record.get("epoch"))
     if epoch is None:
         return None
-    odd = record.get("nonfinite") if isinstance(record.get("nonfinite"), dict) else {}
-    row = {"epoch": epoch, "step": number(record.get("step")) or 0.0}
+    nonfinite = record.get("nonfinite") if isinstance(record.get("nonfinite"), dict) else {}
+    row = {"epoch": epoch, "step": finite_number(record.get("step")) or 0.0}
     for name, value in record.items():
         if name == "LR" or name.startswith(("Train/", "Val/")):
-            if number(value) is not None:
+            if finite_number(value) is not None:
                 row[name] = float(value)
-            elif odd.get(name) in ("nan", "inf", "-inf"):
-                row[name] = float(odd[name])
+            elif nonfinite.get(name) in ("nan", "inf", "-inf"):
+                row[name] = float(nonfinite[name])
     return row
 
 
 def posterior_row(record: dict[str, Any]) -> Posterior | None:
-    """What is shown of a line of the posterior tracker."""
-    step = number(record.get("step"))
+    """Return the shown part of a line of the posterior tracker; None if it has no step."""
+    step = finite_number(record.get("step"))
     if step is None:
         return None
     held_out, window = (_numbers(record.get(name)) for name in ("held_out", "window"))
     alarms = {}
     for alarm in record["alarms"] if isinstance(record.get("alarms"), list) else []:
         if isinstance(alarm, dict):
-            value, threshold = number(alarm.get("value")), number(alarm.get("threshold"))
-            said = text(alarm.get("condition"))
-            said += f": {figure(value)}" if value is not None else ""
-            said += f" (threshold {figure(threshold)})" if threshold is not None else ""
-            since = number(alarm.get("since"))
-            alarms[text(alarm.get("condition"))] = said, step if since is None else since
-    return Posterior(step, text(record.get("verdict")), number(record.get("beta")), held_out, window, alarms)
+            value, threshold = finite_number(alarm.get("value")), finite_number(alarm.get("threshold"))
+            description = printable(alarm.get("condition"))
+            description += f": {format_number(value)}" if value is not None else ""
+            description += f" (threshold {format_number(threshold)})" if threshold is not None else ""
+            since = finite_number(alarm.get("since"))
+            alarms[printable(alarm.get("condition"))] = description, step if since is None else since
+    return Posterior(step, printable(record.get("verdict")), finite_number(record.get("beta")), held_out, window, alarms)
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    return {key: float(item) for key, item in value.items() if number(item) is not None} if isinstance(value, dict) else {}
+    return {key: float(item) for key, item in value.items() if finite_number(item) is not None} if isinstance(value, dict) else {}
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+def integer(value: Any) -> int | None:
+    """Return a finite number without its fraction; None for anything else."""
+    return int(value) if finite_number(value) is not None else None
 
 
-def whole(value: Any) -> int | None:
-    """A finite number without what follows its point, or None."""
-    return int(value) if number(value) is not None else None
-
-
-def text(value: Any) -> str:
-    """Words from a file, without what could command a terminal; lines stay lines."""
+def printable(value: Any) -> str:
+    """Return text from a file without control characters, which could affect a terminal, except line ends."""
     letters = value if isinstance(value, str) else "?" if value is None else str(value)
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in letters)
 
 
-def figure(value: float) -> str:
-    """A number in four figures."""
+def format_number(value: float) -> str:
+    """Return a number with four significant digits."""
     return f"{value:.4g}"
 
 
-def moment(value: Any) -> datetime | None:
-    """A time that a file names, or None."""
+def parse_time(value: Any) -> datetime | None:
+    """Return a time in a file; None if it is not one."""
     try:
         stamp = datetime.fromisoformat(value)
     except (TypeError, ValueError):

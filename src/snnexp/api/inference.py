@@ -1,4 +1,4 @@
-"""A checkpoint made ready in a program of somebody else's, whose random generators and settings of torch stay as they were."""
+"""Inference with a checkpoint in a user's program, whose random generators and torch settings stay unchanged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -11,23 +11,23 @@ from spikingjelly.activation_based import functional
 from torch import Tensor
 
 from snnexp import config, parts, targets
-from snnexp.contracts import DataSet, offered
+from snnexp.contracts import DataSet, optional_member
 from snnexp.engine import trained
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.evaluation import evaluate, forward
-from snnexp.engine.experiment import determinism_kept, set_determinism
+from snnexp.engine.experiment import restore_determinism, set_determinism
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model made of some samples, and what its task decides; everything on the CPU.
+    """The output of a model for some samples and the task's decision about each, all on the CPU.
 
-    `output`: what the task calls its output: of a classification [T, N, K], of graphs [G, K], of clips the restored frames
-    [N, D, C, H, W], of stays what each came to; of a split that of all its samples, or a list by batches where the task cannot join them.
-    `predicted` and `score` (probabilities, where there are any) are what evaluate writes as <split>_y_pred.npy and <split>_y_score.npy;
-    of a split also `true` and `metrics`.
+    `output` is the output as the task defines it: [T, N, K] for a classification, [G, K] for graphs, the restored frames [N, D, C, H, W]
+    for clips, an object with the results of each set and stay for stays. For a split it covers all samples, as one object or, if the task
+    cannot join batches, as a list by batch. `predicted` and `score` (probabilities, if the task has any) are what evaluate writes as
+    <split>_y_pred.npy and <split>_y_score.npy; a split also has `true` and `metrics`.
     """
 
     output: Any
@@ -38,17 +38,23 @@ class Prediction:
 
 
 class Loaded:
-    """A model with the weights and the structure of a checkpoint of a run, on a device, and its task.
+    """A model with the weights and the structure of a run's checkpoint, on a device, and its task.
 
-    fp16 has no form on a CPU: there such a run is judged in fp32, which its weights are in.
+    A CPU does not support fp16: there a run in fp16 is evaluated in fp32, the precision of its weights. `data_dir` is a directory with
+    other data of the same kind, as in `snnexp evaluate RUN data_dir=OTHER`.
     Raises: UserError.
     """
 
-    def __init__(self, run: RunDir, name: str | Path, device: str, trust: list[str]) -> None:
+    def __init__(self, run: RunDir, name: str | Path, device: str, trust: list[str], data_dir: str | Path | None = None) -> None:
         before = config.read_saved(run.config)
-        self.settings = before | {"trust": trust, "device": device}
-        config.check_ranges(self.settings)
-        targets.check_nodes(self.settings, trust)
+        if data_dir is None:
+            self.settings = before | {"trust": trust, "device": device}
+            config.check_ranges(self.settings)
+            targets.check_nodes(self.settings, trust)
+        else:
+            from snnexp.composing import other_data  # Hydra, which is not needed otherwise
+
+            self.settings = other_data.settings_with_data_dir(run, before, data_dir, {"trust": trust, "device": device})
         self.path = trained.checkpoint_path(run, str(name))
         self.saved = trained.load(self.path, before)
         self.ranks = Ranks(0, 1, choose_device(device))
@@ -56,30 +62,30 @@ class Loaded:
             self.settings["precision"] = "fp32"
         self.task = parts.make_task(self.settings)
         self._data: tuple[Any, bool] | None = None
-        shape = self.saved.get("shape")  # checkpoints of before do not hold it
+        shape = self.saved.get("shape")  # earlier checkpoints do not have it
         with torch.random.fork_rng(devices=[self.ranks.device] if self.ranks.device.type == "cuda" else []):
-            made = trained.model_of(self.settings, shape) if shape else parts.make_model(self.settings, self.read_data()[0], self.task)
-        self.model = made.to(self.ranks.device).eval()
+            model = trained.model_of(self.settings, shape) if shape else parts.make_model(self.settings, self.read_data()[0], self.task)
+        self.model = model.to(self.ranks.device).eval()
         self.precision = trained.take_over(self.model, self.settings, self.saved, self.path, self.ranks.device)
 
     def read_data(self) -> tuple[Any, bool]:
-        """The data of the run, read once, and whether they are its samples and its split.
+        """Return the data of the run, which are read once, and whether they are the run's own samples and split.
 
         Raises: MissingData, UserError.
         """
         if self._data is None:
             data, own_samples = trained.data_of(self.settings, self.saved)
-            parts.provided(data, self.task)  # by which a task learns what it weighs classes by
+            parts.model_arguments(data, self.task)  # which also gives the task the frequencies of the classes that it may weigh by
             self._data = data, own_samples
         return self._data
 
-    def judge(self, data: Any, split: str, outputs: bool) -> Prediction:
-        """The split as evaluate judges it."""
-        kept: list[Any] = []
+    def evaluate(self, data: Any, split: str, outputs: bool) -> Prediction:
+        """Return the prediction for a split as `snnexp evaluate` computes it, without the model's outputs unless `outputs`."""
+        collected: list[Any] = []
         trained.samples_in(data, split)
-        with determinism_kept():
+        with restore_determinism():
             set_determinism(self.settings["deterministic"])
-            judged = evaluate(
+            evaluation = evaluate(
                 self.model,
                 self.task,
                 data,
@@ -89,39 +95,40 @@ class Loaded:
                 precision=self.precision,
                 workers=self.settings["workers"],
                 limit=self.settings["limit_val"],
-                collect=(lambda batch, output: kept.append(on_cpu(output))) if outputs else None,
+                collect=(lambda batch, output: collected.append(on_cpu(output))) if outputs else None,
             )
-        return Prediction(self.task.joined(kept) if outputs else None, judged.predicted, judged.score, judged.true, judged.metrics)
+        output = self.task.joined(collected) if outputs else None
+        return Prediction(output, evaluation.predicted, evaluation.score, evaluation.true, evaluation.metrics)
 
     def predict(self, inputs: Any, data: Callable[[], Any], outputs: bool) -> Prediction:
-        """A batch, prepared as the run's own were; a data set that cannot do so without its samples is asked for by `data`."""
+        """Return the prediction for a batch, prepared as in the run; `data` is called only if the data set needs its samples for that."""
         dataset = targets.locate(self.settings["dataset"]["_target_"], self.settings["trust"])
-        preparation = offered(dataset, "preparation", DataSet)
+        preparation = optional_member(dataset, "preparation", DataSet)
         prepare = data().prepare if preparation is None else preparation(self.saved["data"])
         was_training = self.model.training
         self.model.eval()
         try:
-            with determinism_kept():
+            with restore_determinism():
                 set_determinism(self.settings["deterministic"])
                 batch = prepare(on_device(inputs, self.ranks.device))
                 _, output = forward(self.model, self.task, batch, self.precision)
                 predicted, _, *score = self.task.predict(output, batch)
         except (UserError, RunFailed, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # a layer, or PyG, may refuse what it cannot take in any way
+        except Exception as error:  # a layer, or PyG, may raise anything if the input does not fit
             raise UserError(
-                f"predict: the model cannot take {in_words(inputs)}: {type(error).__name__}: {error}\n"
+                f"predict: the model cannot take {describe(inputs)}: {type(error).__name__}: {error}\n"
                 "It takes a batch as the data set's view gives it, before normalisation, with the truth or without: "
                 "run.data.view('test').__getitems__([(0, 0), (0, 1)])."
             ) from error
         finally:
             functional.reset_net(self.model)
             self.model.train(was_training)
-        return Prediction(on_cpu(output) if outputs else None, predicted.cpu().numpy(), *(one.cpu().numpy() for one in score[:1]))
+        return Prediction(on_cpu(output) if outputs else None, predicted.cpu().numpy(), *(values.cpu().numpy() for values in score[:1]))
 
 
 def on_device(inputs: Any, device: torch.device) -> Any:
-    """A batch on a device: tensors, arrays, graphs, stays, and tuples of them."""
+    """Return a batch on a device: tensors, arrays, graphs, stays, or a tuple of them."""
     if isinstance(inputs, list | tuple):
         return tuple(on_device(part, device) for part in inputs)
     if isinstance(inputs, np.ndarray):
@@ -130,7 +137,7 @@ def on_device(inputs: Any, device: torch.device) -> Any:
 
 
 def on_cpu(output: Any) -> Any:
-    """What a task made of a batch, with its tensors on the CPU."""
+    """Return a task's output for a batch with its tensors on the CPU."""
     if isinstance(output, Tensor):
         return output.cpu()
     if is_dataclass(output):
@@ -140,10 +147,10 @@ def on_cpu(output: Any) -> Any:
     return type(output)(map(on_cpu, output)) if type(output) in (list, tuple) else output
 
 
-def in_words(inputs: Any) -> str:
-    """What a batch is, for a message."""
+def describe(inputs: Any) -> str:
+    """Return the types and shapes of a batch for a message."""
     if isinstance(inputs, list | tuple):
-        return f"({', '.join(map(in_words, inputs))})"
+        return f"({', '.join(map(describe, inputs))})"
     if isinstance(inputs, Tensor | np.ndarray):
         return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
     return type(inputs).__name__

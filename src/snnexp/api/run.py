@@ -1,4 +1,4 @@
-"""A run as a program has it: its files at once; its model, its data and predictions when they are asked for."""
+"""A run in Python: its files are read directly; model, data and predictions are loaded at first use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnexp import config
-from snnexp.analysis import runs as listing
+from snnexp.analysis import runs as run_list
 from snnexp.analysis.curves import read_log
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, find_run, read_json
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Metrics(dict[str, list[Any]]):
-    """The columns of a run's log by name, "epoch", "Train/Loss", "Val/Acc1" ..., one row an epoch; None where an epoch has no value.
+    """The columns of a run's log by name: "epoch", "Train/Loss", "Val/Acc1" ...; one row per epoch, None where an epoch has no value.
 
-    What a tracker records at each step is a list in its row.
+    The values that a tracker records for each simulation step are a list in the row of their epoch.
     """
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The same as a table of pandas.
+        """Return the columns as a pandas DataFrame.
 
         Raises: UserError if pandas is not installed.
         """
@@ -44,7 +44,8 @@ class Metrics(dict[str, list[Any]]):
 class Run:
     """A run directory. `config`, `result`, `status` and `metrics()` read its files; `model`, `task`, `data` and `predict` load torch.
 
-    `trust`: packages, besides snnexp and torch, whose classes it may name (as trust= on the command line).
+    `trust`: packages, besides snnexp and torch, whose classes it may name (as trust= on the command line). `data_dir`: a directory with
+    other data of the same kind.
     """
 
     path: Path
@@ -52,10 +53,11 @@ class Run:
     checkpoint: str | Path = "best"
     device: str = "cpu"
     trust: Sequence[str] = field(default=(), repr=False)
+    data_dir: str | Path | None = field(default=None, repr=False)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration in force, resolved (config.json).
+        """The resolved configuration in force (config.json).
 
         Raises: UserError if it cannot be read.
         """
@@ -63,21 +65,21 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Where the run stands (status.json): state, epoch, step, error ...; empty if nothing says so."""
+        """The progress of the run (status.json): state, epoch, step, error ...; empty if there is no such file."""
         return self._content(RunDir(self.path).status)
 
     @property
     def state(self) -> str:
-        """created, running, finished, interrupted, failed; killed or stale? if it says "running" and is not; unreadable."""
-        return listing.load(self.path).state
+        """One of created, running, finished, interrupted, failed, unreadable; killed or stale? if status.json wrongly says "running"."""
+        return run_list.load(self.path).state
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the run came to (result.json): best epoch, test metrics, protocol, parameters ...; empty until it is finished."""
+        """The result of the run (result.json): best epoch, test metrics, protocol, parameters ...; empty until it is finished."""
         return self._content(RunDir(self.path).result)
 
     def metrics(self) -> Metrics:
-        """The log of its epochs by columns; validations within an epoch are left out."""
+        """Return the log of the epochs as columns, without validations within an epoch."""
         log = RunDir(self.path).metrics_log
         rows = [row for row in read_log(log) if float(row["epoch"]).is_integer()] if log.is_file() else []
         names = dict.fromkeys(name for row in rows for name in row)
@@ -85,33 +87,33 @@ class Run:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """What the checkpoint holds, made ready: done once, at the first use of the model.
+        """The checkpoint with its model and task, loaded once, at the first use of the model.
 
         Raises: UserError if there is no such checkpoint, it does not fit the run, or the run names code that is not trusted.
         """
         from snnexp.api.inference import Loaded
 
-        return Loaded(RunDir(self.path), self.checkpoint, self.device, list(self.trust))
+        return Loaded(RunDir(self.path), self.checkpoint, self.device, list(self.trust), self.data_dir)
 
     @property
     def model(self) -> nn.Module:
-        """The network on its device in evaluation mode: the checkpoint's weights (their moving average, if the run kept one) and structure.
+        """The network on its device in evaluation mode: the checkpoint's structure and weights (the moving average, if the run kept one).
 
-        It takes what `data.prepare` makes of a batch. Call it under torch.no_grad(), and bring its membranes to rest after each call:
+        Its input is what `data.prepare` returns for a batch. Call it under torch.no_grad(), and reset its membranes after each call:
         `spikingjelly.activation_based.functional.reset_net(run.model)`; `predict` does both.
         """
         return self.loaded.model
 
     @property
     def task(self) -> Any:
-        """What the run is judged by: loss, predictions, metrics."""
+        """The task of the run: its loss, predictions and metrics."""
         return self.loaded.task
 
     @cached_property
     def data(self) -> Any:
-        """The data set of the run, read and if need be prepared at the first use; with the run's normalisation and categories.
+        """The data set of the run with the run's normalisation and categories; read, and prepared if necessary, at the first use.
 
-        It warns if these are not the samples that the run was trained on. Raises: MissingData, UserError.
+        It warns if these are not the samples of the run. Raises: MissingData, UserError.
         """
         data, own_samples = self.loaded.read_data()
         if not own_samples:
@@ -121,15 +123,14 @@ class Run:
         return data
 
     def predict(self, inputs: Any, *, outputs: bool = True) -> Prediction:
-        """What the model makes of a split by its name (train, val, test, all), or of a batch as a view of the data set gives it.
+        """Return the prediction for a split given by name (train, val, test, all), or for a batch as a view of the data set returns it.
 
-        The numbers are those of `snnexp evaluate` on the same device, bit for bit; of a split the run's `limit_val` samples, if it is set.
-        A batch may be without its truth: x of frames, graphs or stays alone, (blurry, spikes) of clips. `outputs=False` keeps only what the
-        task decides, where the outputs of a whole split (frames of video) would be gigabytes.
-        Raises: MissingData, UserError.
+        On the same device the numbers are those of `snnexp evaluate`, bit for bit; if the run's `limit_val` is set, it limits a split here
+        too. A batch may omit the truth: only x for frames, graphs or stays, (blurry, spikes) for clips. `outputs=False` omits the model's
+        outputs, which may take gigabytes for a whole split of video. Raises: MissingData, UserError.
         """
         if isinstance(inputs, str):
-            return self.loaded.judge(self.data, inputs, outputs)
+            return self.loaded.evaluate(self.data, inputs, outputs)
         return self.loaded.predict(inputs, lambda: self.data, outputs)
 
     def _content(self, path: Path) -> dict[str, Any]:
@@ -139,22 +140,29 @@ class Run:
         return content
 
 
-def load(run: str | Path, checkpoint: str | Path = "best", device: str = "cpu", trust: Sequence[str] = ()) -> Run:
-    """A run directory, or a checkpoint file in one, with its model ready for inference; the data are not needed.
+def load(
+    run: str | Path,
+    checkpoint: str | Path = "best",
+    device: str = "cpu",
+    trust: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+) -> Run:
+    """Return the run of a run directory, or of a checkpoint file in one, with its model ready for inference; the data are not needed.
 
     `checkpoint`: best (latest, if no epoch was validated), latest, final, pruned, epoch<N>, or a path. `device`: auto, cpu, cuda, cuda:N.
-    `trust`: packages, besides snnexp and torch, whose classes the run may name.
+    `trust`: packages, besides snnexp and torch, whose classes the run may name. `data_dir`: a directory with other data of the same kind,
+    or with the run's own data if they have moved; `data` and `predict` use them with the run's normalisation and categories.
     Raises: UserError.
     """
-    found, given = find_run(str(run))
-    loaded = Run(found.root, found.root.name, given or checkpoint, str(device), trust)
-    loaded.loaded  # noqa: B018  what is wrong with it is said here
+    run_dir, path = find_run(str(run))
+    loaded = Run(run_dir.root, run_dir.root.name, path or checkpoint, str(device), trust, data_dir)
+    loaded.loaded  # noqa: B018  so that errors are raised here, not at the first use
     return loaded
 
 
 def runs(directory: str | Path = "outputs") -> list[Run]:
-    """The runs at or below a directory, the oldest first; only files are read. One that cannot be read has the state "unreadable".
+    """Return the runs at or below a directory, the oldest first; only files are read. One that cannot be read is in state "unreadable".
 
     Raises: UserError if there is no such directory.
     """
-    return [Run(one.path.resolve(), one.name) for one in listing.find(Path(directory))]
+    return [Run(entry.path.resolve(), entry.name) for entry in run_list.find(Path(directory))]

@@ -1,4 +1,4 @@
-"""`snnexp train` in a process of somebody else's, which is afterwards as it was."""
+"""`snnexp train` in a user's program, whose state is restored afterwards."""
 
 import os
 import random
@@ -15,26 +15,26 @@ from snnexp.rundir import RunDir
 
 
 def train(settings: Sequence[str] = ()) -> Run:
-    """Compose, train and test as `snnexp train SETTINGS` does, from=RUN included; the run, which predicts where it was trained.
+    """Compose, train and test as `snnexp train SETTINGS` does, from=RUN included; return the run, on the device that trained it.
 
-    In this process if devices=1, otherwise in one worker for each. Hydra's state, signal handlers, random generators, environment and
-    torch's deterministic mode are afterwards as they were. An interrupt saves, then raises KeyboardInterrupt; another stop signal saves,
-    then ends the program as it asks.
-    Raises: UserError, RunFailed; what is wrong with the settings before anything is written.
+    devices=1 trains in this process, more devices in one worker process each. Hydra's state, signal handlers, random generators,
+    environment variables and torch's deterministic mode are restored afterwards. An interrupt saves, then raises KeyboardInterrupt; another
+    stop signal saves, then ends the program.
+    Raises: UserError, RunFailed; for an error in the settings before anything is written.
     """
-    words = checked(settings)
-    with as_it_was():
-        run, composed = begin(words)
+    words = check_settings(settings)
+    with restored_process():
+        run, resolved = begin(words)
         from snnexp.commands import train as command
 
-        command.train(run, composed)
-    return Run(run.root, run.root.name, device=composed["device"], trust=composed["trust"])
+        command.train(run, resolved)
+    return Run(run.root, run.root.name, device=resolved["device"], trust=resolved["trust"])
 
 
-def checked(settings: Sequence[str]) -> list[str]:
-    """The words of a command line that trains one run.
+def check_settings(settings: Sequence[str]) -> list[str]:
+    """Return the settings as the words of a command line, after checking that it trains one run.
 
-    Raises: UserError for what is none.
+    Raises: UserError.
     """
     from snnexp.composing.command_line import read_command_line
 
@@ -44,8 +44,8 @@ def checked(settings: Sequence[str]) -> list[str]:
     line = read_command_line(words)
     if line.multirun:
         raise UserError("-m is for the command line: snnexp.train trains one run. Call it once for each point of a sweep.")
-    configs = ("--config-name", "-cn", "--config-path", "-cp")
-    if refused := [flag for flag in line.flags if flag.startswith("-") and flag.partition("=")[0] not in configs]:
+    allowed = ("--config-name", "-cn", "--config-path", "-cp")
+    if refused := [flag for flag in line.flags if flag.startswith("-") and flag.partition("=")[0] not in allowed]:
         raise UserError(f"{refused[0]} shows something and trains nothing; it is for the command line: snnexp train {refused[0]}.")
     workers = [word for word in words if word.startswith("devices=") and word != "devices=1"]
     if workers and threading.current_thread() is not threading.main_thread():
@@ -54,33 +54,33 @@ def checked(settings: Sequence[str]) -> list[str]:
 
 
 def begin(words: list[str]) -> tuple[RunDir, dict[str, Any]]:
-    """The directory of the run that a command line of train composes, and its settings.
+    """Create the directory of the run that a command line of train composes; return it and the run's settings.
 
     Raises: UserError.
     """
     from snnexp.commands import train as command
-    from snnexp.composing.aside import hydra_aside
+    from snnexp.composing.hydra_isolation import isolated_hydra
 
-    begun: list[tuple[RunDir, dict[str, Any]]] = []
-    with hydra_aside():
-        command.composed(words, lambda cfg, source: begun.append(command.begin(cfg, source)))
-    return begun[0]
+    runs: list[tuple[RunDir, dict[str, Any]]] = []
+    with isolated_hydra():
+        command.compose_train(words, lambda cfg, source: runs.append(command.begin(cfg, source)))
+    return runs[0]
 
 
 @contextmanager
-def as_it_was() -> Iterator[None]:
-    """What training sets in its process is afterwards as it was before."""
+def restored_process() -> Iterator[None]:
+    """Restore what training changes in its process when the context ends."""
     import numpy as np
     import torch
 
-    from snnexp.engine.experiment import determinism_kept
+    from snnexp.engine.experiment import restore_determinism
 
     argv, environment = sys.argv, dict(os.environ)
     generators = random.getstate(), np.random.get_state()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # asking the others would start them
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # asking for the devices would initialise CUDA
     try:
-        with torch.random.fork_rng(devices=devices), determinism_kept():
+        with torch.random.fork_rng(devices=devices), restore_determinism():
             yield
     finally:
         sys.argv = argv

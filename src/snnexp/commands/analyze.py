@@ -1,4 +1,4 @@
-"""snnexp analyze RUN [RUN ...]: curves, spike, pruning and latent plots and a text report into RUN/plots/, from the files of the run."""
+"""snnexp analyze RUN [RUN ...]: plots of curves, spikes, pruning and latents and a text report in RUN/plots/, from the files of a run."""
 
 import re
 from dataclasses import dataclass
@@ -16,40 +16,40 @@ HELP = """snnexp analyze RUN [RUN ...] [save_dir=DIR] [checkpoint=best|latest|fi
 snnexp analyze SWEEP
 snnexp analyze --tensorboard DIR [save_dir=DIR]
 
-Draw what a run has recorded, and say what of it deserves a look; all into RUN/plots/. Only the files of the run are read, so a run
-may be finished, going on, or killed. RUN is a run directory, or a checkpoint file in one.
+Plot what a run has recorded and report what deserves attention; all files are written to RUN/plots/. Only the files of the run are
+read, so it may be finished, running or killed. RUN is a run directory, or a checkpoint file in one. Each plot, and what it is drawn from:
 
   curves.png          loss, metrics (training and validation, the best epoch marked) and learning rate     logs/metrics.jsonl
-  spikes.png          firing rate of each layer at each step over training      tracker=lif: epochs; lif_full, in its JSON: forwards
-  spikes_heatmap.png  layers x steps: firing rate                               lif_activation_stats.json, or what there is of it
-  units.png           how the rates of units are distributed; dead and saturated units              test_spikes.npz
-  pruning.png         of a pruned run: how many units of each layer have which score, and the cut   pruning.json
-  pruning_layers.png  of a pruned run: channels and heads of each layer before and after; parameters over epochs if it was gradual
-  spike_maps.png      of a pruned run: spikes of one sample, units that were kept and that were removed    spike_maps.npz
+  spikes.png          firing rate of each layer at each time step, over training   tracker=lif: by epoch; lif_full: by forward pass
+  spikes_heatmap.png  firing rate by layer and time step                           lif_activation_stats.json, even if incomplete
+  units.png           distribution of the firing rates of units; dead and saturated units           test_spikes.npz
+  pruning.png         of a pruned run: histogram of the scores in each layer, with the cut          pruning.json
+  pruning_layers.png  of a pruned run: channels and heads of each layer before and after; with gradual pruning, parameters over epochs
+  spike_maps.png      of a pruned run: spikes of one sample, of kept and of removed units           spike_maps.npz
   report.txt          results, pruning, the posterior, rates, energy and findings; also printed
 
-of a variational run (set_vae, seqset_vae) also, from logs/metrics.jsonl, posterior_metrics/ and test_latents.npz, whichever there are:
+For a variational run (set_vae, seqset_vae) also, from those of logs/metrics.jsonl, posterior_metrics/ and test_latents.npz that exist:
 
   loss_curves.png                  loss, reconstruction, KL, prediction loss: training and validation over optimizer steps
   performance_metrics.png          AUROC, AUPRC, accuracy
   training_dynamics.png            β, the shares of the terms of the loss, KL against reconstruction
-  collapse_analysis.txt            has the posterior collapsed? KL, active units, mutual information, alarms, a verdict; what helps
-  posterior_collapse_analysis.png  KL and activity of each latent dimension; over training, with tracker=posterior
+  collapse_analysis.txt            has the posterior collapsed? KL, active units, mutual information, alarms, a verdict and remedies
+  posterior_collapse_analysis.png  KL and activity of each latent dimension; with tracker=posterior also over training
   latent_space_umap.png            stays by outcome, sets by time (latent_space_pca.png without the extra: pip install "snnexp[umap]")
-  reconstruction_errors.png        distribution; by size of the set, hour of the stay, outcome
-  latent_correlation.png           |correlation| between latent dimensions, of each level
+  reconstruction_errors.png        distribution of the error; by size of the set, hour of the stay, outcome
+  latent_correlation.png           |correlation| between the latent dimensions of each level
 
-save_dir=DIR puts all files of a RUN there. checkpoint=, split= (test) or max_batches= pass the data through the model anew, which leaves
-RUN/evaluations/<stamp>/<split>_latents.npz, and draw the latents of that; the curves are those of the run.
+save_dir=DIR writes all files of a RUN to DIR. With checkpoint=, split= (default: test) or max_batches=, the latents are computed anew
+with the model and saved in RUN/evaluations/<stamp>/<split>_latents.npz; the curves are still those of the run.
 
---tensorboard DIR draws from event files, another program's too (train_kl_step, val_kl, val_auc, train_beta, Train/KL, ...):
-loss_curves.png, performance_metrics.png, training_dynamics.png and collapse_analysis.txt, into DIR/analysis or save_dir; if several
-directories in or below DIR hold events (version_0, version_1), each into a folder of its own name.
+--tensorboard DIR draws from event files, also those of other programs (train_kl_step, val_kl, val_auc, train_beta, Train/KL, ...):
+loss_curves.png, performance_metrics.png, training_dynamics.png and collapse_analysis.txt, in DIR/analysis or save_dir. If several
+directories in or below DIR hold events (version_0, version_1), each gets a folder of the same name.
 
-SWEEP is a directory with runs in it, as `snnexp prune RUN -m pruner.ratio=0.1,0.3,0.5,0.7` leaves one. Each run is analysed, and those
-that pruned and are finished are compared, in SWEEP/plots/:
+SWEEP is a directory of runs, such as `snnexp prune RUN -m pruner.ratio=0.1,0.3,0.5,0.7` creates. Each run is analysed, and the finished
+pruned runs are compared in SWEEP/plots/:
 
-  pruning_sweep.png   test metric against parameters: one line for each criterion (mean and std where seeds are several), the dense model
+  pruning_sweep.png   test metric against parameters: a line for each criterion (mean and std over seeds), and the dense model
   report.txt          the same as a table, with synaptic operations, energy and the speed-up of a training step; also printed
 """
 
@@ -60,7 +60,7 @@ SPLITS = ("train", "val", "test", "all")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line sets; None where it does not."""
+    """The settings of the command line, None for those that it does not set."""
 
     save_dir: Path | None = None
     checkpoint: str | None = None
@@ -68,54 +68,55 @@ class Settings:
     max_batches: int | None = None
 
     @property
-    def anew(self) -> bool:
-        """True if the latents are to be made anew."""
+    def new_latents(self) -> bool:
+        """True if the latents have to be computed anew."""
         return (self.checkpoint, self.split, self.max_batches) != (None, None, None)
 
 
 def run(argv: list[str]) -> int:
-    """Analyse the runs and sweeps, or the event files, that the command line names; the exit code.
+    """Analyse the runs and sweeps, or the event files, that the command line names; return the exit code.
 
-    Raises: UserError if a word is none of them; RunFailed if the disk refuses.
+    Raises: UserError if a word names none of them; RunFailed if a file cannot be written.
     """
     if any(word in ("-h", "--help") for word in argv):
         print(HELP, end="")
         return 0
     words, settings, events = read_words(argv)
     if events is not None:
-        if words or settings.anew:
+        if words or settings.new_latents:
             extra = words[0] if words else "checkpoint=, split= or max_batches="
             raise UserError(f"analyze --tensorboard {events}: {extra} has no place here; event files go with save_dir=DIR only.")
         analyze_events(events, settings.save_dir)
         return 0
     if not words:
         raise UserError("analyze which run? snnexp analyze RUN [RUN ...]; `snnexp runs` lists them.")
-    found = list(dict.fromkeys(Path(word).expanduser().resolve() if is_sweep(word) else find_run(word)[0] for word in words))
-    if settings != Settings() and (len(found) > 1 or not isinstance(found[0], RunDir)):
-        given = next(name for name in SETTINGS if getattr(settings, name) is not None)
-        raise UserError(f"{given}= goes with one run, and {'a sweep is' if len(found) == 1 else f'{len(found)} are'} named here; name one.")
-    for number, one in enumerate(found):
-        print("\n" * (number > 0), end="")
-        if isinstance(one, RunDir):
-            print(analyze(one, settings), end="")
+    targets = list(dict.fromkeys(Path(word).expanduser().resolve() if is_sweep(word) else find_run(word)[0] for word in words))
+    if settings != Settings() and (len(targets) > 1 or not isinstance(targets[0], RunDir)):
+        key = next(name for name in SETTINGS if getattr(settings, name) is not None)
+        count = len(targets)
+        raise UserError(f"{key}= goes with one run, and {'a sweep is' if count == 1 else f'{count} are'} named here; name one.")
+    for index, run_or_sweep in enumerate(targets):
+        print("\n" * (index > 0), end="")
+        if isinstance(run_or_sweep, RunDir):
+            print(analyze(run_or_sweep, settings), end="")
         else:
-            analyze_sweep(one)
+            analyze_sweep(run_or_sweep)
     return 0
 
 
 def read_words(argv: list[str]) -> tuple[list[str], Settings, Path | None]:
-    """The words that name runs, the settings, and the directory after --tensorboard.
+    """Return the words that name runs, the settings, and the directory after --tensorboard.
 
-    Raises: UserError for an option or setting that there is not, or a value that is not allowed.
+    Raises: UserError for an unknown option or setting, or a value that is not allowed.
     """
     words: list[str] = []
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     events: Path | None = None
-    left = iter(argv)
-    for word in left:
+    remaining = iter(argv)
+    for word in remaining:
         key, equals, value = word.partition("=")
         if key == "--tensorboard":
-            if not (value := value if equals else next(left, "")):
+            if not (value := value if equals else next(remaining, "")):
                 raise UserError("--tensorboard wants a directory with event files: snnexp analyze --tensorboard DIR")
             events = Path(value).expanduser()
         elif word.startswith("-"):
@@ -124,44 +125,44 @@ def read_words(argv: list[str]) -> tuple[list[str], Settings, Path | None]:
         elif equals and key in SETTINGS:
             if not value:
                 raise UserError(f"{key}= wants a value; `snnexp analyze --help` says which.")
-            given[key] = value
+            values[key] = value
         elif equals and re.fullmatch(r"\w+", key) and not Path(word).expanduser().exists():
             raise UserError(
                 f"{word}: no such run directory, and analyze has no such setting. It has {', '.join(SETTINGS)}.{nearest(key, SETTINGS)}"
             )
         else:
             words.append(word)
-    if given.get("split", "test") not in SPLITS:
-        raise UserError(f"split={given['split']}: allowed are {', '.join(SPLITS)}.{nearest(given['split'], SPLITS)}")
-    batches = given.get("max_batches")
+    if values.get("split", "test") not in SPLITS:
+        raise UserError(f"split={values['split']}: allowed are {', '.join(SPLITS)}.{nearest(values['split'], SPLITS)}")
+    batches = values.get("max_batches")
     if batches is not None and not (batches.isascii() and batches.isdecimal() and int(batches) > 0):
         raise UserError(f"max_batches={batches}: must be a whole number of at least 1.")
-    save_dir = Path(given["save_dir"]).expanduser() if "save_dir" in given else None
-    return words, Settings(save_dir, given.get("checkpoint"), given.get("split"), int(batches) if batches else None), events
+    save_dir = Path(values["save_dir"]).expanduser() if "save_dir" in values else None
+    return words, Settings(save_dir, values.get("checkpoint"), values.get("split"), int(batches) if batches else None), events
 
 
 def is_sweep(word: str) -> bool:
-    """True if a word names a directory that is no run itself and holds runs."""
+    """Return True if a word names a directory that holds runs and is not a run itself."""
     path = Path(word).expanduser()
     return path.is_dir() and not (path / "config.json").is_file() and any(run != path for run in runs_below(path))
 
 
 def analyze_sweep(directory: Path) -> None:
-    """Draw and report on each run of a sweep, then compare those that pruned; says what it does as it goes.
+    """Analyse each run of a sweep, then compare those that pruned, and print what has been done.
 
-    Raises: RunFailed if the disk refuses.
+    Raises: RunFailed if a file cannot be written.
     """
     from snnexp.analysis import runs
     from snnexp.analysis.pruning import sweep as pruning_sweep
 
-    found = [runs.load(path, directory) for path in runs_below(directory)]
-    for one in found:
-        analyze(RunDir(one.path))
-        print(f"{one.name}: {one.state}; {one.path / 'plots' / 'report.txt'}", flush=True)
-    sweep = pruning_sweep.collect(found)
-    drawn = ["pruning_sweep.png", "report.txt"] if sweep.lines else []
-    text = pruning_sweep.text(sweep, directory, len(found), drawn)
-    if drawn:
+    facts = [runs.load(path, directory) for path in runs_below(directory)]
+    for run in facts:
+        analyze(RunDir(run.path))
+        print(f"{run.name}: {run.state}; {run.path / 'plots' / 'report.txt'}", flush=True)
+    sweep = pruning_sweep.collect(facts)
+    files = ["pruning_sweep.png", "report.txt"] if sweep.lines else []
+    text = pruning_sweep.sweep_text(sweep, directory, len(facts), files)
+    if files:
         folder = _plots(directory)
         pruning_sweep.draw(sweep, directory.name, folder / "pruning_sweep.png")
         write_text(folder / "report.txt", text)
@@ -169,100 +170,102 @@ def analyze_sweep(directory: Path) -> None:
 
 
 def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 - frozen, so the one default may be shared
-    """Draw and report on one run; the report.
+    """Draw the plots of one run, write its report and return it.
 
-    Raises: UserError if latents are to be made of a run that has none, or cannot be; RunFailed if the disk refuses.
+    Raises: UserError if latents are requested of a run that has none, or cannot be computed; RunFailed if a file cannot be written.
     """
-    from snnexp.analysis import curves, report, runs, spikes
-    from snnexp.analysis.posterior import collapse
-    from snnexp.analysis.posterior import draw as variational
+    from snnexp.analysis import curves, reading, report, runs, spikes
+    from snnexp.analysis.posterior import collapse, variational
     from snnexp.analysis.pruning import plots
     from snnexp.analysis.pruning import record as pruning
 
     facts = runs.load(run.root)
     rows, problems = _rows(run)
     posterior = None
-    if variational.is_variational(run.root, rows) or settings.anew:
-        posterior = variational.read(facts, rows, _latents(run, rows, settings) if settings.anew else None)
+    if variational.is_variational(run.root, rows) or settings.new_latents:
+        posterior = variational.read(facts, rows, _latents(run, rows, settings) if settings.new_latents else None)
         problems += posterior.problems
     folder = _plots(run.root) if settings.save_dir is None else _folder(settings.save_dir)
     record = spikes.read(run.root, rows)
     problems += record.problems
-    result = report.read_object(run.result, problems) if run.result.exists() else {}
+    result = reading.read_object(run.result, problems) if run.result.exists() else {}
     activity, source = report.find_activity(run.root, result, problems)
     record.problems = problems
-    pruned = pruning.read(report.read_object(run.root / "pruning.json", problems), run.root / "spike_maps.npz", problems)
+    pruned = pruning.read(reading.read_object(run.root / "pruning.json", problems), run.root / "spike_maps.npz", problems)
 
-    title, drawn = run.root.name, []
+    title, files = run.root.name, []
     if curves.draw(rows, facts.best, title, folder / "curves.png"):
-        drawn.append("curves.png")
-    for there, draw, name in (
+        files.append("curves.png")
+    for data, draw, name in (
         (record.over_training, spikes.draw_over_training, "spikes.png"),
         (record.table, spikes.draw_heatmap, "spikes_heatmap.png"),
         (record.units, spikes.draw_units, "units.png"),
     ):
-        if there:
+        if data:
             draw(record, title, folder / name)
-            drawn.append(name)
+            files.append(name)
     if pruned:
-        drawn += plots.draw(pruned, title, folder)
+        files += plots.draw(pruned, title, folder)
     if posterior:
-        drawn += [*variational.draw(posterior, title, folder), "collapse_analysis.txt"]
-        write_text(folder / "collapse_analysis.txt", collapse.text(posterior.evidence))
-    said = collapse.summary(posterior.evidence) if posterior else None
-    place = None if settings.save_dir is None else folder
-    text = report.write(report.Facts(facts, rows, record, result, activity, source, [*drawn, "report.txt"], pruned, place, said))
+        files += [*variational.draw(posterior, title, folder), "collapse_analysis.txt"]
+        write_text(folder / "collapse_analysis.txt", collapse.analysis_text(posterior.evidence))
+    summary = collapse.summary(posterior.evidence) if posterior else None
+    save_dir = None if settings.save_dir is None else folder
+    text = report.report_text(
+        report.ReportData(facts, rows, record, result, activity, source, [*files, "report.txt"], pruned, save_dir, summary)
+    )
     write_text(folder / "report.txt", text)
     return text
 
 
 def _latents(run: RunDir, rows: list[dict[str, Any]], settings: Settings) -> Path:
-    """Latents made anew, by a pass through the model.
+    """Compute latents with the model and return their file.
 
-    Raises: UserError if the run is not variational, or the checkpoint or split is not there.
+    Raises: UserError if the run is not variational, or the checkpoint or split does not exist.
     """
-    from snnexp.analysis.posterior.draw import is_variational
+    from snnexp.analysis.posterior.variational import is_variational
 
     if not is_variational(run.root, rows):
         raise UserError(
             f"{run.root} is no variational run (its log has no KL), so it has no latents to draw; checkpoint=, split= and max_batches= are "
             f"for those. A checkpoint is judged by: snnexp evaluate {run.root} checkpoint=..."
         )
-    from snnexp.commands import evaluate  # torch, which nothing else here needs
+    from snnexp.commands import evaluate  # imports torch, which nothing else here needs
 
     return evaluate.latents(run, settings.checkpoint or "best", settings.split or "test", settings.max_batches)
 
 
 def analyze_events(directory: Path, save_dir: Path | None) -> None:
-    """Draw and report on each directory of event files in or below `directory`; says what it does.
+    """Draw and report on each directory of event files in or below `directory`, and print what has been done.
 
-    Raises: UserError if there is none, or none holds what could be drawn; RunFailed if the disk refuses.
+    Raises: UserError if there is no such directory, or none with tags that can be drawn; RunFailed if a file cannot be written.
     """
     from snnexp.analysis import tensorboard
 
-    found = [tensorboard.read(path) for path in tensorboard.find(directory)]
-    told = [events for events in found if events.tags]
-    for events in found:
+    everything = [tensorboard.read(path) for path in tensorboard.find(directory)]
+    drawable = [events for events in everything if events.tags]
+    for events in everything:
         if events.problem:
             print(events.problem)
-    if not told:
-        unknown = sorted({tag for events in found for tag in events.unknown})
-        there = (
-            f"Their scalars are: {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}." if unknown else "They hold no scalars."
-        )
+    if not drawable:
+        unknown = sorted({tag for events in everything for tag in events.unknown})
+        listed = f"{', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}"
+        scalars = f"Their scalars are: {listed}." if unknown else "They hold no scalars."
         raise UserError(
-            f"--tensorboard {directory}: its event files have no tag that is known. {there}\n"
+            f"--tensorboard {directory}: its event files have no tag that is known. {scalars}\n"
             "Known are those of a part (train, val), a metric (loss, kl, recon, pred, auc, auprc, accuracy, beta, recon_weight) and\n"
             "perhaps an ending (step, epoch): train_kl_step, val_auc, Train/KL."
         )
     target = save_dir or directory / "analysis"
-    if len(found) > 1:
-        print(f"{len(found)} directories at or below {directory} hold event files; each is drawn into a folder of its own below {target}.")
-    for events in told:
-        below = events.directory.relative_to(directory)
-        _draw_events(events, _folder(target / below if len(found) > 1 else target), str(below) if below.parts else directory.resolve().name)
-    for events in found:
-        if events not in told and not events.problem:
+    count = len(everything)
+    if count > 1:
+        print(f"{count} directories at or below {directory} hold event files; each is drawn into a folder of its own below {target}.")
+    for events in drawable:
+        relative = events.directory.relative_to(directory)
+        title = str(relative) if relative.parts else directory.resolve().name
+        _draw_events(events, _folder(target / relative if count > 1 else target), title)
+    for events in everything:
+        if events not in drawable and not events.problem:
             print(f"{events.directory}: no tag that is known ({', '.join(events.unknown[:8]) or 'no scalars'}); left out.")
 
 
@@ -271,12 +274,12 @@ def _draw_events(events: "Events", folder: Path, title: str) -> None:
     from snnexp.analysis.posterior import curves as vae_curves
 
     evidence = collapse.Evidence(title, curves=events.curves)
-    drawn = [*vae_curves.draw(events.curves, title, folder), "collapse_analysis.txt"]
-    write_text(folder / "collapse_analysis.txt", collapse.text(evidence))
+    files = [*vae_curves.draw(events.curves, title, folder), "collapse_analysis.txt"]
+    write_text(folder / "collapse_analysis.txt", collapse.analysis_text(evidence))
     print(f"{events.directory}: {len(events.tags)} tags read ({', '.join(sorted(events.tags.values()))})")
     if events.unknown:
         print(f"  not known, left out: {', '.join(sorted(events.unknown))}")
-    print(f"  verdict: {collapse.verdict(evidence)}\n  written to {folder}: {', '.join(drawn)}")
+    print(f"  verdict: {collapse.verdict(evidence)}\n  written to {folder}: {', '.join(files)}")
 
 
 def _plots(directory: Path) -> Path:
@@ -292,7 +295,7 @@ def _folder(folder: Path, parents: bool = True) -> Path:
 
 
 def _rows(run: RunDir) -> tuple[list[dict[str, Any]], list[str]]:
-    """The epochs of the metrics log, and why it cannot be read."""
+    """Return the epochs of the metrics log, and the problem if it cannot be read."""
     from snnexp.analysis.curves import read_log
 
     path: Path = run.metrics_log

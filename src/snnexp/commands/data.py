@@ -10,7 +10,7 @@ from snnexp.composing import command_line, compose, conf
 
 
 def run(argv: list[str]) -> int:
-    """List the data sets, or prepare the one that the command line names."""
+    """List the data sets, or prepare the one that the command line names; return the exit code."""
     line = command_line.read_command_line(argv)
     if not line.flags and not any("dataset=" in word or "=" not in word for word in line.overrides):
         list_all()
@@ -22,14 +22,14 @@ def run(argv: list[str]) -> int:
 def list_all() -> None:
     """Print each data set with the first line of its config file."""
     for path in sorted((conf.conf_dir() / "dataset").glob("*.yaml")):
-        comments = [text.lstrip("# ").strip() for text in path.read_text().splitlines() if re.match(r"#(?! @)", text)]
-        said = comments[0].removeprefix(f"{path.stem}: ") if comments else ""
-        print(f"  {path.stem:<16} {said}")
+        comments = [line.lstrip("# ").strip() for line in path.read_text().splitlines() if re.match(r"#(?! @)", line)]
+        description = comments[0].removeprefix(f"{path.stem}: ") if comments else ""
+        print(f"  {path.stem:<16} {description}")
     print("Fetch, verify and prepare one: snnexp data dataset=NAME [data_dir=DIR]")
 
 
 def job(cfg: DictConfig) -> None:
-    """Prepare one data set and say what it is."""
+    """Prepare one data set and print its protocol, shape and splits."""
     from snnexp import parts
 
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
@@ -38,6 +38,6 @@ def job(cfg: DictConfig) -> None:
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
-    said = f"; {kind} ({len(names)}): {listed}" if names else ""  # video has neither
-    print(f"  sample {' x '.join(map(str, data.shape))}{said}")
+    names_text = f"; {kind} ({len(names)}): {listed}" if names else ""  # video has neither
+    print(f"  sample {' x '.join(map(str, data.shape))}{names_text}")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

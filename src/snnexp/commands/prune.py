@@ -1,7 +1,7 @@
-"""snnexp prune: take channels out of a trained run, then fine-tune; without a RUN the whole flow, train -> prune -> fine-tune.
+"""snnexp prune: remove channels from a trained run, then fine-tune; without a RUN the whole flow, train -> prune -> fine-tune.
 
-The pruned run is a run like any other: its directory names the checkpoint it came from, `prune_from`, and what is done, `stages`; the
-worker does the rest (engine/pruning.py). So resume, evaluate, analyze, sweeps and a second prune need nothing of their own.
+A pruned run is a run like any other: its configuration names the checkpoint it starts from, `prune_from`, and its `stages`; the worker does
+the rest (engine/pruning). So resume, evaluate, analyze, sweeps and a second prune need no code of their own for it.
 """
 
 from pathlib import Path
@@ -19,40 +19,40 @@ from snnexp.composing import command_line, compose, conf
 from snnexp.composing.command_line import refuse_groups
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import UserError, nearest
-from snnexp.rundir import RunDir, now
+from snnexp.rundir import RunDir, now, refuse_existing
 
-ANEW = {
+RESET = {
     "pruner": {}, "exp_name": None, "init_from": None, "start": True, "shapes": False, "early_stop": None, "stages": [], "prune_from": None,
 }  # fmt: skip
-"""What a pruned run does not take over from its source."""
+"""Keys that a pruned run does not take over from its source, with their values."""
 
 HELP = """snnexp prune RUN [KEY=VALUE ...]   prune a trained run, then fine-tune; a new run that names its source
 snnexp prune [KEY=VALUE ...]       no RUN: the whole flow, train -> prune -> fine-tune; two run directories
 
-RUN is a run directory (its best epoch is pruned) or a checkpoint file in one; it stays as it is.
-  pruner.ratio=0.3                 part of the channels and attention heads to take out
-  pruner=spike_map                 by what they are judged: spike_map, spike_entropy, weight_magnitude, random
-  pruner.ranking=global            the lowest of all layers instead of the lowest of each; pruner.layers=[...] pruner.ignore=[...]
-  pruner.finetune.epochs=10        also pruner.finetune.lr= .optimizer= .scheduler=
+RUN is a run directory (its best epoch is pruned) or a checkpoint file in one; it is not changed.
+  pruner.ratio=0.3                 fraction of the channels and attention heads to remove
+  pruner=spike_map                 how they are scored: spike_map, spike_entropy, weight_magnitude, random
+  pruner.ranking=global            remove the lowest scores of all layers together, not of each; pruner.layers=[...] pruner.ignore=[...]
+  pruner.finetune.epochs=10        length of fine-tuning; also pruner.finetune.lr= .optimizer= .scheduler=
   pruner.calibration_samples=100   training samples on which spikes are counted
-  stages=[prune]                   without fine-tuning; stages=[finetune] fine-tunes a run that is pruned already
-  -m pruner.ratio=0.1,0.3,0.5      a sweep over a RUN; then: snnexp analyze SWEEP (without a RUN each job would train one of its own)
-snnexp prune RUN --help shows every key of that run, snnexp prune --cfg job every key of the whole flow.
+  stages=[prune]                   no fine-tuning; stages=[finetune] fine-tunes a run that is already pruned
+  -m pruner.ratio=0.1,0.3,0.5      a sweep over a RUN; then: snnexp analyze SWEEP (without a RUN each job would train its own)
+snnexp prune RUN --help shows all keys of that run, snnexp prune --cfg job all keys of the whole flow.
 """
 
 
 def run(argv: list[str]) -> int:
-    """Prune the run that the command line names, or train one first; exit code 1 if a job of a sweep failed."""
-    named = command_line.run_argument(argv) is not None
-    if command_line.asks_for_help(argv) and not named:
+    """Prune the run that the command line names, or train one first; return the exit code, 1 if a job of a sweep failed."""
+    has_run = command_line.run_argument(argv) is not None
+    if command_line.asks_for_help(argv) and not has_run:
         print(HELP, end="")
         return 0
     train.Sweep.directory, started = None, now()
     try:
-        if named:
-            source, chosen, argv = command_line.take_run("prune", argv)
-            refuse_what_is_fixed(argv)
-            compose.run("prune_run", argv, lambda cfg: job(cfg, source, chosen), saved=source, schema=config.PruneConfig, anew=ANEW)
+        if has_run:
+            source, checkpoint, argv = command_line.take_run("prune", argv)
+            refuse_fixed_settings(argv)
+            compose.run("prune_run", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.PruneConfig, reset=RESET)
         else:
             compose.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig)
     except train.JobFailed:
@@ -61,8 +61,8 @@ def run(argv: list[str]) -> int:
     return 0 if train.Sweep.directory is None else train.summarise(train.Sweep.directory, started)
 
 
-def refuse_what_is_fixed(argv: list[str]) -> None:
-    """Refuse settings that the source has fixed, or that have another name in fine-tuning.
+def refuse_fixed_settings(argv: list[str]) -> None:
+    """Refuse settings that the source has fixed, or that have another name for fine-tuning.
 
     Raises: UserError.
     """
@@ -77,53 +77,49 @@ def refuse_what_is_fixed(argv: list[str]) -> None:
             raise UserError(f"{word}: a pruned run keeps the {name.partition('.')[0]} of its source.")
 
 
-def job(cfg: DictConfig, source: RunDir | None, chosen: Path | None) -> float | None:
-    """One pruned run: the monitored value of its best epoch.
+def job(cfg: DictConfig, source: RunDir | None, checkpoint: Path | None) -> float | None:
+    """Make one pruned run and return the monitored value of its best epoch.
 
-    Raises: UserError or RunFailed; in a sweep JobFailed, after saying it.
+    Raises: UserError, RunFailed; in a sweep JobFailed, after printing the reason.
     """
-    return train.alone_or_in_sweep(lambda folder: make(cfg, source, chosen, folder))
+    return train.call_job(lambda folder: prune_or_continue(cfg, source, checkpoint, folder))
 
 
-def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Path | None) -> float | None:
-    """Compose the runs of one job, make their directories and do their work; in a sweep that is started again, what is left of it.
+def prune_or_continue(cfg: DictConfig, source: RunDir | None, checkpoint: Path | None, folder: Path | None) -> float | None:
+    """Compose the runs of one job, create their directories and do their work; in a restarted sweep, only what is left of it.
 
     Raises: UserError, RunFailed.
     """
     from snnexp import check
 
     choices = dict(HydraConfig.get().runtime.choices)
-    config.settle_resolvers(cfg)
-    config.anchor_paths(cfg)
-    config.write_out_defaults(cfg)
+    config.make_self_contained(cfg, saved=source is not None)
     if not cfg.pruner:
         raise UserError("pruner=none: there is nothing to prune by; choose spike_map, spike_entropy, weight_magnitude or random.")
-    stages = checked_stages(list(cfg.stages), cfg, source)
-    dense = dense_part(cfg, choices) if "train" in stages else None
-    is_fine_tuned(cfg, stages)
-    own = {"pruner": choices["pruner"], **{group: name for group in TUNED if (name := cfg.pruner.finetune.get(group)) is not None}}
+    stages = list(cfg.stages)
+    check_stages(stages, cfg, source)
+    dense = dense_config(cfg, choices) if "train" in stages else None
+    set_fine_tuning(cfg, stages)
+    changed = {"pruner": choices["pruner"], **{group: name for group in TUNED if (name := cfg.pruner.finetune.get(group)) is not None}}
     if source is not None:
-        choices = config.read_saved(source.config)["choices"] | own
-        starts_from(cfg, chosen or checkpoint_path(source, "best"))
+        choices = config.read_saved(source.config)["choices"] | changed
+        start_from(cfg, checkpoint or checkpoint_path(source, "best"))
     elif dense is not None:
         settings = config.finish(cfg, choices)  # before the dense run has a directory
         check_match(settings)
         check.check(settings)
-        if folder is None and settings["exp_name"] is not None and (taken := Path(settings["output_dir"]) / settings["exp_name"]).exists():
-            raise UserError(
-                f"exp_name={settings['exp_name']}: {taken} exists already, and a run is never overwritten.\n"
-                f"Choose another exp_name, or go on with that run: snnexp resume {taken}"
-            )
-        starts_from(cfg, dense_run(*dense, folder).checkpoint("best"))
-    settings = config.finish(cfg, choices | own, saved=source is not None)
-    existing = train.earlier(folder, settings) if folder else None
-    if existing is not None and train.finished(existing):
+        if folder is None and (name := settings["exp_name"]) is not None:
+            refuse_existing(Path(settings["output_dir"]), name)
+        start_from(cfg, dense_run(*dense, folder).checkpoint("best"))
+    settings = config.finish(cfg, choices | changed, saved=source is not None)
+    existing = train.find_earlier_job(folder, settings) if folder else None
+    if existing is not None and train.is_finished(existing):
         print(f"{existing.root.name}: done already")
         return train.objective(existing)
     if source is not None:
-        say_changes(config.read_saved(source.config), settings)
-    named = [] if source is None else [str(chosen or source.root)]
-    run = existing or train.create(cfg, settings, folder, settings["trust"] if source is not None else None, named)
+        print_changes(config.read_saved(source.config), settings)
+    trust, source_words = (None, []) if source is None else (settings["trust"], [str(checkpoint or source.root)])
+    run = existing or train.create(cfg, settings, folder, trust, source_words)
     if settings["start"]:
         finish_source(run, settings)
     elif dense is not None:
@@ -132,22 +128,22 @@ def make(cfg: DictConfig, source: RunDir | None, chosen: Path | None, folder: Pa
 
 
 TUNED = ("optimizer", "scheduler")
-"""Groups of which fine-tuning has an option of its own."""
+"""Groups for which fine-tuning may have its own option."""
 DENSE = "_dense"
-"""What the directory of the dense run has after the name of the pruned one's, where that is given."""
+"""Ending that is added to a given exp_name for the directory of the dense run."""
 
 
-def say_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Say in what a pruned run differs from its source beside pruning and fine-tuning: its numbers may not be comparable."""
-    own = {"pruner", "stages", "prune_from", "lr", *TUNED}
-    if changes := config.differences(before, after, ignoring=config.NEUTRAL | own):
+def print_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Print how a pruned run differs from its source apart from pruning and fine-tuning, which may make their numbers incomparable."""
+    expected = {"pruner", "stages", "prune_from", "lr", *TUNED}
+    if changes := config.differences(before, after, ignoring=config.NEUTRAL | expected):
         print(f"This is not all as in the source run: {', '.join(changes)}.")
 
 
-def checked_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> list[str]:
-    """The stages asked for.
+def check_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> None:
+    """Check that the stages are in the right order and have something to start from.
 
-    Raises: UserError if they do not follow one another, or have nothing to start from.
+    Raises: UserError.
     """
     text = f"stages=[{','.join(stages)}]"
     if unknown := [stage for stage in stages if stage not in config.STAGES]:
@@ -162,11 +158,10 @@ def checked_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) ->
         raise UserError(f"{text}: without the stage prune there is nothing to prune; snnexp train alone trains.")
     if source is None and "train" not in stages and cfg.init_from is None:
         raise UserError(f"{text}: without the stage train give the network to prune: snnexp prune RUN, or init_from=WEIGHTS.")
-    return stages
 
 
-def dense_part(cfg: DictConfig, choices: dict[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration of the dense run of a whole flow, as `snnexp train` would compose it, unresolved and settled."""
+def dense_config(cfg: DictConfig, choices: dict[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
+    """Return the configuration of the dense run of a whole flow, as `snnexp train` would compose it, unresolved and as plain values."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     for name in ("stages", "prune_from"):
         plain.pop(name)
@@ -176,20 +171,20 @@ def dense_part(cfg: DictConfig, choices: dict[str, Any]) -> tuple[DictConfig, di
 
 
 def dense_run(cfg: DictConfig, settings: dict[str, Any], folder: Path | None) -> RunDir:
-    """The directory of the dense run of a whole flow: new, or that of a sweep which is started again.
+    """Return the directory of the dense run of a whole flow: a new one, or the existing one of a restarted sweep.
 
     Raises: UserError.
     """
     train.check_direction(settings, folder)
     if folder is not None:
         folder = folder.with_name(f"{folder.name}{DENSE}")
-        if (existing := train.earlier(folder, settings)) is not None:
+        if (existing := train.find_earlier_job(folder, settings)) is not None:
             return existing
     return train.create(cfg, settings, folder)
 
 
-def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
-    """Give the configuration of a training the length, rate, optimizer and schedule of its fine-tuning.
+def set_fine_tuning(cfg: DictConfig, stages: list[str]) -> None:
+    """Set epochs, learning rate, optimizer and schedule of a configuration to those of its fine-tuning.
 
     Raises: UserError.
     """
@@ -213,36 +208,36 @@ def is_fine_tuned(cfg: DictConfig, stages: list[str]) -> None:
         cfg.lr = cfg.lr if tuning.lr is None else tuning.lr
         for group in TUNED:
             if tuning.get(group) is not None:
-                cfg[group] = option(group, tuning[group])
+                cfg[group] = option_node(group, tuning[group])
 
 
-def starts_from(cfg: DictConfig, source: Path) -> None:
-    """Let a configuration start from a checkpoint, weights and structure."""
+def start_from(cfg: DictConfig, checkpoint: Path) -> None:
+    """Let a configuration start from the weights and the structure of a checkpoint."""
     with open_dict(cfg):
-        cfg.prune_from, cfg.init_from = str(source), None
+        cfg.prune_from, cfg.init_from = str(checkpoint), None
 
 
-def option(group: str, name: str) -> DictConfig:
-    """The node of an option of a config group, as `snnexp train GROUP=NAME` would have it.
+def option_node(group: str, name: str) -> DictConfig:
+    """Return the node of an option of a config group, as `snnexp train GROUP=NAME` would compose it.
 
     Raises: UserError if there is no such option.
     """
-    known = sorted(conf.options_of(group))
+    options = sorted(conf.options_of(group))
     try:
         return hydra.compose("train", overrides=[f"{group}={name}"])[group]
     except (HydraException, ValueError) as error:
         raise UserError(
-            f"pruner.finetune.{group}={name}: there is no such option; there are {', '.join(known)}.{nearest(name, known)}"
+            f"pruner.finetune.{group}={name}: there is no such option; there are {', '.join(options)}.{nearest(name, options)}"
         ) from error
 
 
 def source_run(settings: dict[str, Any]) -> RunDir:
-    """The run whose checkpoint a pruned run starts from."""
+    """Return the run whose checkpoint a pruned run starts from."""
     return RunDir(Path(settings["prune_from"]).parents[1])
 
 
 def finish_source(run: RunDir, settings: dict[str, Any]) -> None:
-    """Do what is left of the dense run of a whole flow, unless its outcome is pruned already; with the trust that is in force for both.
+    """Finish the dense run of a whole flow, unless its result has been pruned already; `trust` is the same for both runs.
 
     Raises: UserError, RunFailed; KeyboardInterrupt or SystemExit if a signal stopped it.
     """
@@ -251,5 +246,5 @@ def finish_source(run: RunDir, settings: dict[str, Any]) -> None:
     if "train" not in settings.get("stages", []) or run.checkpoint("latest").exists():
         return
     dense = source_run(settings)
-    if not train.finished(dense):
+    if not train.is_finished(dense):
         launch(dense, config.read_saved(dense.config)["devices"], settings["trust"])

@@ -14,7 +14,7 @@ from snnexp.commands.train import write_hydra
 from snnexp.composing import command_line, compose
 from snnexp.composing.command_line import refuse_groups
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, is_taken, read_json, taken, write_json
+from snnexp.rundir import RunDir, holder_message, is_taken, read_json, write_json
 
 FIXED = (
     "model",
@@ -29,13 +29,13 @@ FIXED = (
     "stages",
     "prune_from",
 )
-"""What a run keeps for its life."""
+"""Keys that cannot change during the life of a run."""
 
 
 def run(argv: list[str]) -> int:
-    """Go on with the run that the command line names."""
+    """Continue the run that the command line names; return the exit code."""
     if command_line.asks_for_help(argv) and command_line.run_argument(argv) is None:
-        print("snnexp resume RUN [KEY=VALUE ...]: go on with a run, exactly, in its own directory; RUN may be one of its checkpoints.")
+        print("snnexp resume RUN [KEY=VALUE ...]: continue a run exactly, in its own directory; RUN may be one of its checkpoints.")
         return 0
     source, checkpoint, argv = command_line.take_run("resume", argv)
     if command_line.read_command_line(argv).multirun:
@@ -46,13 +46,16 @@ def run(argv: list[str]) -> int:
 
 
 def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
-    """Put the changes in force and start the work; nothing is written before all of it is known to fit."""
+    """Apply the changes and continue the run, from the `chosen` checkpoint if there is one; write nothing before all checks have passed.
+
+    Raises: UserError, RunFailed.
+    """
     from snnexp import check
     from snnexp.engine import checkpoint
     from snnexp.launch import launch
 
     if is_taken(run):
-        raise UserError(taken(run))
+        raise UserError(holder_message(run))
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
     for change in config.differences(before, settings, ignoring=set()):
@@ -67,34 +70,34 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     source = chosen or (latest if latest.exists() else None)
     saved = checkpoint.load(source) if source is not None else None
     if saved is not None:
-        check.check_fits(settings, saved, source)
-        if chosen is None and (reason := nothing_left(run, settings, saved)):
+        check.check_checkpoint(settings, saved, source)
+        if chosen is None and (reason := reason_to_stop(run, settings, saved)):
             print(reason)
             return
 
     going_back = chosen is not None and chosen != latest
-    abandoned = written_after(run, saved) if going_back else []
+    abandoned = files_after(run, saved) if going_back else []
     number = 1 + max((int(path.name) for path in run.resumes.glob("*") if path.name.isdigit()), default=0)
     folder = run.resumes / str(number)
     write_hydra(cfg, folder)
     if going_back:
         go_back(run, chosen, abandoned, folder)
-    set_aside(run, folder)
+    archive_result(run, folder)
     write_json(run.config, settings)
     provenance.write(folder, ["snnexp resume", str(chosen or run.root), *HydraConfig.get().overrides.task], settings["seed"])
     finish_source(run, settings)
     launch(run, settings["devices"], settings["trust"])
 
 
-def nothing_left(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -> str | None:
-    """Why a finished run has nothing to do under these settings, or None if it has."""
+def reason_to_stop(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -> str | None:
+    """Return a message that says why a finished run has nothing left to do under these settings, or None if there is something."""
     if not run.status.exists() or read_json(run.status)["state"] != "finished":
         return None
     state, patience = saved["state"], settings["early_stop"]
-    ahead = settings["pruner"] and "stages" not in settings and saved["pruned"]["ratio"] < settings["pruner"]["ratio"]
+    pruning_left = settings["pruner"] and "stages" not in settings and saved["pruned"]["ratio"] < settings["pruner"]["ratio"]
     if state["epoch"] >= settings["epochs"]:
         return f"{run.root} is finished ({state['epoch']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=..."
-    if patience is not None and state["stale"] >= patience and not ahead:
+    if patience is not None and state["stale"] >= patience and not pruning_left:
         return (
             f"{run.root} was stopped early, after {state['stale']} validations without a new best; nothing is left to do. "
             "Go on with a larger early_stop, or early_stop=null."
@@ -102,26 +105,26 @@ def nothing_left(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -
     return None
 
 
-def written_after(run: RunDir, saved: dict[str, Any]) -> list[Path]:
-    """The files of single epochs, and of parts of them, that a run wrote after a checkpoint of its own: checkpoints, spike statistics.
+def files_after(run: RunDir, saved: dict[str, Any]) -> list[Path]:
+    """Return the files per epoch, or fraction of one, that a run wrote after a checkpoint of its own: checkpoints, spike statistics.
 
     Raises: UserError if a checkpoint of the same epoch cannot be read.
     """
     from snnexp.engine import checkpoint
 
-    done, inside = saved["epoch"], saved["sampler"]["batch"] > 0
+    epochs_done, is_within_epoch = saved["epoch"], saved["sampler"]["batch"] > 0
     later = []
     for epoch, path in run.epoch_checkpoints().items():
-        if inside and done < epoch < done + 1:  # the checkpoint knows its epoch and its step, not which part of the epoch that is
+        if is_within_epoch and epochs_done < epoch < epochs_done + 1:  # a checkpoint holds its step, but not the fraction of the epoch
             later += [path] if checkpoint.load(path)["step"] > saved["step"] else []
-        elif epoch > done:
+        elif epoch > epochs_done:
             later.append(path)
     statistics = ((path, re.search(r"_epoch_(\d+)", path.stem)) for path in run.root.glob("lif_stats*_epoch_*.json"))
-    return later + [path for path, match in statistics if match and int(match[1]) > done]
+    return later + [path for path, match in statistics if match and int(match[1]) > epochs_done]
 
 
 def go_back(run: RunDir, chosen: Path, abandoned: Iterable[Path], folder: Path) -> None:
-    """Make an older checkpoint the newest; it and the `abandoned` files move into `folder`, checkpoints into folder/checkpoints."""
+    """Make an older checkpoint the latest one; keep the previous latest and the `abandoned` files in `folder`, below their own paths."""
     from snnexp.engine import checkpoint
 
     (folder / "checkpoints").mkdir()
@@ -133,10 +136,10 @@ def go_back(run: RunDir, chosen: Path, abandoned: Iterable[Path], folder: Path) 
         path.rename(folder / path.relative_to(run.root))
 
 
-def set_aside(run: RunDir, folder: Path) -> None:
-    """Move the result of what was finished before into `folder`: until the run is finished again, it has none."""
-    kinds = ("*_y_*.npy", "*_metrics.npy", "*_spikes.npz", "lif_activation_stats*.json")
-    written = [path for kind in kinds for path in run.root.glob(kind)]
-    for path in (run.result, run.checkpoint("final"), *written):
+def archive_result(run: RunDir, folder: Path) -> None:
+    """Move the files of an earlier result into `folder`: until the run is finished again, it has no result."""
+    patterns = ("*_y_*.npy", "*_metrics.npy", "*_spikes.npz", "lif_activation_stats*.json")
+    outputs = [path for pattern in patterns for path in run.root.glob(pattern)]
+    for path in (run.result, run.checkpoint("final"), *outputs):
         if path.exists():
             path.rename(folder / path.name)

@@ -1,4 +1,4 @@
-"""`snnexp runs`: the table of runs, a comparison, means over seeds."""
+"""`snnexp runs`: a table of runs, a comparison of runs, means over seeds."""
 
 import argparse
 import difflib
@@ -17,11 +17,11 @@ from snnexp.analysis.runs import (
     Spread,
     differing,
     find,
+    group_except,
     load,
     order,
-    over,
     select,
-    shown,
+    setting_text,
 )
 from snnexp.errors import UserError
 from snnexp.rundir import find_run
@@ -31,35 +31,35 @@ HELP = f"""
 A table of the runs at or below DIR (default: outputs): state, the settings in which they differ, best validation metric
 with its epoch, test metric, wall time, samples/s.
 
-KEY=VALUE keeps the runs whose setting has that value: a key of the config (model, lr, model.lif.tau), or one of
-{", ".join(FACTS)}.
-Several must all hold; VALUE,VALUE means either; * in a text stands for any letters.
+KEY=VALUE selects the runs in which KEY has that value. KEY is a key of the configuration (model, lr, model.lif.tau), or
+one of {", ".join(FACTS)}.
+Several conditions must all hold; VALUE,VALUE means one or the other; * in a text stands for any characters.
 
-States: running, finished, interrupted (stopped by a signal, saved), failed; killed = says "running", but its process is
-gone; stale? = began on another machine and has been silent for an hour; unreadable.
+States: running, finished, interrupted (stopped by a signal, saved), failed; killed = status.json says "running", but the
+process does not exist; stale? = a run on another machine that has been silent for an hour; unreadable.
 
-  snnexp runs                                    everything below outputs/
-  snnexp runs outputs/sweep state=finished       a sweep, what is done of it
-  snnexp runs model=vggsnn,resnet19 lr=1e-3      numbers compare as numbers
+  snnexp runs                                    all runs below outputs/
+  snnexp runs outputs/sweep state=finished       the finished runs of a sweep
+  snnexp runs model=vggsnn,resnet19 lr=1e-3      numbers are compared as numbers
   snnexp runs --sort test                        best test metric first
-  snnexp runs model=vggsnn --over seed           mean ± std (n) of runs that differ in nothing but the seed
+  snnexp runs model=vggsnn --over seed           mean ± std (n) over runs that differ only in the seed
   snnexp runs --over dataset.cv_fold,seed        mean ± std over folds and seeds together
-  snnexp runs --compare outputs/a outputs/b      the settings that differ side by side, and the results
+  snnexp runs --compare outputs/a outputs/b      settings that differ, side by side, and results
   snnexp runs --json | jq '.[].best.value'       for programs
 """
 COLUMNS = 8
-"""Settings shown in the table, at most."""
+"""Largest number of settings shown in the table."""
 NAME_WIDTH = 32
-"""Letters of a run's name in a line, at least, before a setting must go for want of room."""
-MARK = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "killed": "red"}
+"""Characters of a run's name that stay on one line before a column of settings is dropped for lack of room."""
+STATE_COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "killed": "red"}
 
-Column = tuple[str, bool, Callable[[Any], str]]  # title, figures (aligned to the right), cell of a row
+Column = tuple[str, bool, Callable[[Any], str]]  # title, whether numeric (aligned to the right), function that returns a row's cell
 
 
 def run(argv: list[str]) -> int:
-    """The command line after `snnexp runs`; the exit code.
+    """Run the command line after `snnexp runs` and return the exit code.
 
-    Raises: UserError if a word of it makes no sense.
+    Raises: UserError for a wrong word.
     """
     words = _parser().parse_intermixed_args(argv)
     if words.compare:
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
     directory, conditions = _directory(words.words)
     everything = find(directory)
     if not everything:
-        _say_none(directory, words.json)
+        _print_no_runs(directory, words.json)
         return 0
     runs = select(everything, conditions)
     if words.over:
@@ -84,9 +84,9 @@ def run(argv: list[str]) -> int:
         print(f"None of the {len(everything)} runs below {directory} meets {' and '.join(conditions)}.")
         return 0
     readable = [run for run in runs if run.state != "unreadable"]
-    different = differing(readable)[:COLUMNS]
-    _table(_run_columns(readable, different), runs, keep=4, wanted=5 + len(different))
-    _notes(runs, everything)
+    keys = differing(readable)[:COLUMNS]
+    _print_table(_run_columns(readable, keys), runs, keep=4, preferred=5 + len(keys))
+    _print_notes(runs, everything)
     return 0
 
 
@@ -108,24 +108,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("words", nargs="*", metavar="DIR | KEY=VALUE", help="where to look, and which runs to keep")
-    parser.add_argument("--sort", metavar="KEY", help="order by a setting or fact; best and test: the best run first")
-    parser.add_argument("--over", metavar="KEY,KEY", help="mean ± std over runs equal in everything but these (seed)")
-    parser.add_argument("--compare", action="store_true", help="the words are run directories: show what differs")
+    parser.add_argument("words", nargs="*", metavar="DIR | KEY=VALUE", help="directory of runs; conditions on the runs to show")
+    parser.add_argument("--sort", metavar="KEY", help="sort by a setting or fact; by best or test: the best run first")
+    parser.add_argument("--over", metavar="KEY,KEY", help="mean ± std over runs that differ only in these keys (seed)")
+    parser.add_argument("--compare", action="store_true", help="show the differences between the given run directories")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _directory(words: list[str]) -> tuple[Path, list[str]]:
-    """Which word is the directory; it is tried before `=` is looked for, since names of runs hold one (lr=0.1)."""
+    """Return the directory among the words, and the conditions; an existing path may contain `=`, as names of runs do (lr=0.1)."""
     directories = [word for word in words if Path(word).is_dir()]
     conditions = [word for word in words if word not in directories]
     for word in conditions:
         if "=" not in word:
             raise UserError(f"{word}: no such directory. Name the one that holds the runs, or a filter KEY=VALUE.")
     if len(directories) > 1:
-        named = ", ".join(directories)
-        raise UserError(f"runs: one directory, not {len(directories)} ({named}); --compare takes several.")
+        listed = ", ".join(directories)
+        raise UserError(f"runs: one directory, not {len(directories)} ({listed}); --compare takes several.")
     if not directories and not Path("outputs").is_dir():
         raise UserError(
             f"no directory outputs/ in {Path.cwd()}.\n"
@@ -134,7 +134,7 @@ def _directory(words: list[str]) -> tuple[Path, list[str]]:
     return Path(directories[0] if directories else "outputs"), conditions
 
 
-def _say_none(directory: Path, as_json: bool) -> None:
+def _print_no_runs(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json([])
     print(
@@ -147,32 +147,33 @@ def _say_none(directory: Path, as_json: bool) -> None:
 # ---- the table
 
 
-def _run_columns(runs: list[Run], different: list[str]) -> list[Column]:
-    keys = _with_main(different, runs)
+def _run_columns(runs: list[Run], differing_keys: list[str]) -> list[Column]:
+    keys = _with_main_keys(differing_keys, runs)
     return [
         ("run", False, lambda run: run.name),
         ("state", False, lambda run: run.state),
         ("best", True, _best),
         ("test", True, _test),
         ("epoch", True, _epoch),
-        *[(key, _figures(runs, key), lambda run, key=key: _setting(run, key)) for key in keys],
+        *[(key, _is_numeric(runs, key), lambda run, key=key: _setting(run, key)) for key in keys],
         ("time", True, lambda run: _duration(run.wall_time_s)),
         ("samples/s", True, lambda run: "" if run.samples_per_s is None else f"{run.samples_per_s:.4g}"),
     ]
 
 
-def _with_main(different: list[str], runs: list[Run], but: Sequence[str] = ()) -> list[str]:
-    """Settings to show: those that differ first, then the main ones while there is room."""
-    main = [key for key in MAIN if key not in different and key not in but and any(key in run.settings for run in runs)]
-    return [*different, *main[: COLUMNS - len(different)]]
+def _with_main_keys(differing_keys: list[str], runs: list[Run], excluded: Sequence[str] = ()) -> list[str]:
+    """Return the settings to show: those that differ first, then the main ones as far as there is room."""
+    hidden = {*differing_keys, *excluded}
+    main = [key for key in MAIN if key not in hidden and any(key in run.settings for run in runs)]
+    return [*differing_keys, *main[: COLUMNS - len(differing_keys)]]
 
 
-def _figures(runs: list[Run], key: str) -> bool:
+def _is_numeric(runs: list[Run], key: str) -> bool:
     return all(isinstance(run.settings[key], int | float) for run in runs if key in run.settings)
 
 
 def _setting(run: Run, key: str) -> str:
-    text = shown(run.settings[key]) if key in run.settings else ""
+    text = setting_text(run.settings[key]) if key in run.settings else ""
     return text if len(text) <= 24 else text[:21] + "..."
 
 
@@ -207,19 +208,19 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
-def _notes(runs: list[Run], everything: list[Run]) -> None:
+def _print_notes(runs: list[Run], everything: list[Run]) -> None:
     if len(runs) < len(everything):
         print(f"{len(runs)} of {len(everything)} runs")
     hidden = differing([run for run in runs if run.state != "unreadable"])[COLUMNS:]
     if hidden:
         rest = f" and {len(hidden) - 6} more" if len(hidden) > 6 else ""
         print(f"They also differ in {', '.join(hidden[:6])}{rest}: --compare RUN RUN shows all.")
-    for one in runs:
-        if one.problem:
-            print(f"{one.name}: unreadable: {one.problem}")
+    for run in runs:
+        if run.problem:
+            print(f"{run.name}: unreadable: {run.problem}")
     failed = [run for run in runs if run.state == "failed" and run.error]
-    for one in failed[:5]:
-        print(f"{one.name}: failed: {one.error.splitlines()[0]}")
+    for run in failed[:5]:
+        print(f"{run.name}: failed: {run.error.splitlines()[0]}")
     if len(failed) > 5:
         print(f"... and {len(failed) - 5} more failed; state=failed shows them.")
 
@@ -228,27 +229,27 @@ def _notes(runs: list[Run], everything: list[Run]) -> None:
 
 
 def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool) -> int:
-    groups = over(order(runs, sort) if sort else runs, over_keys)
-    named, several = ",".join(over_keys), len(over_keys) > 1
+    groups = group_except(order(runs, sort) if sort else runs, over_keys)
+    title, several = ",".join(over_keys), len(over_keys) > 1
     representatives = [group.runs[0] for group in groups]
     keys = [name for name in differing(representatives) if not any(key in (name, name.rpartition(".")[2]) for key in over_keys)]
     if as_json:
-        _print_json([_group_json(group, named, keys) for group in groups])
+        _print_json([_group_json(group, title, keys) for group in groups])
         return 0
     left_out = len(runs) - sum(len(group.runs) for group in groups)
     if not groups:
         print(f"No finished run to take a mean of ({left_out} not finished).")
         return 0
-    different = keys[:COLUMNS]
-    keys = _with_main(different, representatives, but=over_keys)
+    differing_keys = keys[:COLUMNS]
+    keys = _with_main_keys(differing_keys, representatives, excluded=over_keys)
     columns: list[Column] = [
-        (f"runs over {named}", False, lambda group: " x ".join(",".join(values[:10]) for values in _over_values(group, several))),
+        (f"runs over {title}", False, lambda group: " x ".join(",".join(values[:10]) for values in _over_values(group, several))),
         ("n", True, lambda group: str(len(group.runs))),
         ("best", True, lambda group: _spread(group.best)),
         ("test", True, lambda group: _spread(group.test[group.test_metric]) if group.test_metric else ""),
-        *[(name, _figures(representatives, name), lambda group, k=name: _setting(group.runs[0], k)) for name in keys],
+        *[(key, _is_numeric(representatives, key), lambda group, key=key: _setting(group.runs[0], key)) for key in keys],
     ]
-    _table(columns, groups, keep=4, wanted=4 + len(different))
+    _print_table(columns, groups, keep=4, preferred=4 + len(differing_keys))
     print(f"Mean ± sample standard deviation over the runs that are equal in everything but {' and '.join(over_keys)}.")
     if left_out:
         print(f"{left_out} not finished: left out.")
@@ -257,19 +258,19 @@ def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool
     if others:
         print(f"test is {' or '.join(test_metrics)}; --json has {', '.join(others)} too.")
     for group in groups:
-        twice = sorted({shown(value) for value in group.values if group.values.count(value) > 1})
+        twice = sorted({setting_text(value) for value in group.values if group.values.count(value) > 1})
         if twice:
-            print(f"{named}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
-        there, all_of_them = len(set(map(shown, group.values))), math.prod(map(len, _over_values(group, several)))
-        if there < all_of_them:
-            print(f"{there} of the {all_of_them} combinations are there of {group.runs[0].name} and its like.")
+            print(f"{title}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
+        present, combinations = len(set(map(setting_text, group.values))), math.prod(map(len, _over_values(group, several)))
+        if present < combinations:
+            print(f"{present} of the {combinations} combinations are there of {group.runs[0].name} and its like.")
     return 0
 
 
 def _over_values(group: Group, several: bool) -> list[list[str]]:
-    """The values of each setting over which a group is one."""
+    """Return the values of each setting over which the mean of a group is taken."""
     rows = group.values if several else [[value] for value in group.values]
-    return [list(dict.fromkeys(map(shown, column))) for column in zip(*rows, strict=True)]
+    return [list(dict.fromkeys(map(setting_text, column))) for column in zip(*rows, strict=True)]
 
 
 def _spread(spread: Spread | None) -> str:
@@ -299,18 +300,18 @@ def _compare(words: list[str], as_json: bool) -> int:
         raise UserError("--compare wants two runs or more: snnexp runs --compare RUN RUN ...")
     runs = []
     for word in words:
-        one = load(find_run(word)[0].root)
-        if one.problem:
-            raise UserError(f"{word} cannot be read: {one.problem}")
-        one.name = word.rstrip("/")
-        runs.append(one)
+        run = load(find_run(word)[0].root)
+        if run.problem:
+            raise UserError(f"{word} cannot be read: {run.problem}")
+        run.name = word.rstrip("/")
+        runs.append(run)
     keys = _every_difference(runs)
     if as_json:
         differ = {key: [run.settings.get(key) for run in runs] for key in keys}
         _print_json({"runs": [run.as_json() for run in runs], "differ": differ})
         return 0
     lines: list[tuple[str, list[str]]] = [
-        *[(key, [shown(run.settings[key]) if key in run.settings else "-" for run in runs]) for key in keys],
+        *[(key, [setting_text(run.settings[key]) if key in run.settings else "-" for run in runs]) for key in keys],
         ("state", [run.state for run in runs]),
         ("epoch", [_epoch(run) for run in runs]),
         ("best", [_best(run) for run in runs]),
@@ -322,23 +323,23 @@ def _compare(words: list[str], as_json: bool) -> int:
         ("samples/s", ["" if run.samples_per_s is None else f"{run.samples_per_s:.4g}" for run in runs]),
     ]
     columns: list[Column] = [("", False, lambda line: line[0])]
-    columns += [(run.name, True, lambda line, place=place: line[1][place]) for place, run in enumerate(runs)]
-    _table(columns, lines, keep=len(columns), wanted=len(columns))
+    columns += [(run.name, True, lambda line, index=index: line[1][index]) for index, run in enumerate(runs)]
+    _print_table(columns, lines, keep=len(columns), preferred=len(columns))
     if not keys:
         print("Their settings are equal.")
     protocols = dict.fromkeys(run.protocol for run in runs if run.protocol)
     if len(protocols) > 1:
         print("Not the same protocol, so the numbers do not compare:")
-    for protocol in protocols if len(protocols) > 1 else ():
-        print(f"  {protocol}")
+        for protocol in protocols:
+            print(f"  {protocol}")
     return 0
 
 
 def _every_difference(runs: list[Run]) -> list[str]:
-    """Settings that differ, those that only some of the runs have included."""
+    """Return the settings that differ, including those that only some of the runs have."""
     keys = differing(runs)
-    some = [key for run in runs for key in run.settings if not all(key in other.settings for other in runs)]
-    return keys + sorted(set(some) - set(keys))
+    in_any, in_all = set().union(*(run.settings for run in runs)), set.intersection(*(set(run.settings) for run in runs))
+    return keys + sorted(in_any - in_all - set(keys))
 
 
 # ---- printing
@@ -349,7 +350,7 @@ def _print_json(content: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for NaN and infinities, which JSON readers refuse."""
+    """Return `value` with None for NaN and infinities, which JSON readers refuse."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -357,16 +358,16 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _table(columns: list[Column], rows: list[Any], keep: int, wanted: int) -> None:
-    """Print rows under columns; a terminal too narrow loses the last ones, never the first `keep`, and that is said.
+def _print_table(columns: list[Column], rows: list[Any], keep: int, preferred: int) -> None:
+    """Print a table; on a terminal that is too narrow, drop the last columns, but never the first `keep`, and print which.
 
-    For the sake of the first `wanted` columns the names in the first are broken into lines; for others they are not.
+    To fit the first `preferred` columns, the names in the first column may be broken into lines of NAME_WIDTH characters.
     """
     cells = [[cell(row) for _, _, cell in columns] for row in rows]
-    filled = [number for number in range(len(columns)) if number < keep or any(row[number] for row in cells)]
-    widths = {number: max(len(columns[number][0]), *(len(row[number]) for row in cells)) for number in filled}
+    shown_columns = [index for index in range(len(columns)) if index < keep or any(row[index] for row in cells)]
+    widths = {index: max(len(columns[index][0]), *(len(row[index]) for row in cells)) for index in shown_columns}
     if not sys.stdout.isatty():
-        _plain(columns, cells, filled, widths)
+        _print_plain(columns, cells, shown_columns, widths)
         return
 
     from rich.console import Console
@@ -374,25 +375,25 @@ def _table(columns: list[Column], rows: list[Any], keep: int, wanted: int) -> No
     from rich.text import Text
 
     console = Console(highlight=False)
-    dropped: list[str] = []
-    while filled[-1] >= wanted and sum(widths[number] + 2 for number in filled) > console.width:
-        dropped.insert(0, columns[filled.pop()][0])
-    folded = widths | {0: min(widths[0], NAME_WIDTH)}
-    while filled[-1] >= keep and sum(folded[number] + 2 for number in filled) > console.width:
-        dropped.insert(0, columns[filled.pop()][0])
+    dropped_titles: list[str] = []
+    while shown_columns[-1] >= preferred and sum(widths[index] + 2 for index in shown_columns) > console.width:
+        dropped_titles.insert(0, columns[shown_columns.pop()][0])
+    folded_widths = widths | {0: min(widths[0], NAME_WIDTH)}
+    while shown_columns[-1] >= keep and sum(folded_widths[index] + 2 for index in shown_columns) > console.width:
+        dropped_titles.insert(0, columns[shown_columns.pop()][0])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number in filled:
-        title, figures, _ = columns[number]
-        table.add_column(Text(title), justify="right" if figures else "left", overflow="fold", no_wrap=number != 0)
+    for index in shown_columns:
+        title, is_numeric, _ = columns[index]
+        table.add_column(Text(title), justify="right" if is_numeric else "left", overflow="fold", no_wrap=index != 0)
     for row in cells:
-        table.add_row(*[Text(row[number], style=MARK.get(row[number], "")) for number in filled])
+        table.add_row(*[Text(row[index], style=STATE_COLORS.get(row[index], "")) for index in shown_columns])
     console.print(table)
-    if dropped:
-        console.print(f"The terminal is too narrow for: {', '.join(dropped)}.", markup=False)
+    if dropped_titles:
+        console.print(f"The terminal is too narrow for: {', '.join(dropped_titles)}.", markup=False)
 
 
-def _plain(columns: list[Column], cells: list[list[str]], filled: list[int], widths: dict[int, int]) -> None:
+def _print_plain(columns: list[Column], cells: list[list[str]], shown_columns: list[int], widths: dict[int, int]) -> None:
     titles = [title for title, _, _ in columns]
     for row in [titles, *cells]:
-        parts = [row[number].rjust(widths[number]) if columns[number][1] else row[number].ljust(widths[number]) for number in filled]
+        parts = [row[index].rjust(widths[index]) if columns[index][1] else row[index].ljust(widths[index]) for index in shown_columns]
         print("  ".join(parts).rstrip())

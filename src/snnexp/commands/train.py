@@ -1,4 +1,4 @@
-"""snnexp train: compose, train, test; a new run directory. With -m, one for each point of a sweep. With from=RUN, as another run."""
+"""snnexp train: compose, train, test; a new run directory. -m: one per point of a sweep. from=RUN: with another run's configuration."""
 
 import sys
 import time
@@ -19,26 +19,26 @@ from snnexp.rundir import RunDir, claim, find_run, now, read_json, write_json
 
 
 class JobFailed(RunFailed):
-    """A job of a sweep that has failed and said why."""
+    """A job of a sweep that has failed, after its reason was printed."""
 
 
 def run(argv: list[str]) -> int:
-    """Train what the command line composes; exit code 1 if a job of a sweep failed."""
+    """Train what the command line composes; return the exit code, 1 if a job of a sweep failed."""
     Sweep.directory, started = None, now()
     try:
-        composed(argv, job)
+        compose_train(argv, job)
     except JobFailed:
         summarise(Sweep.directory, started)
         return 1
     return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
 
 
-ANEW = {"exp_name": None, "start": True, "shapes": False}
-"""What a run does not take over from the one whose configuration it has."""
+RESET = {"exp_name": None, "start": True, "shapes": False}
+"""Keys that a run with the configuration of another does not take over, with their values."""
 
 
-def composed(argv: list[str], job: Callable[[DictConfig, RunDir | None], Any]) -> None:
-    """Compose what a command line of train says and call `job` with it and the run that `from=RUN` names.
+def compose_train(argv: list[str], job: Callable[[DictConfig, RunDir | None], Any]) -> None:
+    """Compose the configuration of a command line of train and call `job` with it and the run that `from=RUN` names, if any.
 
     Raises: UserError.
     """
@@ -46,33 +46,34 @@ def composed(argv: list[str], job: Callable[[DictConfig, RunDir | None], Any]) -
     if not named:
         compose.run("train", argv, lambda cfg: job(cfg, None))
         return
-    if len(named) > 1 or named[0] == "from=":
+    word = named[0]
+    if len(named) > 1 or word == "from=":
         raise UserError(f"{' '.join(named)}: which run? Name one: from=RUN; `snnexp runs` lists them.")
-    source, _ = find_run(named[0].removeprefix("from="))
+    source, _ = find_run(word.removeprefix("from="))
     before = config.read_saved(source.config)
     if "stages" in before:
         origin = before["prune_from"] or before["init_from"]
         raise UserError(
-            f"{named[0]}: this run was made by pruning {origin}. Prune again with snnexp prune, or name a run that was trained whole."
+            f"{word}: this run was made by pruning {origin}. Prune again with snnexp prune, or name a run that was trained whole."
         )
-    rest = [word for word in argv if word not in named]
-    if given := [flag for flag in command_line.read_command_line(rest).flags if flag.partition("=")[0] in ("--config-name", "-cn")]:
-        raise UserError(f"{named[0]} {given[0]}: a run's configuration is a primary one already; leave out one of the two.")
-    compose.run("train_from", rest, lambda cfg: job(cfg, source), saved=source, anew=ANEW, as_options=True)
+    rest = [each for each in argv if each != word]
+    if flags := [flag for flag in command_line.read_command_line(rest).flags if flag.partition("=")[0] in ("--config-name", "-cn")]:
+        raise UserError(f"{word} {flags[0]}: a run's configuration is a primary one already; leave out one of the two.")
+    compose.run("train_from", rest, lambda cfg: job(cfg, source), saved=source, reset=RESET, as_options=True)
 
 
 def job(cfg: DictConfig, source: RunDir | None) -> float | None:
-    """One run: the monitored value of its best epoch, for a sweeper that searches.
+    """Train one run and return the monitored value of its best epoch, for a sweeper that searches.
 
-    Raises: UserError or RunFailed; in a sweep JobFailed, after saying it.
+    Raises: UserError, RunFailed; in a sweep JobFailed, after printing the reason.
     """
-    return alone_or_in_sweep(lambda folder: make(cfg, source, folder))
+    return call_job(lambda folder: train_or_continue(cfg, source, folder))
 
 
-def alone_or_in_sweep(work: Callable[[Path | None], float | None]) -> float | None:
-    """Do one job's `work`, which gets the directory that a sweep has for it, or None.
+def call_job(work: Callable[[Path | None], float | None]) -> float | None:
+    """Call `work` with the directory that a sweep has for the job, or None outside a sweep, and return its value.
 
-    Raises: what it raises; in a sweep JobFailed, after saying it.
+    Raises: what `work` raises; in a sweep JobFailed, after printing the reason.
     """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
@@ -84,35 +85,33 @@ def alone_or_in_sweep(work: Callable[[Path | None], float | None]) -> float | No
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
         print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
         status = RunDir(folder).status
-        if not status.exists() or read_json(status)["state"] in ("created", "failed"):  # a run that has another state keeps it
+        if not status.exists() or read_json(status)["state"] in ("created", "failed"):  # any other state stays
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
 
 
-def make(cfg: DictConfig, source: RunDir | None, folder: Path | None) -> float | None:
-    """A new run; in a sweep that is started again, one that is done is skipped and one that is not is gone on with.
+def train_or_continue(cfg: DictConfig, source: RunDir | None, folder: Path | None) -> float | None:
+    """Train a new run; in a restarted sweep, skip a job that is finished and continue one that is not.
 
     Raises: UserError, RunFailed.
     """
-    settings = settled(cfg, source)
+    settings = resolve(cfg, source)
     check_direction(settings, folder)
-    existing = earlier(folder, settings) if folder else None
+    existing = find_earlier_job(folder, settings) if folder else None
     if existing is None:
-        return train(new_run(cfg, settings, source, folder), settings)
-    if finished(existing):
+        return train(create_from(cfg, settings, source, folder), settings)
+    if is_finished(existing):
         print(f"{existing.root.name}: done already")
         return objective(existing)
     return train(existing, settings)
 
 
-def settled(cfg: DictConfig, source: RunDir | None) -> dict[str, Any]:
-    """The composed configuration as plain values, checked as a whole; one that comes from a run has only the trust that is given anew.
+def resolve(cfg: DictConfig, source: RunDir | None) -> dict[str, Any]:
+    """Return the composed configuration as plain values, checked as a whole; with a `source` run, only the user's own `trust` counts.
 
     Raises: UserError.
     """
-    config.settle_resolvers(cfg)
-    config.anchor_paths(cfg)
-    config.write_out_defaults(cfg)
+    config.make_self_contained(cfg, saved=source is not None)
     choices = dict(HydraConfig.get().runtime.choices)
     if source is not None:
         before = config.read_saved(source.config)["choices"]
@@ -122,26 +121,29 @@ def settled(cfg: DictConfig, source: RunDir | None) -> dict[str, Any]:
 
 
 def begin(cfg: DictConfig, source: RunDir | None) -> tuple[RunDir, dict[str, Any]]:
-    """The directory of a new run of its own, and its settings; `train` does the work.
+    """Create the directory of a new run outside a sweep, for `train` to work in; return it and the run's settings.
 
     Raises: UserError.
     """
-    settings = settled(cfg, source)
-    return new_run(cfg, settings, source, None), settings
+    settings = resolve(cfg, source)
+    return create_from(cfg, settings, source, None), settings
 
 
-def new_run(cfg: DictConfig, settings: dict[str, Any], source: RunDir | None, folder: Path | None) -> RunDir:
-    """The directory of a run that is to be trained, perhaps with the configuration of another.
+def create_from(cfg: DictConfig, settings: dict[str, Any], source: RunDir | None, folder: Path | None) -> RunDir:
+    """Create the directory of a run whose configuration may come from a `source` run.
 
     Raises: UserError.
     """
     if source is None:
         return create(cfg, settings, folder)
-    return create(cfg, settings, folder, settings["trust"], named=[f"from={source.root}"])
+    return create(cfg, settings, folder, settings["trust"], source_words=[f"from={source.root}"])
 
 
 def check_direction(settings: dict[str, Any], folder: Path | None) -> None:
-    """Raises: UserError if a search would look for the worst value instead of the best."""
+    """Check that a search looks for the best value of the monitored metric, not the worst.
+
+    Raises: UserError.
+    """
     from snnexp import parts
 
     if folder is None:
@@ -154,12 +156,12 @@ def check_direction(settings: dict[str, Any], folder: Path | None) -> None:
 
 
 def create(
-    cfg: DictConfig, settings: dict[str, Any], folder: Path | None, trust: list[str] | None = None, named: Sequence[str] = ()
+    cfg: DictConfig, settings: dict[str, Any], folder: Path | None, trust: list[str] | None = None, source_words: Sequence[str] = ()
 ) -> RunDir:
-    """A new run directory with all that its work needs; input that cannot be trained on is refused before it exists.
+    """Create a run directory with everything that training needs; refuse input that cannot be trained on before the directory exists.
 
-    `trust=None` is for a configuration that the user has composed; one that comes from a saved run is trusted as far as `trust` says.
-    `named`: the words of the command line that name that run.
+    `trust=None` is for a configuration that the user has composed; if it comes from a saved run, `trust` lists the packages it may name.
+    `source_words`: the words of the command line that name that run.
     Raises: UserError.
     """
     from snnexp import check
@@ -175,24 +177,25 @@ def create(
             part.mkdir(parents=True, exist_ok=True)
     write_hydra(cfg, run.hydra)
     write_json(run.config, settings)
-    provenance.write(run.root, command(named), settings["seed"])
+    provenance.write(run.root, reproducing_command(source_words), settings["seed"])
     run.update_status(state="created", epoch=0, step=0, epochs=settings["epochs"])
     return run
 
 
-def command(named: Sequence[str]) -> list[str]:
-    """The command that makes a run like this one: without its name, which is taken, and of a sweep only this job."""
+def reproducing_command(source_words: Sequence[str]) -> list[str]:
+    """Return the command that makes another run like this one: without the name, which exists already, and of a sweep only this job."""
     hydra = HydraConfig.get()
-    own = [source.path for source in hydra.runtime.config_sources if source.provider == "snnexp" and source.schema == "file"]
-    directories = [word for path in own for word in ("--config-dir", path)]
+    sources = hydra.runtime.config_sources
+    paths = [source.path for source in sources if source.provider == "snnexp" and source.schema == "file"]
+    directories = [word for path in paths for word in ("--config-dir", path)]
     primary = hydra.job.config_name
-    chosen = [] if (conf.conf_dir() / f"{primary}.yaml").is_file() else ["--config-name", primary]
+    primary_flag = [] if (conf.conf_dir() / f"{primary}.yaml").is_file() else ["--config-name", primary]
     settings = [word for word in hydra.overrides.task if not word.lstrip("+").startswith("exp_name=")]
-    return [f"snnexp {hydra.job.name}", *named, *settings, *directories, *chosen]
+    return [f"snnexp {hydra.job.name}", *source_words, *settings, *directories, *primary_flag]
 
 
 def train(run: RunDir, settings: dict[str, Any]) -> float | None:
-    """Do the work of a run directory."""
+    """Train in a run directory, unless `start` is false, and return the monitored value of the best epoch."""
     from snnexp.launch import launch
 
     if not settings["start"]:
@@ -203,7 +206,7 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
 
 
 def write_hydra(cfg: DictConfig, folder: Path) -> None:
-    """Keep the unresolved configuration, the overrides, and Hydra's own part."""
+    """Write the unresolved configuration, the overrides and Hydra's own settings."""
     hydra = HydraConfig.get()
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml")
@@ -212,7 +215,7 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
 
 
 def automatic_name(settings: dict[str, Any]) -> str:
-    """<model>_<dataset>_T<T>_lr<lr>_<time>; a pruned run has its ratio before the time."""
+    """Return the name <model>_<dataset>_T<T>_lr<lr>_<time>, for a pruned run with its ratio before the time."""
     choices = settings["choices"]
     name = f"{choices['model']}_{choices['dataset']}_T{settings['T']}_lr{settings['lr']:g}"
     if "prune" in settings.get("stages", []):
@@ -220,8 +223,8 @@ def automatic_name(settings: dict[str, Any]) -> str:
     return f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
-def earlier(folder: Path, settings: dict[str, Any]) -> RunDir | None:
-    """The directory, in a sweep that is started again, of the job with the same overrides, whatever its number was.
+def find_earlier_job(folder: Path, settings: dict[str, Any]) -> RunDir | None:
+    """Return the run directory, in a restarted sweep, of the job with the same overrides, whatever its number was; None if there is none.
 
     Raises: UserError if it was made with other settings.
     """
@@ -235,32 +238,32 @@ def earlier(folder: Path, settings: dict[str, Any]) -> RunDir | None:
     return run
 
 
-def finished(run: RunDir) -> bool:
-    """True if a run is done."""
+def is_finished(run: RunDir) -> bool:
+    """Return True if a run is finished."""
     return run.status.exists() and read_json(run.status)["state"] == "finished"
 
 
 def objective(run: RunDir) -> float | None:
-    """The monitored value of the best epoch."""
+    """Return the monitored value of a run's best epoch."""
     best = read_json(run.result)["best"]
     return best["value"] if best else None
 
 
 class Sweep(Callback):
-    """Remembers where a sweep lies, for the summary at its end."""
+    """Callback that remembers the directory of a sweep, for the summary at its end."""
 
     directory: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before the first job."""
+        """Remember the directory; Hydra calls this before the first job."""
         Sweep.directory = Path(config.hydra.sweep.dir)
 
 
 def summarise(folder: Path, started: str) -> int:
-    """Say what became of each job of a sweep; exit code 1 if one has failed since `started`."""
+    """Print the outcome of each job of a sweep; return the exit code, 1 if a job has failed since `started`."""
     failed = 0
     print(f"\nsweep {folder}")
-    for path in sorted(folder.glob("*/status.json"), key=lambda p: (len(p.parent.name.split("_")[0]), p.parent.name)):
+    for path in sorted(folder.glob("*/status.json"), key=lambda path: (len(path.parent.name.split("_")[0]), path.parent.name)):
         status, run = read_json(path), RunDir(path.parent)
         text = status["state"]
         if status["state"] == "failed":

@@ -1,4 +1,4 @@
-"""A command line before Hydra reads it: settings, flags, config directories, and the run that it names."""
+"""Parsing of a command line before Hydra reads it: settings, flags, config directories, and the run that it names."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +8,12 @@ from snnexp.errors import UserError
 from snnexp.rundir import RunDir, find_run
 
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
-
-
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
 
 @dataclass
 class CommandLine:
-    """Settings and flags of a command line, apart: Hydra's parser wants all settings together."""
+    """A command line with settings and flags separated, because Hydra's parser expects all settings together."""
 
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
@@ -28,7 +26,7 @@ class CommandLine:
 
 
 def read_command_line(argv: list[str]) -> CommandLine:
-    """Sort a command line into settings, flags and config directories.
+    """Separate a command line into settings, flags and config directories.
 
     Raises: UserError for a flag that Hydra does not know.
     """
@@ -48,25 +46,25 @@ def read_command_line(argv: list[str]) -> CommandLine:
             setting = name.lstrip("-").replace("-", "_") or "KEY"
             raise UserError(f"{word}: there is no such flag; settings have no dashes: {setting}={value or 'VALUE'}.")
         else:
-            # A listed group needs no plus; with one, Hydra refuses it.
+            # Hydra refuses a plus before a group in the list of defaults.
             line.overrides.append(word[1:] if word.startswith("+") and name[1:] in configuration.GROUPS else word)
     return line
 
 
 def asks_for_help(argv: list[str]) -> bool:
-    """True if the command line asks for help."""
+    """Return True if the command line asks for help."""
     return any(word in ("--help", "-h") for word in argv)
 
 
 def run_argument(argv: list[str]) -> str | None:
-    """The word that names a run: what exists as a path, even with `=` in its name, or the first word that is no setting and no flag."""
+    """Return the word that names a run: an existing path, even with `=` in it, or else the first word that is no setting and no flag."""
     line = read_command_line(argv)
-    existing = [word for word in line.overrides if exists(word)]
+    existing = [word for word in line.overrides if path_exists(word)]
     return next(iter(existing + [word for word in line.overrides if "=" not in word and not word.startswith("~")]), None)
 
 
-def exists(word: str) -> bool:
-    """True if a word is the path of something; a setting that no path could be is not."""
+def path_exists(word: str) -> bool:
+    """Return True if a word is an existing path, False also for a setting that cannot be a path."""
     try:
         return Path(word).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
@@ -74,9 +72,9 @@ def exists(word: str) -> bool:
 
 
 def take_run(command: str, argv: list[str]) -> tuple[RunDir, Path | None, list[str]]:
-    """The run that a command line names, its checkpoint if it names one, and the rest of the line.
+    """Return the run that a command line names, the checkpoint if it names one, and the remaining words.
 
-    Raises: UserError if it names none.
+    Raises: UserError if it names no run.
     """
     word = run_argument(argv)
     if word is None:
@@ -88,9 +86,9 @@ def take_run(command: str, argv: list[str]) -> tuple[RunDir, Path | None, list[s
 
 
 def refuse_groups(argv: list[str], groups: tuple[str, ...], reason: str) -> None:
-    """Refuse to choose another option of a group that a saved run has fixed.
+    """Refuse a word that chooses another option of a group, which a saved run has fixed.
 
-    Raises: UserError.
+    Raises: UserError with the `reason`.
     """
     for word in argv:
         name = word.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -1,6 +1,7 @@
-"""What Hydra and OmegaConf refuse, in words, with the nearest right word."""
+"""Messages for what Hydra and OmegaConf refuse: they say what is wrong in the user's words and name the nearest allowed word."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,25 +13,32 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import config as configuration
 from snnexp.composing.command_line import CommandLine
-from snnexp.composing.conf import composing, options_of
+from snnexp.composing.conf import initialize_hydra, options_of
 from snnexp.errors import nearest
 
 
-def in_words(error: Exception, command: str, line: CommandLine) -> str:
-    """What was wrong with a command line or config, and the nearest right word."""
+def explain(error: Exception, command: str, line: CommandLine) -> str:
+    """Return a message that says what is wrong with a command line or config, with the nearest allowed word."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes))
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1]
+        key, hint = match[1], ""
+        full_key = getattr(causes[-1], "full_key", None) or key
+        if full_key.startswith(f"{key}."):  # the value was a mapping in braces, one of whose keys does not exist
+            word = next((word for word in line.overrides if word.startswith(f"{key}=")), key)
+            if key.partition(".")[0] not in configuration.GROUPS:
+                hint = f" (Braces only change keys that exist; {shlex.quote(f'+{word}')} also adds new ones.)"
+            key = full_key
         if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker"):
             return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
-        if key.startswith("pruner.") and command in ("train", "profile") and not any(word.startswith("pruner=") for word in line.overrides):
+        has_pruner = any(word.startswith("pruner=") and not word.startswith("pruner={") for word in line.overrides)
+        if key.startswith("pruner.") and command in ("train", "profile") and not has_pruner:
             return f"there is no key {key!r}: no pruner was chosen. Add pruner=spike_map, or another."
         if key == "stages" and command == "train":
             return "there is no key 'stages': stages are chosen with snnexp prune."
-        return f"there is no key {key!r}.{nearest_key(key, command, line)} (+{key}=... adds a key of your own.)"
+        return f"there is no key {key!r}.{nearest_key(key, command, line)}{hint or f' (+{key}=... adds a key of your own.)'}"
     if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")
         listed = re.search(r"Available options in '[^']+':(.*)", match[2], re.DOTALL)
@@ -42,17 +50,23 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
         group, option = match[1], match[2]
         options = sorted(options_of(group))
         return f"{group}={option}: there is no such option; there are {', '.join(options)}.{nearest(option, options)}"
-    if match := re.search(r"Error merging override (\S+)", text):
+    if match := re.search(r"Error merging override (.+)", text):
         reason = next((part for part in text.splitlines() if part.startswith(("Value", "Invalid value", "field", "Cannot"))), "")
+        key, _, value = match[1].partition("=")
         if "is not a ListConfig" in reason:
-            key, _, value = match[1].partition("=")
             return f"{match[1]}: {key} is a list; write {key}=[{value}]."
+        if reason.startswith("Cannot merge DictConfig with ListConfig") and "reference_type=List" in text:
+            return f"{match[1]}: {key} is a list; write {key}=[VALUE]."
+        if reason.startswith("Cannot") and re.search(r"reference_type=Dict|to Dict\[", text):
+            return f"{match[1]}: {key} takes keys with values; add one with +{key}.NAME=VALUE."
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
-        wrong = next((word for word in line.overrides if not parses(word)), "")
-        if "=" not in wrong:
-            return f"{wrong!r} is not a setting; settings are KEY=VALUE." if wrong else text.splitlines()[0]
-        return f"{wrong}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: KEY=\"'a, b'\"."
+        unreadable = next((word for word in line.overrides if not parses(word)), "")
+        if "=" not in unreadable:
+            return f"{unreadable!r} is not a setting; settings are KEY=VALUE." if unreadable else text.splitlines()[0]
+        if re.search(r"""[{,]\s*["'][^"']*["']\s*:""", unreadable):
+            return f"{unreadable}: cannot be read. The keys in braces have no quotes: KEY={{NAME: VALUE}}."
+        return f"{unreadable}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: KEY=\"'a, b'\"."
     if "add --multirun" in text:
         word = next((w for w in line.overrides if "," in w), "")
         return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"
@@ -63,8 +77,8 @@ def in_words(error: Exception, command: str, line: CommandLine) -> str:
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
 
 
-def flags_in_words(text: str, line: CommandLine) -> str:
-    """What was wrong with flags that Hydra knows but does not take."""
+def explain_flags(text: str, line: CommandLine) -> str:
+    """Return a message that says what is wrong with flags that Hydra knows but does not accept."""
     if text.startswith("No completion plugin"):
         shells = sorted(text.rpartition(":")[2].split())
         return f"-sc {' '.join(line.overrides)}: completion is there for {', '.join(shells)}: -sc install={shells[0]}."
@@ -76,12 +90,12 @@ def flags_in_words(text: str, line: CommandLine) -> str:
 
 
 def nearest_key(key: str, command: str, line: CommandLine) -> str:
-    """' Did you mean X?' over the keys of the config that the rest of the command line composes."""
-    good = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
+    """Return ` Did you mean 'X'?` for the nearest key of the config that the groups of the command line compose, or an empty string."""
+    groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS and "={" not in word]
     GlobalHydra.instance().clear()
     try:
-        with composing():
-            keys = list(_keys(configuration.unresolved(hydra.compose(command, overrides=good))))
+        with initialize_hydra():
+            keys = list(_keys(configuration.unresolved(hydra.compose(command, overrides=groups))))
     except (HydraException, OmegaConfBaseException):
         return ""
     if key in keys:
@@ -93,11 +107,13 @@ def nearest_key(key: str, command: str, line: CommandLine) -> str:
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     if hint := nearest(last, siblings):
         return hint.replace("'" + hint.split("'")[1] + "'", "'" + ".".join(filter(None, [parent, hint.split("'")[1]])) + "'")
+    if parent == "extra":  # which has no keys but the user's own
+        return ""
     return f" Did you mean {ends[0]!r}?" if ends else nearest(key, keys)
 
 
 def parses(word: str) -> bool:
-    """True if `word` is a setting as Hydra's grammar has it."""
+    """Return True if `word` is a setting in Hydra's grammar."""
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:

@@ -1,6 +1,6 @@
-"""Which model suits which data: the one that a data set names for who chose none, and those to name when the two do not go together.
+"""The match of model and data: the model that a data set chooses if the user chose none, and models to suggest if the two do not match.
 
-A data set's file names it in its header, `# @model NAME`, as it names its package.
+A data set's config file names its model in its header, `# @model NAME`, as it names its package.
 """
 
 import re
@@ -13,95 +13,101 @@ from hydra.errors import HydraException
 
 from snnexp import targets
 from snnexp.composing.command_line import CommandLine
-from snnexp.composing.conf import conf_dir, folders
-from snnexp.contracts import DataSet, Task, offered
+from snnexp.composing.conf import conf_dir, config_dirs
+from snnexp.contracts import DataSet, Task, optional_member
 from snnexp.errors import UserError
 
-DATA = {"frames": "events or images", "graphs": "graphs", "stays": "stays of medical events", "video": "video"}
-"""The kinds of data in words."""
+KIND_NAMES = {"frames": "events or images", "graphs": "graphs", "stays": "stays of medical events", "video": "video"}
+"""The kinds of data as messages name them."""
 
 
-def suited_model(command: str, line: CommandLine) -> list[str]:
-    """`model=NAME`, as a setting to add, where the data set that a command line chooses names one and the line chooses none.
+def suitable_model(command: str, line: CommandLine) -> list[str]:
+    """Return the setting `model=NAME` if a command line chooses a data set whose header names a model, but no model itself.
 
-    An experiment chooses a model too, and so does a primary config of the user's own.
+    An experiment counts as the choice of a model, and so does a primary config of the user's own.
     """
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in line.overrides}
     if "dataset" not in chosen or chosen & {"model", "experiment"} or any(flag.startswith(("--config-name", "-cn")) for flag in line.flags):
         return []
-    if any((folder / f"{command}.yaml").exists() or (folder / "train.yaml").exists() for folder in folders() if folder != conf_dir()):
+    directories = [directory for directory in config_dirs() if directory != conf_dir()]
+    if any((directory / f"{name}.yaml").exists() for directory in directories for name in (command, "train")):
         return []
-    named = {header(file).get("model") if (file := option_file("dataset", name)) else None for name in values_of("dataset", line)}
-    return [f"model={name}" for name in named if name is not None and len(named) == 1]
+    files = [option_file("dataset", name) for name in chosen_options("dataset", line)]
+    models = {header(file).get("model") if file else None for file in files}
+    return [f"model={name}" for name in models if name is not None and len(models) == 1]
 
 
-def values_of(group: str, line: CommandLine) -> list[str]:
-    """The options of a group that a command line names, all those of a sweep; none where it cannot be read."""
+def chosen_options(group: str, line: CommandLine) -> list[str]:
+    """Return the options of a group that a command line chooses, of a sweep all; none if the line cannot be parsed."""
     try:
-        parsed = [each for each in OverridesParser.create().parse_overrides(line.overrides) if each.key_or_group == group]
+        overrides = [each for each in OverridesParser.create().parse_overrides(line.overrides) if each.key_or_group == group]
     except HydraException:
-        return []  # composing will say what is wrong
-    return [str(name) for each in parsed for name in (each.sweep_string_iterator() if each.is_sweep_override() else [each.value()])]
+        return []  # the error will be explained when the line is composed
+    return [str(name) for each in overrides for name in (each.sweep_string_iterator() if each.is_sweep_override() else [each.value()])]
 
 
 def header(path: Path) -> dict[str, str]:
-    """What the header of a config file says, `# @KEY VALUE` in each of its first lines."""
-    said = {}
+    """Return the keys and values in the header of a config file, `# @KEY VALUE` in each of its first lines."""
+    entries = {}
     for line in path.read_text().splitlines():
         if not (match := re.fullmatch(r"#\s*@(\w+)\s+(\S+)\s*", line)):
             break
-        said[match[1]] = match[2]
-    return said
+        entries[match[1]] = match[2]
+    return entries
 
 
 def option_file(group: str, name: str) -> Path | None:
-    """The file of an option, in the user's config directories or ours."""
-    return next((path for folder in folders() if (path := folder / group / f"{name}.yaml").is_file()), None)
+    """Return the file of an option, from the user's config directories before snnexp's, or None."""
+    return next((path for directory in config_dirs() if (path := directory / group / f"{name}.yaml").is_file()), None)
 
 
 def check_match(settings: dict[str, Any], trust: list[str] | None = None) -> None:
-    """Raises: UserError if the model or the task is for data of another kind, naming models that fit; nothing is prepared for that."""
+    """Check, before any data are prepared, that the model and the task are for the kind of data that is chosen.
+
+    Raises: UserError that names models that fit.
+    """
     choices = settings["choices"]
     data, task, model = (targets.locate(settings[group]["_target_"], trust) for group in ("dataset", "task", "model"))
-    kind = offered(data, "kind", DataSet)
-    if kind not in DATA:
+    kind = optional_member(data, "kind", DataSet)
+    if kind not in KIND_NAMES:
         return
-    takes = targets.kinds_taken(model, settings["model"])
-    if kind not in takes:
-        needs = [name for name in targets.left_to_data(model, settings["model"]) if name not in targets.KINDS[kind]]
+    kinds = targets.kinds_of_model(model, settings["model"])
+    if kind not in kinds:
+        needs = [name for name in targets.arguments_from_data(model, settings["model"]) if name not in targets.KINDS[kind]]
         why = f"needs {needs[0]}, which {choices['dataset']} does not have: it takes" if needs else "takes"
         fitting = ", ".join(f"model={name}" for name in models_for(kind))
-        other = f", or a dataset= of {' or '.join(DATA[each] for each in takes)}" if takes else ""
+        names = " or ".join(KIND_NAMES[each] for each in kinds)
+        other_data = f", or a dataset= of {names}" if names else ""
         raise UserError(
-            f"dataset={choices['dataset']}, model={choices['model']}: the model {why} "
-            f"{' or '.join(DATA[each] for each in takes) or 'other data'}, and these data are {DATA[kind]}. Try {fitting}{other}."
+            f"dataset={choices['dataset']}, model={choices['model']}: the model {why} {names or 'other data'}, and these data are "
+            f"{KIND_NAMES[kind]}. Try {fitting}{other_data}."
         )
-    if (wanted := offered(task, "kinds", Task)) and kind not in wanted:
+    if (kinds := optional_member(task, "kinds", Task)) and kind not in kinds:
         raise UserError(
-            f"dataset={choices['dataset']}, task={choices['task']}: the task is for {' or '.join(DATA[each] for each in wanted)}, and "
-            f"these data are {DATA[kind]}. Leave task= out, and the data set or the model chooses its own; or take another dataset=."
+            f"dataset={choices['dataset']}, task={choices['task']}: the task is for {' or '.join(KIND_NAMES[each] for each in kinds)}, and "
+            f"these data are {KIND_NAMES[kind]}. Leave task= out, and the data set or the model chooses its own; or take another dataset=."
         )
 
 
 def models_for(kind: str) -> list[str]:
-    """The options of the group model, the user's first, that take data of a kind."""
-    found = []
-    for name in dict.fromkeys(path.stem for folder in folders() for path in sorted((folder / "model").glob("*.yaml"))):
+    """Return the options of the group model that accept data of a kind, the user's first."""
+    models = []
+    for name in dict.fromkeys(path.stem for directory in config_dirs() for path in sorted((directory / "model").glob("*.yaml"))):
         node = model_node(name)
         try:
-            if kind in targets.kinds_taken(targets.locate(node["_target_"], trust=None), node):
-                found.append(name)
-        except (UserError, KeyError):  # a file that names no class, or one that is not here
+            if kind in targets.kinds_of_model(targets.locate(node["_target_"], trust=None), node):
+                models.append(name)
+        except (UserError, KeyError):  # a file without a class, or with one that is not installed
             continue
-    return found
+    return models
 
 
 def model_node(name: str) -> dict[str, Any]:
-    """The node of a model as its file has it, with those of the options that it builds on below its own keys."""
+    """Return the node of a model as its file defines it, completed by the options that the file builds on."""
     file = option_file("model", name)
-    written = (yaml.safe_load(file.read_text()) if file is not None else None) or {}
-    node = written.get("model", written)
-    for base in written.get("defaults", []):
+    content = (yaml.safe_load(file.read_text()) if file is not None else None) or {}
+    node = content.get("model", content)
+    for base in content.get("defaults", []):
         if isinstance(base, str) and base != "_self_":
             node = model_node(base) | node
     return node

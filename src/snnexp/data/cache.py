@@ -1,10 +1,10 @@
-"""The samples of a data set on disk, prepared once: memory-mapped arrays beside what made them.
+"""The samples of a data set on disk, prepared once: memory-mapped arrays, and the settings and sources they were made from.
 
 <root>/cache/<key>/samples.npy   uint8, or uint16 if a value exceeds 255: [M, T, C, H, W] event frames, [M, C, H, W] images
                    labels.npy    int64 [M]
-                   sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of the values it was made of
-                   <name>.npy    instead of these three, in a set of another make: any named arrays
-                   meta.json     settings and sources (name, bytes, stamp) that made it, checksums of these, shapes, types, notes
+                   sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of the values it was made from
+                   <name>.npy    instead of these three, for other kinds of data: any named arrays
+                   meta.json     settings and sources (name, bytes, stamp) it was made from, their checksums, shapes, types, notes
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ import numpy as np
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
-from snnexp.files import to_disk
+from snnexp.files import flush_to_disk
 
 FORMAT = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 Notes = dict[str, Any]
-# Yields (values [k, ...] of any integer type, labels [k]); may write into the notes, which are kept with the entry.
+# Yields (values [k, ...] of any integer type, labels [k]); may write into the notes, which are stored with the entry.
 Produce = Callable[[Notes], Iterable[tuple[np.ndarray, np.ndarray]]]
-# Yields blocks of the named arrays, each to be joined along its first axis; may write into the notes, which are kept with the entry.
+# Yields chunks of the named arrays, to be joined along the first axis; may write into the notes, which are stored with the entry.
 ProduceArrays = Callable[[Notes], Iterable[dict[str, np.ndarray]]]
 
-Kept = TypeVar("Kept")
+Cached = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What samples are made from: `name` relative to the data set, `bytes` long, with a `stamp` that changes with its content.
+    """Something that samples are made from: `name` relative to the data set, `bytes` long, with a `stamp` that changes with its content.
 
-    The stamp of a file at `path` is the time of its last change in ns; that of anything else is a checksum.
+    The stamp of a file at `path` is the time of its last change in ns; the stamp of anything else is a checksum.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Source:
     path: Path | None = None
 
     def checksum(self) -> int:
-        """The CRC-32 of the content, which is the same wherever it lies; reads all of a file."""
+        """Return the CRC-32 of the content, which does not depend on where it lies; a file is read completely."""
         if self.path is None:
             return self.stamp
         value = 0
@@ -65,17 +65,17 @@ class Source:
         return value
 
 
-def loose(path: Path, name: str | None = None) -> Source:
-    """A file as a source, called by its own name or `name`."""
+def file_source(path: Path, name: str | None = None) -> Source:
+    """Return a file as a source, under its own name or `name`."""
     status = path.stat()
     return Source(name or path.name, status.st_size, status.st_mtime_ns, path)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prepared data set; `samples` is memory-mapped, read-only and shared by all processes of a machine.
+    """One prepared data set of labelled samples; `samples` is memory-mapped, read-only and shared by all processes of a machine.
 
-    `checksums` are the sources' names and CRC-32.
+    `checksums`: name and CRC-32 of each source.
     """
 
     directory: Path
@@ -88,9 +88,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Arrays:
-    """One prepared data set of named arrays; they are memory-mapped, read-only and shared by all processes of a machine.
+    """One prepared data set of named arrays, memory-mapped, read-only and shared by all processes of a machine.
 
-    `checksums` are the CRC-32 of the arrays' content. A copy for another process maps the files again.
+    `checksums`: the CRC-32 of each array's content. A copy for another process maps the files again.
     """
 
     directory: Path
@@ -102,7 +102,7 @@ class Arrays:
         return map_arrays, (self.directory,)
 
 
-def prepared(
+def load_or_build_samples(
     root: Path,
     settings: dict[str, Any],
     sources: list[Source],
@@ -112,15 +112,16 @@ def prepared(
     title: str,
     store: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> Entry:
-    """The entry that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
+    """Load the samples of `settings` and `sources` from `root`/cache, after building them there with `produce` if they are missing.
 
-    `store` makes `count` samples (None: as many as come) of `shape` ([T, C, H, W] or [C, H, W]) from the values that `produce` yields.
+    `produce` yields the values and labels of `count` samples (None: any number); `store` turns values into samples of `shape`,
+    [T, C, H, W] or [C, H, W].
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
 
     def read(directory: Path, meta: dict[str, Any]) -> Entry | None:
-        return opened(directory, meta, count, shape)
+        return map_samples(directory, meta, count, shape)
 
     def write(building: Path) -> dict[str, Any]:
         notes: Notes = {}
@@ -129,15 +130,15 @@ def prepared(
         for name, array in (("labels.npy", labels), ("sums.npy", sums)):
             with open(building / name, "wb") as file:
                 np.save(file, array, allow_pickle=False)
-                to_disk(file)
+                flush_to_disk(file)
         checksums = [(source.name, source.checksum()) for source in sources]
         return {"checksums": checksums, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
 
-    return kept(root, settings, sources, read, write, title, needed=int(np.prod(shape)) * (count or 0))
+    return load_or_build(root, settings, sources, read, write, title, needed=int(np.prod(shape)) * (count or 0))
 
 
-def prepared_arrays(root: Path, settings: dict[str, Any], sources: list[Source], produce: ProduceArrays, title: str) -> Arrays:
-    """The named arrays that `settings` and `sources` make, found in `root`/cache or made there by `produce`.
+def load_or_build_arrays(root: Path, settings: dict[str, Any], sources: list[Source], produce: ProduceArrays, title: str) -> Arrays:
+    """Load the named arrays of `settings` and `sources` from `root`/cache, after building them there with `produce` if they are missing.
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
@@ -150,44 +151,44 @@ def prepared_arrays(root: Path, settings: dict[str, Any], sources: list[Source],
         arrays = write_arrays(building, produce(notes))
         return {"arrays": arrays, "notes": notes}
 
-    return kept(root, settings, sources, read, write, title)
+    return load_or_build(root, settings, sources, read, write, title)
 
 
-def kept(
+def load_or_build(
     root: Path,
     settings: dict[str, Any],
     sources: list[Source],
-    read: Callable[[Path, dict[str, Any]], Kept | None],
+    read: Callable[[Path, dict[str, Any]], Cached | None],
     write: Callable[[Path], dict[str, Any]],
     title: str,
     needed: int = 0,
-) -> Kept:
-    """What `read` makes of the entry of `settings` and `sources` in `root`/cache and its meta.json, once `write` has made that entry.
+) -> Cached:
+    """Load the entry of `settings` and `sources` from `root`/cache with `read`, after building it with `write` if it is not there.
 
-    An entry is made in a directory of its own and renamed when it is whole and on the disk; one that is not whole (`read` gives None
-    or fails), or says it was made from something else, is made again. Processes that want the same entry wait for the first one.
-    `write` fills the directory it is given and returns what the meta.json shall say beside settings and sources; `needed` bytes it
-    takes at least.
+    `read` gets the entry's directory and meta.json. `write` fills an empty directory and returns what meta.json holds beside settings and
+    sources; `needed` is the least number of bytes that it writes. An entry is built in a temporary directory and renamed once it is
+    complete and on the disk; an incomplete one (`read` returns None or fails), or one made from something else, is built again.
+    Processes that want the same entry wait for the first one.
 
     Raises: UserError if the disk is full or the directory cannot be written.
     """
     stamped = [[source.name, source.bytes, source.stamp] for source in sources]
-    made_from = {"format": FORMAT, "settings": settings, "sources": stamped}
-    text = json.dumps(made_from, sort_keys=True, separators=(",", ":"))
+    origin = {"format": FORMAT, "settings": settings, "sources": stamped}
+    text = json.dumps(origin, sort_keys=True, separators=(",", ":"))
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     cache = root / "cache"
     directory = cache / key
-    made_from = json.loads(text)
-    entry = found(directory, made_from, read)
+    origin = json.loads(text)
+    entry = read_entry(directory, origin, read)
     if entry is not None:
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with lock(cache / f"{key}.lock", title):
-            entry = found(directory, made_from, read)
+            entry = read_entry(directory, origin, read)
             if entry is None:
-                build(directory, made_from, write, needed)
-                entry = found(directory, made_from, read)
+                build_entry(directory, origin, write, needed)
+                entry = read_entry(directory, origin, read)
     except OSError as error:
         if error.errno in NO_SPACE:
             size = f" (needed: {mebibytes(needed)} MiB)" if needed else ""
@@ -206,34 +207,34 @@ def kept(
     return entry
 
 
-def found(directory: Path, made_from: dict[str, Any], read: Callable[[Path, dict[str, Any]], Kept | None]) -> Kept | None:
-    """What `read` makes of a directory, or None if it is missing, not whole or not made from these settings and sources."""
+def read_entry(directory: Path, origin: dict[str, Any], read: Callable[[Path, dict[str, Any]], Cached | None]) -> Cached | None:
+    """Return what `read` makes of a directory, or None if it is missing, incomplete or made from other settings and sources."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
-        if {name: meta[name] for name in made_from} != made_from:
+        if {name: meta[name] for name in origin} != origin:
             return None
         return read(directory, meta)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def opened(directory: Path, meta: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
-    """The samples in a directory, or None if they are not whole."""
-    # NumPy maps a file only if it is as long as its header says, so that a cut one is found here.
+def map_samples(directory: Path, meta: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
+    """Return the samples in a directory, or None if they are incomplete."""
+    # NumPy maps a file only if it is as long as its header says, so a truncated one fails here.
     samples = np.load(directory / "samples.npy", mmap_mode="r", allow_pickle=False)
     labels = np.load(directory / "labels.npy", allow_pickle=False)
     sums = np.load(directory / "sums.npy", allow_pickle=False)
     checksums = [(name, value) for name, value in meta["checksums"]]
-    number = len(labels) if count is None else count
-    whole = samples.shape == (number, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
-    whole = whole and labels.shape == (number,) and labels.dtype == np.int64 and sums.shape == (number, 2, shape[-3])
-    return Entry(directory, checksums, samples, labels, sums, meta["notes"]) if whole else None
+    expected = len(labels) if count is None else count
+    complete = samples.shape == (expected, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
+    complete = complete and labels.shape == (expected,) and labels.dtype == np.int64 and sums.shape == (expected, 2, shape[-3])
+    return Entry(directory, checksums, samples, labels, sums, meta["notes"]) if complete else None
 
 
 def map_arrays(directory: Path) -> Arrays:
-    """The named arrays in a directory.
+    """Return the named arrays in a directory.
 
-    Raises: OSError, ValueError, KeyError if they are not whole.
+    Raises: OSError, ValueError, KeyError if they are incomplete.
     """
     meta = json.loads((directory / "meta.json").read_text())
     arrays, checksums = {}, {}
@@ -241,56 +242,63 @@ def map_arrays(directory: Path) -> Arrays:
         array = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if str(array.dtype) != dtype or list(array.shape) != shape:
             raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, not {dtype} {shape}")
-        # Still the map, but without the class that makes every small access dear.
+        # Still the memory map, but without np.memmap, which makes every small access slow.
         arrays[name], checksums[name] = np.asarray(array), checksum
     return Arrays(directory, arrays, checksums, meta["notes"])
 
 
-def build(directory: Path, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]], needed: int) -> None:
-    """Make an entry beside its final place and move it there."""
+def digest_of(checksums: dict[str, int], rows: np.ndarray) -> str:
+    """Return the hash of a choice of samples: of the content of all arrays but "part", which is a split, and of the rows."""
+    content = json.dumps({name: value for name, value in checksums.items() if name != "part"}, sort_keys=True).encode()
+    return hashlib.sha256(content + rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def build_entry(directory: Path, origin: dict[str, Any], write: Callable[[Path], dict[str, Any]], needed: int) -> None:
+    """Build an entry beside its final place and move it there."""
     cache = directory.parent
-    # The lock is held, so nobody is at work on what another attempt left.
+    # This process holds the lock, so no other one works on what an earlier attempt left behind.
     for left_over in cache.glob(f".building-{directory.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     if needed and shutil.disk_usage(cache).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
     building = Path(tempfile.mkdtemp(prefix=f".building-{directory.name}-", dir=cache))
     try:
-        meta = {**made_from, **write(building)}
+        meta = {**origin, **write(building)}
         with open(building / "meta.json", "wb") as file:
             file.write(json.dumps(meta, indent=1).encode())
-            to_disk(file)
-        building.chmod(0o755)  # mkdtemp's 0700 would shut other users of a shared disk out
-        move(building, directory)
+            flush_to_disk(file)
+        building.chmod(0o755)  # mkdtemp's 0700 would keep other users of a shared disk out
+        move_into_place(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def write_arrays(directory: Path, blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[str, list[int], int]]:
-    """Write named arrays as they come, <name>.npy each; the type's name, the shape and the CRC-32 of each."""
+def write_arrays(directory: Path, chunks: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[str, list[int], int]]:
+    """Write named arrays as they come, each to <name>.npy, and return the dtype's name, the shape and the CRC-32 of each."""
     files: dict[str, BinaryIO] = {}
-    forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+    forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}  # dtype, and shape without the first axis
     lengths: dict[str, int] = {}
     checksums: dict[str, int] = {}
     with ExitStack() as stack:
-        for block in blocks:
-            for name, array in block.items():
+        for chunk in chunks:
+            for name, array in chunk.items():
                 array = np.ascontiguousarray(array)
-                form = (array.dtype, array.shape[1:])
+                dtype, tail = array.dtype, array.shape[1:]
                 if name not in files:
-                    files[name] = stack.enter_context(start(directory / f"{name}.npy", form[0], (0, *form[1])))
-                    forms[name], lengths[name], checksums[name] = form, 0, 0
-                if form != forms[name]:
-                    raise ValueError(f"got {name} of {form[0]} {form[1]} after {forms[name][0]} {forms[name][1]}")
+                    files[name] = stack.enter_context(begin_file(directory / f"{name}.npy", dtype, (0, *tail)))
+                    forms[name], lengths[name], checksums[name] = (dtype, tail), 0, 0
+                if (dtype, tail) != forms[name]:
+                    raise ValueError(f"got {name} of {dtype} {tail} after {forms[name][0]} {forms[name][1]}")
                 content = array.reshape(-1).view(np.uint8)
                 files[name].write(content.data)
                 checksums[name] = zlib.crc32(content, checksums[name])
                 lengths[name] += len(array)
         for name, file in files.items():
-            # Only now is the number known; NumPy pads the header so that any number fits its place.
+            # Only now is the length known; NumPy pads the header so that any length fits into its place.
             file.seek(0)
-            write_header(file, forms[name][0], (lengths[name], *forms[name][1]))
-            to_disk(file)
+            dtype, tail = forms[name]
+            write_header(file, dtype, (lengths[name], *tail))
+            flush_to_disk(file)
     return {name: (str(dtype), [lengths[name], *tail], checksums[name]) for name, (dtype, tail) in forms.items()}
 
 
@@ -298,22 +306,22 @@ def write_samples(
     path: Path,
     count: int | None,
     shape: tuple[int, ...],
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
     store: Callable[[np.ndarray], np.ndarray],
     advance: Callable[[int], None],
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Write the samples as they come, as uint8 until one does not fit; the type's name, labels [M] and sums [M, 2, C]."""
-    # Written as a file, not through a memory map: on a full disk a map dies of SIGBUS, a file says so.
+    """Write the samples as they come, as uint8 until one does not fit; return the dtype's name, labels [M] and sums [M, 2, C]."""
+    # Written as a file, not through a memory map: on a full disk a map ends the process with SIGBUS, a file raises an error.
     dtype = np.dtype(np.uint8)
-    file = start(path, dtype, (0, *shape))
+    file = begin_file(path, dtype, (0, *shape))
     labels: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     sums: list[np.ndarray] = [np.empty((0, 2, shape[-3]))]
     done = 0
     try:
-        for values, block_labels in blocks:
+        for values, chunk_labels in chunks:
             samples = store(values)
-            if samples.shape != (len(block_labels), *shape):
-                raise ValueError(f"got samples {samples.shape} for {len(block_labels)} labels; expected {shape} each")
+            if samples.shape != (len(chunk_labels), *shape):
+                raise ValueError(f"got samples {samples.shape} for {len(chunk_labels)} labels; expected {shape} each")
             highest, lowest = (int(samples.max()), int(samples.min())) if len(samples) else (0, 0)
             if lowest < 0 or highest > 65535:
                 raise UserError(
@@ -322,41 +330,43 @@ def write_samples(
                 )
             if highest > 255 and dtype == np.uint8:
                 dtype = np.dtype(np.uint16)
-                file = widened(file, path, dtype, (0, *shape))
+                file = widen(file, path, dtype, (0, *shape))
             file.write(np.ascontiguousarray(samples, dtype=dtype).data)
             values = values.reshape(len(values), -1, *values.shape[-3:]).astype(np.float64)
             sums.append(np.stack([values.sum(axis=(1, 3, 4)), np.square(values).sum(axis=(1, 3, 4))], axis=1))
-            labels.append(np.asarray(block_labels, dtype=np.int64))
+            labels.append(np.asarray(chunk_labels, dtype=np.int64))
             done += len(samples)
             advance(len(samples))
         if count is not None and done != count:
             raise ValueError(f"got {done} samples; expected {count}")
-        # Only now is the number known; NumPy pads the header so that any number fits its place.
+        # Only now is the length known; NumPy pads the header so that any length fits into its place.
         file.seek(0)
         write_header(file, dtype, (done, *shape))
-        to_disk(file)
+        flush_to_disk(file)
     finally:
         file.close()
     return str(dtype), np.concatenate(labels), np.concatenate(sums)
 
 
-def start(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+def begin_file(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+    """Open a new .npy file and write its header."""
     file = open(path, "wb")  # the caller closes it
     write_header(file, dtype, shape)
     return file
 
 
 def write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def widened(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
-    """The file begun again with a wider type, with what it held."""
+def widen(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:
+    """Rewrite a file with a wider dtype and return it, open at its end."""
     file.close()
     narrow = path.with_suffix(".narrow")
     path.rename(narrow)
-    wide = start(path, dtype, shape)
+    wide = begin_file(path, dtype, shape)
     with open(narrow, "rb") as source:
         np.lib.format.read_magic(source)
         np.lib.format.read_array_header_1_0(source)
@@ -366,9 +376,9 @@ def widened(file: BinaryIO, path: Path, dtype: np.dtype, shape: tuple[int, ...])
     return wide
 
 
-def move(building: Path, directory: Path) -> None:
-    """Rename a finished entry to its place."""
-    # Whatever unusable thing lies there goes first: a directory that is not empty refuses the rename.
+def move_into_place(building: Path, directory: Path) -> None:
+    """Rename a finished entry to its final place."""
+    # An unusable entry there goes first: a directory that is not empty refuses the rename.
     if directory.is_symlink() or directory.is_file():
         directory.unlink()
     elif directory.exists():
@@ -378,10 +388,11 @@ def move(building: Path, directory: Path) -> None:
     try:
         os.rename(building, directory)
     except OSError as error:
-        # Without locks (some network disks) another process may have finished the same entry first: its samples are ours.
+        # Without locks (some network disks) another process may have finished the same entry first: both hold the same samples.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
 
 
 def mebibytes(size: int) -> int:
+    """Return a number of bytes in MiB, rounded up."""
     return -(-size // 2**20)

@@ -1,4 +1,4 @@
-"""Fetching one file: resumed where it broke off, verified, and only then given its name."""
+"""Download of one file: resumed where it broke off, verified, and only then given its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import MissingData, UserError
-from snnexp.files import to_disk
+from snnexp.files import flush_to_disk
 
 ROUNDS = 3
 PAUSE_SECONDS = 2.0
@@ -25,14 +25,14 @@ CHUNK = 1 << 18
 
 
 def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
-    """Download `path` from the first of `urls` that answers, unless it is there; what came of it before is continued.
+    """Download `path` from the first of `urls` that answers, unless it exists; an earlier, partial download is continued.
 
-    Until its md5 is right the file is called `<path>.part`. Where no md5 is published (None) the file is taken at the length that the
-    server names, a zip if it is one at all, and whoever reads it has to check what it holds. Processes that want the same file wait for
-    the first one.
+    Until its md5 is verified the file is called `<path>.part`. Without a published md5 (None) a file is accepted if it has the length that
+    the server names and, if its name ends in .zip, is a zip archive; the reader has to check its content. Processes that want the same
+    file wait for the first one.
 
-    Raises: MissingData if no address answers (the next call goes on where this one stopped), UserError for a wrong md5, for what is no
-    zip or for a full disk.
+    Raises: MissingData if no address answers (the next call continues where this one stopped), UserError for a wrong md5, for a .zip that
+    is no zip archive or for a full disk.
     """
     if path.exists():
         return path
@@ -42,18 +42,18 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
         with lock(path.with_name(path.name + ".lock"), f"download of {path.name}"):
             if path.exists():
                 return path
-            continued = part.exists()
+            resumed = part.exists()
             receive_from_any(urls, part, path)
-            found = md5_of(part) if md5 else None
-            if found != md5 and continued:
-                # The beginning may have come from another version of the file: once again from byte 0.
+            digest = md5_of(part) if md5 else None
+            if digest != md5 and resumed:
+                # The beginning may come from another version of the file: start again from byte 0.
                 part.unlink()
                 receive_from_any(urls, part, path)
-                found = md5_of(part)
-            if found != md5:
+                digest = md5_of(part)
+            if digest != md5:
                 part.unlink()
                 raise UserError(
-                    f"{path.name} from {urls[0]} has md5 {found}, published is {md5}. It was not kept. Try again; "
+                    f"{path.name} from {urls[0]} has md5 {digest}, published is {md5}. It was not kept. Try again; "
                     f"if that does not help, get the file by hand and put it at {path}."
                 )
             if md5 is None and path.suffix == ".zip" and not zipfile.is_zipfile(part):
@@ -64,7 +64,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
                     f"if that does not help, get the file by hand and put it at {path}."
                 )
             with open(part, "rb+") as file:
-                to_disk(file)
+                flush_to_disk(file)
             os.replace(part, path)
     except OSError as error:
         raise UserError(
@@ -75,8 +75,11 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
 
 
 def receive_from_any(urls: Sequence[str], part: Path, path: Path) -> None:
-    """Try the addresses in turn, several rounds; every attempt continues what the one before it left."""
-    said = ""
+    """Try the addresses in turn, for several rounds; every attempt continues what the previous one left.
+
+    Raises: MissingData if none of them gave the whole file.
+    """
+    failure = ""
     for attempt in range(ROUNDS * len(urls)):
         if attempt >= len(urls):
             time.sleep(PAUSE_SECONDS)
@@ -85,67 +88,67 @@ def receive_from_any(urls: Sequence[str], part: Path, path: Path) -> None:
             receive(url, part)
             return
         except urllib.error.HTTPError as error:
-            said = f"{url}: HTTP {error.code} {error.reason}"
+            failure = f"{url}: HTTP {error.code} {error.reason}"
             if 400 <= error.code < 500 and error.code not in (408, 416, 429) and len(urls) == 1:
                 break
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            said = f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
-    have = part.stat().st_size if part.exists() else 0
+            failure = f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
+    size = part.stat().st_size if part.exists() else 0
     raise MissingData(
-        f"{path.name} could not be fetched ({said}). {have} bytes are kept; the same command goes on from there. "
+        f"{path.name} could not be fetched ({failure}). {size} bytes are kept; the same command goes on from there. "
         f"Or get the file by hand and put it at {path}."
     )
 
 
 def receive(url: str, part: Path) -> None:
-    """Append to `part` what is missing of `url`, or write all of it where the server cannot give a part.
+    """Append to `part` what is missing of `url`, or write all of it if the server cannot send a part.
 
     Raises: HTTPError, URLError, ConnectionError if the answer ends early.
     """
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "snnexp"} | ({"Range": f"bytes={have}-"} if have else {}))
+    offset = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "snnexp"} | ({"Range": f"bytes={offset}-"} if offset else {}))
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
+        if error.code != 416 or not offset:
             raise
-        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-        if whole and int(whole[1]) == have:
+        size_header = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if size_header and int(size_header[1]) == offset:
             return  # nothing is missing
         part.unlink()
         raise
     with answer:
         if answer.status not in (200, 206) or answer.headers.get_content_type() == "text/html":
             raise ConnectionError(f"answered with {answer.status} and {answer.headers.get_content_type()}, not with the file")
-        said_range = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-        if answer.status == 206 and not (said_range and int(said_range[1]) == have):
+        content_range = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        if answer.status == 206 and not (content_range and int(content_range[1]) == offset):
             part.unlink(missing_ok=True)
-            raise ConnectionError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
-        whole_again = bool(have) and answer.status == 200
-        target = part.with_name(part.name + ".again") if whole_again else part  # what is there stays until there is more
-        have = 0 if whole_again else have
+            raise ConnectionError(f"asked from byte {offset}, got {answer.headers.get('Content-Range')}")
+        from_start = bool(offset) and answer.status == 200
+        target = part.with_name(part.name + ".again") if from_start else part  # the bytes received earlier stay until there are more
+        offset = 0 if from_start else offset
         length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = offset + int(length) if length else None
         try:
-            with open(target, "ab" if have else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
-                advance(have)
+            with open(target, "ab" if offset else "wb") as file, progress(f"Fetching {part.stem}", total, "bytes") as advance:
+                advance(offset)
                 while chunk := read_chunk(answer):
                     file.write(chunk)
                     advance(len(chunk))
         finally:
-            got = target.stat().st_size
-            if whole_again and (got > part.stat().st_size or got and got == total):
+            received = target.stat().st_size
+            if from_start and (received > part.stat().st_size or received and received == total):
                 os.replace(target, part)
-            elif whole_again:
+            elif from_start:
                 target.unlink()
-    if not got or total is not None and got < total:
-        raise ConnectionError(f"the connection ended at byte {got}" + (f" of {total}" if total else ""))
+    if not received or total is not None and received < total:
+        raise ConnectionError(f"the connection ended at byte {received}" + (f" of {total}" if total else ""))
 
 
 def read_chunk(answer: http.client.HTTPResponse) -> bytes:
-    """The next bytes of an answer.
+    """Return the next bytes of an answer.
 
-    Raises: ConnectionError for whatever the network does, which must not be taken for the disk's fault.
+    Raises: ConnectionError for any fault of the network, so that it is not taken for one of the disk.
     """
     try:
         return answer.read(CHUNK)
@@ -154,5 +157,6 @@ def read_chunk(answer: http.client.HTTPResponse) -> bytes:
 
 
 def md5_of(path: Path) -> str:
+    """Return the md5 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

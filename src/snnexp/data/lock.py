@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock between the processes that share a disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NOTICE_SECONDS = 2.0
 
 @contextmanager
 def lock(path: Path, title: str) -> Iterator[None]:
-    """Hold an advisory lock that dies with its process; where the disk knows no locks it holds nobody up."""
+    """Hold an advisory lock, which is released when its process ends; where the disk knows no locks nobody waits."""
     try:
         import fcntl
     except ImportError:  # not on Windows
         yield
         return
     with open(path, "a+b") as file:
-        began, noticed = time.monotonic(), False
+        start, noticed = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,7 +29,7 @@ def lock(path: Path, title: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     break
-            if not noticed and time.monotonic() - began > NOTICE_SECONDS:
+            if not noticed and time.monotonic() - start > NOTICE_SECONDS:
                 noticed = True
                 print(f"{title}: waiting for another process ({path})", file=sys.stderr, flush=True)
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""How far a long preparation has come: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of a long preparation: a bar on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-SILENT_SECONDS = 2.0  # what is over sooner says nothing in a log
+SILENT_SECONDS = 2.0  # work that ends sooner writes nothing to a log
 LINE_SECONDS = 15.0
 
 
@@ -18,7 +18,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Show on standard error how much of `total` (None: not known) is done; the function it gives is called with every step forward."""
+    """Show on standard error how much of `total` (None: unknown) is done; call the function it yields with the size of each step."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,18 +29,18 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
             yield lambda by: bar.advance(task, by)
         return
 
-    of = f"/{total}" if total else ""
+    of_total = f"/{total}" if total else ""
     start = time.monotonic()
-    done, said = 0, start - LINE_SECONDS + SILENT_SECONDS
+    done, last_line = 0, start - LINE_SECONDS + SILENT_SECONDS
 
-    def line(by: int) -> None:
-        nonlocal done, said
+    def advance(by: int) -> None:
+        nonlocal done, last_line
         done += by
         now = time.monotonic()
-        if now - said >= LINE_SECONDS:
-            said = now
-            print(f"{title}: {done}{of} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
+        if now - last_line >= LINE_SECONDS:
+            last_line = now
+            print(f"{title}: {done}{of_total} {unit}, {now - start:.0f} s", file=sys.stderr, flush=True)
 
-    yield line
+    yield advance
     if time.monotonic() - start >= SILENT_SECONDS:
-        print(f"{title}: {done}{of} {unit}, done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        print(f"{title}: {done}{of_total} {unit}, done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Which samples each batch holds: a function of (seed, epoch), cut into equal shares for the ranks, resumable at any batch."""
+"""The samples of each batch: a function of (seed, epoch), cut into equal shares for the ranks, resumable at any batch."""
 
 from collections.abc import Iterator
 
@@ -9,28 +9,29 @@ Key = tuple[int, int]
 
 
 def pool(count: int, limit: int | None) -> np.ndarray:
-    """The indices of a split that take part: all of them, or `limit` chosen at random once and for all."""
+    """Return the indices of the samples that are used: all of them, or `limit` of them, always the same random choice."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.Generator(np.random.Philox(0)).permutation(count)[:limit])
 
 
-def bounds(sizes: np.ndarray, batch_size: int, budget: int, world: int) -> np.ndarray:
-    """Where to cut samples of `sizes`, in their order, into batches of at most `batch_size` samples and `budget` in sum; [batches + 1].
+def cut_points(sizes: np.ndarray, batch_size: int, budget: int, world: int) -> np.ndarray:
+    """Return where to cut samples of `sizes`, in their order, into batches of at most `batch_size` samples and a sum of `budget`.
 
-    A batch has `world` samples, one for each rank, even where these exceed the budget; only the last can have fewer.
+    Shape: [batches + 1]. A batch has at least `world` samples, one for each rank, even if they exceed the budget; only the last batch may
+    have fewer.
     """
     ends = np.cumsum(sizes)
     cuts = [0]
     while cuts[-1] < len(sizes):
-        first = cuts[-1]
-        fitting = int(np.searchsorted(ends, budget + (ends[first - 1] if first else 0), side="right"))
-        cuts.append(min(max(fitting, first + world), first + batch_size, len(sizes)))
+        start = cuts[-1]
+        fitting = int(np.searchsorted(ends, budget + (ends[start - 1] if start else 0), side="right"))
+        cuts.append(min(max(fitting, start + world), start + batch_size, len(sizes)))
     return np.array(cuts)
 
 
 BUCKET_BATCHES = 32
-"""Of about so many batches the samples are sorted by length: like lengths come together, but not the same samples in every epoch."""
+"""Number of batches whose samples are sorted by length together: similar lengths meet, but not the same samples in every epoch."""
 
 
 class TrainBatches:
@@ -38,7 +39,7 @@ class TrainBatches:
 
     The last, smaller batch is kept, unless it has fewer samples than there are ranks. With a `budget` a batch ends before the sum of
     its `sizes` (one for each sample of the split) exceeds it, so that the number of batches differs from epoch to epoch. With `lengths`
-    (one for each sample of the split) the samples of a batch are of like length, so that little of it is padding.
+    (one for each sample of the split) the samples of a batch have similar lengths, so that little of it is padding.
     """
 
     def __init__(
@@ -66,21 +67,21 @@ class TrainBatches:
         self.epoch, self.start = epoch, start
 
     def size(self, batch: int) -> int:
-        """Number of samples of batch `batch` over all ranks."""
+        """Return the number of samples of batch `batch` over all ranks."""
         cuts = self.cuts()
         return int(cuts[batch + 1] - cuts[batch])
 
     def share(self, batch: int) -> int:
-        """Number of samples of batch `batch` on this rank."""
+        """Return the number of samples of batch `batch` on this rank."""
         size = self.size(batch)
         return size // self.world + (self.rank < size % self.world)
 
     def after(self, samples: int) -> int:
-        """The batch of the epoch that comes after so many samples, or that they end in."""
+        """Return the number of the batch that begins after so many samples of the epoch, or in which they end."""
         return int(np.searchsorted(self.cuts(), samples, side="right")) - 1
 
     def __len__(self) -> int:
-        """Number of batches of the epoch."""
+        """Return the number of batches of the epoch."""
         return len(self.cuts()) - 1
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -90,41 +91,43 @@ class TrainBatches:
             yield [(self.epoch, int(index)) for index in np.array_split(chosen, self.world)[self.rank]]
 
     def order(self) -> np.ndarray:
-        """The epoch's order of the samples."""
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        order = draw.permutation(self.count)
-        return order if self.lengths is None else bucketed(order, self.lengths, self.batch_size, draw)
+        """Return the epoch's order of the samples."""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        order = generator.permutation(self.count)
+        return order if self.lengths is None else bucket_by_length(order, self.lengths, self.batch_size, generator)
 
     def cuts(self) -> np.ndarray:
-        """Where the epoch's order is cut into batches, [batches + 1]."""
+        """Return where the epoch's order is cut into batches, [batches + 1]."""
         if self._cut is None or (self.sizes is not None and self._cut[0] != self.epoch):
             if self.sizes is None:
                 cuts = np.append(np.arange(0, self.count, self.batch_size), self.count)
             else:
-                cuts = bounds(self.sizes[self.order()], self.batch_size, self.budget, self.world)
+                cuts = cut_points(self.sizes[self.order()], self.batch_size, self.budget, self.world)
             if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(self.world, self.batch_size):
                 cuts = cuts[:-1]
             self._cut = self.epoch, cuts
         return self._cut[1]
 
 
-def bucketed(order: np.ndarray, lengths: np.ndarray, batch_size: int, draw: np.random.Generator) -> np.ndarray:
-    """A random order in which each whole batch has samples of like length, the batches in random order too.
+def bucket_by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> np.ndarray:
+    """Return a random order in which the samples of each full batch have similar lengths; the batches are in random order too.
 
-    The order falls into chunks of about BUCKET_BATCHES batches, each chunk is sorted by length and cut into batches. What is left over
-    for a smaller batch stays at the end, so that chance, not length, decides who is in it.
+    The order is divided into chunks of about BUCKET_BATCHES batches; each chunk is sorted by length and cut into batches. The rest, a
+    smaller batch, stays at the end, so that chance and not length decides which samples it has.
     """
-    whole = len(order) // batch_size
-    if not whole:
+    full_batches = len(order) // batch_size
+    if not full_batches:
         return order
-    chunks = np.array_split(order[: whole * batch_size].reshape(whole, batch_size), max(1, round(whole / BUCKET_BATCHES)))
-    alike = [chunk.ravel()[np.argsort(lengths[chunk.ravel()], kind="stable")] for chunk in chunks]
-    batches = np.concatenate(alike).reshape(whole, batch_size)[draw.permutation(whole)]
-    return np.append(batches, order[whole * batch_size :])
+    chunks = np.array_split(
+        order[: full_batches * batch_size].reshape(full_batches, batch_size), max(1, round(full_batches / BUCKET_BATCHES))
+    )
+    by_length = [chunk.ravel()[np.argsort(lengths[chunk.ravel()], kind="stable")] for chunk in chunks]
+    batches = np.concatenate(by_length).reshape(full_batches, batch_size)[generator.permutation(full_batches)]
+    return np.append(batches, order[full_batches * batch_size :])
 
 
 class EvaluationBatches:
-    """Batches of every sample once, in order, whatever their `lengths`; the ranks' shares are disjoint and may differ in length.
+    """Batches of every sample once, in order; the ranks' shares are disjoint and may differ in length.
 
     With a `budget` a batch ends before the sum of its `sizes` (one for each sample of the split) exceeds the rank's part of it.
     """
@@ -138,17 +141,16 @@ class EvaluationBatches:
         *,
         sizes: np.ndarray | None = None,
         budget: int | None = None,
-        lengths: np.ndarray | None = None,
     ) -> None:
         self.indices = np.array_split(indices, world)[rank]
         batch_size = max(1, batch_size // world)
         if sizes is None or budget is None:
             self.cuts = np.append(np.arange(0, len(self.indices), batch_size), len(self.indices))
         else:
-            self.cuts = bounds(sizes[self.indices], batch_size, budget // world, 1)
+            self.cuts = cut_points(sizes[self.indices], batch_size, budget // world, 1)
 
     def __len__(self) -> int:
-        """Number of batches of this rank."""
+        """Return the number of batches of this rank."""
         return len(self.cuts) - 1
 
     def __iter__(self) -> Iterator[list[Key]]:

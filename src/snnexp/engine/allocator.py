@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what a step frees: large tensors are otherwise mapped and page-faulted anew each step."""
+"""Makes glibc's allocator keep what a step frees; otherwise large tensors are mapped and page-faulted again in every step."""
 
 import ctypes
 import sys
@@ -7,9 +7,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_memory() -> bool:
-    """Serve large blocks from the heap and never return them; False where the C library is not glibc.
+    """Serve large blocks from the heap and never return them to the system; return False if the C library is not glibc.
 
-    Page faults of a VGGSNN step on the CPU fall from tens of thousands to none; the process keeps its peak memory until it ends.
+    The page faults of a VGGSNN step on the CPU drop from tens of thousands to none; the process keeps its peak memory until it ends.
     """
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running any pickle."""
+"""Checkpoint files: written whole or not at all, and read without executing any pickle."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import directory_to_disk, explaining, replacing, temporary_name
+from snnexp.files import explaining, flush_directory, replacing, temporary_name
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
@@ -19,14 +19,14 @@ REQUIRED = (
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary file, flush it to disk, rename: a power cut leaves the old file or the new one.
+    """Write a checkpoint to a temporary file, flush it to disk and rename it: a power cut leaves the old file or the new one.
 
-    Raises: RunFailed if the disk refuses; what was there stays.
+    Raises: RunFailed if the disk refuses; the old file stays.
     """
     try:
         with replacing(path, "wb") as file:
             torch.save(content, file)
-        directory_to_disk(path.parent)
+        flush_directory(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
         raise RunFailed(
@@ -36,24 +36,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, replacing what had it; a copy where the file system knows no links."""
+    """Give a checkpoint a second name, replacing a file of that name; make a copy where the file system has no links."""
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
-        more = " Earlier checkpoints are unharmed."
-        with explaining(target, more), replacing(target, "wb") as copy, open(source, "rb") as file:
+        with explaining(target, " Earlier checkpoints are unharmed."), replacing(target, "wb") as copy, open(source, "rb") as file:
             shutil.copyfileobj(file, copy)
         return
     os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # between two names of one file a rename does nothing
+    temporary.unlink(missing_ok=True)  # a rename does nothing if both names are already of the same file
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
-    Raises: UserError if the file is missing, damaged, holds anything but tensors and plain values, or is not one of ours.
+    Raises: UserError if the file is missing, damaged, holds anything but tensors and plain values, or is no checkpoint of snnexp.
     """
     content = _read(path)
     if not isinstance(content, dict) or any(name not in content for name in REQUIRED):
@@ -63,14 +62,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
-    """Raises: UserError that names the first entries of a state dict that do not fit a model."""
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is not in the model" for name in weights if name not in own]
+    """Raises: UserError that names the first entries of a state dict that do not fit a model, if there are any."""
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in weights]
+    wrong += [f"{name} is not in the model" for name in weights if name not in expected]
     wrong += [
-        f"{name} is {tuple(weights[name].shape)} there, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} is {tuple(weights[name].shape)} there, {tuple(expected[name].shape)} in the model"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
     ]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -78,7 +77,7 @@ def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object)
 
 
 def load_into(model: nn.Module, weights: dict[str, torch.Tensor], path: object) -> None:
-    """Load a whole state dict.
+    """Load a complete state dict into a model.
 
     Raises: UserError if it does not fit.
     """
@@ -87,7 +86,7 @@ def load_into(model: nn.Module, weights: dict[str, torch.Tensor], path: object) 
 
 
 def weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights by which a checkpoint is judged: the moving average if the run kept one."""
+    """Return the weights that a checkpoint is evaluated with: the moving average if the run kept one."""
     return content["ema"] if content.get("ema") else content["state_dict"]
 
 
@@ -102,7 +101,7 @@ def _read(path: Path) -> Any:
             f"{path} holds more than tensors and plain values, or is damaged; it was not loaded, because a checkpoint never runs code.\n"
             f"({reason})"
         ) from error
-    except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
+    except Exception as error:  # torch fails on damaged bytes in many ways, AssertionError and struct.error among them
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.pth") if p != path)) or "none"
         raise UserError(
@@ -111,7 +110,7 @@ def _read(path: Path) -> Any:
 
 
 def listing(folder: Path) -> str:
-    """The names of the checkpoints in a folder."""
+    """Return the names of the checkpoints in a folder, as text."""
     return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"
 
 

@@ -1,4 +1,4 @@
-"""Which parameters weight decay pulls towards 0: all of them, or the weights alone."""
+"""Which parameters weight decay applies to: all of them, or the weights only."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,14 +7,14 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 NEURONS = (neuron.BaseNode, neuron.GatedLIFNode, neuron.PSN, neuron.MaskedPSN, neuron.SlidingPSN)
-"""SpikingJelly's neurons; those after the first are no BaseNode."""
+"""SpikingJelly's neurons; all after the first are not subclasses of BaseNode."""
 
 
 def parameter_groups(model: nn.Module, decay: str) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
-    """What an optimizer is to hold of a model.
+    """Return the `params` argument of an optimizer for a model.
 
-    "all": every parameter, in one group. "weights": the weights in one, and in another, without decay, what has at most one dimension
-    (biases, norms: timm's rule) or belongs to a spiking neuron (time constants, gates, PSN's matrix over time).
+    "all": every parameter, in one group. "weights": one group of weights, and one without decay, of all parameters that have at most one
+    dimension (biases, norms: timm's rule) or belong to a spiking neuron (time constants, gates, PSN's matrix over time).
     """
     if decay == "all":
         return model.parameters()

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, and the few things they must agree on."""
+"""The processes of one run: their ranks and devices, and what they must agree on."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from snnexp.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run: its rank, their number, and its device."""
+    """This process among those of the run: its rank, the number of processes, and its device."""
 
     rank: int
     world: int
@@ -29,7 +29,7 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, *flags: int) -> tuple[int, ...]:
-        """The largest value of each flag over the ranks, so that all take the same decision at the same step."""
+        """Return the largest value of each flag over all ranks, so that they decide the same at the same step."""
         if self.world == 1:
             return flags
         values = torch.tensor(flags, dtype=torch.int64)
@@ -37,7 +37,7 @@ class Ranks:
         return tuple(values.tolist())
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Sums over the ranks, as numbers; one transfer from the device."""
+        """Return the sums over all ranks as numbers, with one transfer from the device."""
         if not sums:
             return {}
         values = torch.stack([value.double() for value in sums.values()]).cpu()
@@ -45,15 +45,15 @@ class Ranks:
             dist.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def summed(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the ranks, on the CPU."""
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks, on the CPU."""
         value = value.cpu()
         if self.world > 1:
             dist.all_reduce(value)
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in order, on every rank."""
+        """Return the values of all ranks, in order, on every rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -73,9 +73,9 @@ class Ranks:
 
 
 def choose_device(requested: str, local_rank: int = 0) -> torch.device:
-    """The device of a process: `auto` takes CUDA where there is one.
+    """Return the device of a process; `auto` is CUDA if available, else the CPU.
 
-    Raises: UserError if the device is not there.
+    Raises: UserError if the device does not exist.
     """
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,10 +89,10 @@ def choose_device(requested: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def joined(requested_device: str) -> Iterator[Ranks]:
-    """This process's place in the run, from torchrun's environment; the process group lives as long as the context.
+def process_group(requested_device: str) -> Iterator[Ranks]:
+    """Give this process its ranks, from torchrun's environment; the process group lives as long as the context.
 
-    Control messages travel by gloo on the CPU and gradients by the device's own backend.
+    Control messages use gloo on the CPU, gradients the backend of the device.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -112,6 +112,6 @@ def joined(requested_device: str) -> Iterator[Ranks]:
         except Stopped:
             dist.barrier()
             raise
-        dist.barrier()  # no rank leaves while another still writes or listens
+        dist.barrier()  # no rank leaves while another still writes or communicates
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A model on a split: every sample counted once, whatever the batch size and the number of ranks."""
+"""Evaluates a model on a split: every sample counts once, whatever the batch size and the number of ranks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ from snnexp.engine.distributed import Ranks
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import budget, loader, to_device
 from snnexp.engine.signals import StopFlag, Stopped
+from snnexp.engine.state import add_counts
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, and prediction, truth and (where the task has one) score of each of its samples, in order."""
+    """The metrics of a split, and the prediction, truth and (if the task has one) score of each sample, in order."""
 
     metrics: dict[str, float]
     predicted: np.ndarray
@@ -43,27 +44,26 @@ def evaluate(
     observe: Any = None,
     collect: Any = None,
 ) -> Evaluation:
-    """Judge `model` on `split` (or a fixed random `limit` samples of it), without gradients and in evaluation mode.
+    """Evaluate `model` on `split`, or on a fixed random choice of `limit` samples of it, without gradients and in evaluation mode.
 
-    `on_batch` is told the samples of each batch; `observe` is called after each forward pass, on every rank equally often; `collect` gets
-    each batch and what the task made of it.
-    Raises: Stopped if `stop` is set meanwhile, on all ranks together.
+    `on_batch` gets the number of samples of each batch; `observe` is called after each forward pass, equally often on every rank;
+    `collect` gets each batch and its output.
+    Raises: Stopped, on all ranks together, if a stop signal arrives.
     """
     view = data.view(split, augment=False)
-    indices, held = pool(len(view), limit), budget(data, split)
-    shares = [EvaluationBatches(indices, batch_size, rank, ranks.world, **held) for rank in range(ranks.world)]
-    batches, rounds = shares[ranks.rank], max(map(len, shares))
-    cuda = ranks.device.type == "cuda"
-    fetched = iter(loader(view, batches, workers, cuda))
+    indices, limits = pool(len(view), limit), budget(data, split)
+    shares = [EvaluationBatches(indices, batch_size, rank, ranks.world, **limits) for rank in range(ranks.world)]
+    rounds = max(map(len, shares))
+    batches = iter(loader(view, shares[ranks.rank], workers, ranks.device.type == "cuda"))
     was_training = model.training
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    judged: list[list[np.ndarray]] = []
+    predictions: list[list[np.ndarray]] = []
     try:
         for _ in range(rounds):
-            if stop is not None and (number := ranks.agree(stop.number)[0]):
-                raise Stopped(number)
-            batch = next(fetched, None)
+            if stop is not None and (signum := ranks.agree(stop.signum)[0]):
+                raise Stopped(signum)
+            batch = next(batches, None)
             if batch is None:
                 if observe is not None:
                     observe()
@@ -71,8 +71,7 @@ def evaluate(
             batch = data.prepare(to_device(batch, ranks.device))
             try:
                 loss, output = forward(model, task, batch, precision)
-                for name, value in task.counts(loss, output, batch).items():
-                    sums[name] = sums[name] + value if name in sums else value
+                add_counts(sums, task.counts(loss, output, batch))
                 columns = task.predict(output, batch)
                 if observe is not None:
                     observe()
@@ -80,34 +79,32 @@ def evaluate(
                     collect(batch, output)
             finally:
                 functional.reset_net(model)
-            judged.append([column.cpu().numpy() for column in columns])
+            predictions.append([column.cpu().numpy() for column in columns])
             if on_batch is not None:
                 on_batch(len(columns[1]))
     finally:
         model.train(was_training)
-    judged = [columns for part in ranks.gather(judged) for columns in part]
+    predictions = [columns for part in ranks.gather(predictions) for columns in part]
     names = ranks.gather(sorted(sums))
-    for name in max(names, key=len):  # a rank without a sample still takes part in the sum
+    for name in max(names, key=len):  # a rank without samples still takes part in the sum
         sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=ranks.device))
     totals = ranks.total(dict(sorted(sums.items())))
-    predicted, true, *score = (np.concatenate(column) for column in zip(*judged, strict=True))
+    predicted, true, *score = (np.concatenate(column) for column in zip(*predictions, strict=True))
     metrics = task.metrics(totals) | (task.ranking(true, *score) if score else {})
     return Evaluation(metrics, predicted, true, *score)
 
 
 def forward(model: nn.Module, task: Any, batch: Any, precision: Precision) -> tuple[torch.Tensor, Any]:
-    """The loss of a batch and what the task made of it, without gradients; the caller brings the membranes to rest."""
+    """Return loss and output of a batch, without gradients; the caller must reset the neurons."""
     with torch.no_grad(), precision.autocast():
         return task.loss(model, batch, step=0)
 
 
-def judge(experiment: Experiment, split: str, stop: StopFlag, title: str, observe: Any = None, collect: Any = None) -> Evaluation:
-    """The model of a run, or its moving average, on a split of its data."""
-    count = min(experiment.data.splits[split], experiment.config.limit_val or experiment.data.splits[split])
-    with experiment.averaged(), experiment.terminal.bar(title, count) as bar:
-        experiment.ranks.share_buffers(
-            experiment.model
-        )  # running statistics differ from rank to rank; those of rank 0 are the ones that are saved
+def evaluate_split(experiment: Experiment, split: str, stop: StopFlag, title: str, observe: Any = None, collect: Any = None) -> Evaluation:
+    """Evaluate the model of a run, or its moving average, on a split of its data."""
+    with experiment.averaged_weights(), experiment.terminal.bar(title, experiment.evaluated_samples(split)) as bar:
+        # Running statistics differ from rank to rank; those of rank 0 are saved, so they are the ones to evaluate.
+        experiment.ranks.share_buffers(experiment.model)
         return evaluate(
             experiment.model,
             experiment.task,

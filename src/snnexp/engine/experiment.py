@@ -1,4 +1,4 @@
-"""The objects of a run, on one rank, and the form in which its model is trained."""
+"""All the objects of a run on one rank, and the functions that make its optimizer, trackers and training form of the model."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
-from snnexp.engine.probe import HeldOut
+from snnexp.engine.probe import ValidationProbe
 from snnexp.engine.state import State
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import UserError
@@ -33,17 +33,17 @@ from snnexp.rundir import RunDir
 
 @dataclass
 class Experiment:
-    """All the objects of a run, on one rank."""
+    """All the objects of a run on one rank."""
 
     run: RunDir
-    settings: dict[str, Any]  # config.json
-    config: TrainConfig  # its top level, typed
+    settings: dict[str, Any]  # the content of config.json
+    config: TrainConfig  # the typed top level of the settings
     ranks: Ranks
     terminal: Terminal
     data: DataSet
     task: Task
     model: nn.Module  # the weights
-    net: nn.Module  # what the training step calls: the model, compiled or under DDP if asked for
+    net: nn.Module  # what the training step calls: the model, compiled or wrapped in DDP if configured
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     choice: Choice  # of precision and layout
@@ -53,47 +53,53 @@ class Experiment:
     train_batches: TrainBatches
     train_loader: DataLoader
     trackers: dict[str, Tracker]
-    metrics: MetricsLog | None  # on the main rank
-    pruner: Pruner | None = None  # while there may be something to prune
-    kept: dict[str, list[int]] = field(default_factory=dict)  # of a pruned model: the channels that each group has left
-    ratio: float = 0.0  # to which it is pruned
-    sizes: dict[str, int] = field(default_factory=dict)  # channels of each group of the dense model, if the run prunes
+    metrics: MetricsLog | None  # on the main rank only
+    pruner: Pruner | None = None  # as long as there may be something to prune
+    kept: dict[str, list[int]] = field(default_factory=dict)  # the channels that each group of a pruned model has left
+    ratio: float = 0.0  # the ratio to which the model is pruned
+    sizes: dict[str, int] = field(default_factory=dict)  # the channels of each group of the dense model, if the run prunes
     loggers: list[Logger] = field(default_factory=list)
 
     @property
     def monitor(self) -> str:
-        """The validation metric by which the best epoch is chosen."""
+        """The validation metric that chooses the best epoch."""
         return (self.config.monitor or self.task.monitor).removeprefix("Val/")
 
     @property
     def mode(self) -> str:
-        """Whether a larger (max) or a smaller (min) value of it is better."""
+        """Which values of the monitored metric are better, the larger ones ("max") or the smaller ones ("min")."""
         return self.task.modes[self.monitor]
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters."""
+        """The number of trainable parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @property
     def neuron_implementation(self) -> str:
-        """Which implementation of the LIF runs on this device; "none" for a model without spiking neurons."""
+        """The implementation of the LIF neurons on this device; "none" for a model without spiking neurons."""
         if not any(isinstance(module, neuron.BaseNode) for module in self.model.modules()):
             return "none"
         return lif_implementation(self.ranks.device, self.config.compile)
 
+    def evaluated_samples(self, split: str) -> int:
+        """Return how many samples of a split an evaluation uses: `limit_val` at most."""
+        return min(self.data.splits[split], self.config.limit_val or self.data.splits[split])
+
+    def epochs_done(self, state: State) -> float:
+        """Return the number of epochs done, with the fraction of the current one to four decimals."""
+        return round(state.epoch + state.batch / len(self.train_batches), 4) if state.batch else state.epoch
+
     def gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Gradients cross between ranks only with the last batch of an optimizer step."""
+        """Return a context that synchronises gradients between ranks only in the last batch of an optimizer step."""
         return nullcontext() if last or not isinstance(self.net, DistributedDataParallel) else self.net.no_sync()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model carries its moving average inside the context, if the run keeps one."""
-        with self.ema.applied(self.model) if self.ema else nullcontext():
-            yield
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the weights of the moving average, if the run keeps one."""
+        return self.ema.swap_into(self.model) if self.ema else nullcontext()
 
     def start_loggers(self, state: State) -> None:
-        """Cut the logs at the state and open them to go on from there."""
+        """Cut the logs back to the state, and open the loggers to continue from there."""
         if not self.ranks.main:
             return
         self.metrics.cut(state.metrics_offset)
@@ -104,7 +110,7 @@ class Experiment:
             self.loggers = [logger]
 
     def close(self) -> None:
-        """Close logs and loggers."""
+        """Close the loggers, and flush the metrics to disk."""
         for logger in self.loggers:
             logger.close()
         if self.metrics is not None:
@@ -112,9 +118,9 @@ class Experiment:
 
 
 def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """The model as the training step calls it: compiled if asked for, under DDP if there are other ranks."""
+    """Return the model as the training step calls it: compiled if configured, wrapped in DDP if there are other ranks."""
     if config.compile:
-        torch.compiler.config.recompile_limit = 32  # an attention that is used in several ways is compiled for each, and for any size
+        torch.compiler.config.recompile_limit = 32  # attention is compiled once for each way it is used, and for dynamic sizes
     net = torch.compile(model) if config.compile else model
     if ranks.world > 1:
         net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
@@ -122,7 +128,7 @@ def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Mod
 
 
 def set_determinism(wanted: bool) -> None:
-    """Choose deterministic kernels only; the workspace setting must be there before CUDA starts."""
+    """Choose deterministic kernels only, or any; to be called before CUDA starts, because it reads the workspace setting then."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
@@ -130,8 +136,8 @@ def set_determinism(wanted: bool) -> None:
 
 
 @contextmanager
-def determinism_kept() -> Iterator[None]:
-    """After the context the choice of kernels is what it was before."""
+def restore_determinism() -> Iterator[None]:
+    """Restore the choice of kernels at the end of the context."""
     before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     try:
@@ -142,25 +148,25 @@ def determinism_kept() -> Iterator[None]:
 
 
 def make_optimizer(settings: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a run, over a model's parameters; its key `decay` (older runs have none) says which of them decay.
+    """Build the optimizer of a run for a model; its key `decay` (missing in older runs) selects the parameters that decay.
 
-    Raises: UserError if it has no decay to choose for.
+    Raises: UserError if `decay` is set for an optimizer without weight decay.
     """
     node, accepted = settings["optimizer"], targets.parameters(targets.locate(settings["optimizer"]["_target_"], settings["trust"]))
-    if "decay" in accepted:  # a user's own, which means something else by it
+    if "decay" in accepted:  # an optimizer of the user's, where `decay` means something else
         return instantiate(node, settings["trust"], params=model.parameters())
     decay = node.get("decay", "all")
     if decay != "all" and "weight_decay" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         raise UserError(f"optimizer.decay={decay}: {node['_target_']} has no weight_decay; leave optimizer.decay=all.")
-    given = {name: value for name, value in node.items() if name != "decay"}
-    return instantiate(given, settings["trust"], params=parameter_groups(model, decay))
+    plain = {name: value for name, value in node.items() if name != "decay"}
+    return instantiate(plain, settings["trust"], params=parameter_groups(model, decay))
 
 
 def make_trackers(
-    settings: dict[str, Any], model: nn.Module, task: Task, run: RunDir, ranks: Ranks, probe: HeldOut | None = None
+    settings: dict[str, Any], model: nn.Module, task: Task, run: RunDir, ranks: Ranks, probe: ValidationProbe | None = None
 ) -> dict[str, Tracker]:
-    """The trackers of a run, by name."""
+    """Build the trackers of a run, by name."""
     names = list(settings["tracker"])
-    supplied = {"model": model, "folder": run.root, "main": ranks.main, "reduce": ranks.summed, "trackers": names}
+    supplied = {"model": model, "folder": run.root, "main": ranks.main, "reduce": ranks.sum_tensor, "trackers": names}
     supplied |= {"task": task, "probe": probe}
     return {name: instantiate(settings["tracker"][name], settings["trust"], Tracker, **supplied) for name in names}

@@ -1,4 +1,4 @@
-"""Batches from a data set, fetched ahead by processes of their own if asked for."""
+"""Loads the batches of a data set, ahead of time in worker processes if configured."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from snnexp.engine.signals import ignore_stop_signals
 
 
 def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
-    """A loader that draws nothing from the global random state, whose processes leave stop signals to the trainer."""
+    """Return a loader that does not use the global random state and whose worker processes ignore stop signals."""
     return DataLoader(
         view,
         batch_sampler=batches,
-        collate_fn=_as_fetched,
+        collate_fn=_unchanged,
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,
@@ -26,16 +26,11 @@ def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, 
 
 
 def budget(data: DataSet, split: str, augmented: bool = False) -> dict[str, Any]:
-    """What the batches of a split (or of what augmentation makes of it) keep to beside their number of samples, if the data ask for it.
-
-    A budget for the sum of the samples' sizes, or lengths by which samples of one batch are to be alike.
-    """
-    lengths, allowed = data.lengths(split), data.node_budget
-    alike = {} if lengths is None else {"lengths": lengths}
-    return alike if allowed is None else {"sizes": data.sizes(split, augmented), "budget": allowed} | alike
+    """Return the sizes of a split's samples (as augmentation makes them) and the budget for their sum in a batch, if the data have one."""
+    return {} if data.node_budget is None else {"sizes": data.sizes(split, augmented), "budget": data.node_budget}
 
 
-def _as_fetched(batch: object) -> object:
+def _unchanged(batch: object) -> object:
     return batch
 
 
@@ -44,5 +39,5 @@ def _worker_init(worker: int) -> None:
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The tensors of a batch on `device`; on CUDA the copy does not wait."""
+    """Return a batch on `device`; on CUDA the copy is asynchronous."""
     return tuple(part.to(device, non_blocking=True) for part in batch)

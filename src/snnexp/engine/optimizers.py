@@ -1,4 +1,4 @@
-"""Optimizers that torch does not bring; importing this module needs bitsandbytes."""
+"""Optimizers that torch does not have; importing this module requires bitsandbytes."""
 
 import logging
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from torch import nn
 
 from snnexp.errors import UserError
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for other ends that are not there
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of missing kernels that are not needed here
 try:
     from bitsandbytes.optim import AdamW8bit as _AdamW8bit
-except Exception as error:  # a wrong CUDA, glibc or numpy shows itself in many ways at import
+except Exception as error:  # a wrong CUDA, glibc or numpy makes the import fail in many ways
     raise UserError(f"optimizer=adamw8bit: bitsandbytes cannot be loaded here ({error}). Use optimizer=adamw.") from error
 
 
 class AdamW8bit(_AdamW8bit):
-    """AdamW with 8-bit moments, blockwise quantised (Dettmers et al. 2022), on CUDA or CPU.
+    """AdamW with 8-bit, blockwise quantised moments (Dettmers et al. 2022), on CUDA or CPU.
 
-    Raises: UserError where bitsandbytes cannot compute; there is no silent change of optimizer.
+    Raises: UserError where bitsandbytes cannot compute; it never falls back to another optimizer silently.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class AdamW8bit(_AdamW8bit):
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         weights = [p for group in self.param_groups for p in group["params"]]
         for p in weights:
-            p.data = p.data.contiguous()  # bitsandbytes does so in its first step; a resumed run must start with the same layout
-        self._try(weights[0].device)
+            p.data = p.data.contiguous()  # as bitsandbytes does in its first step, so that a resumed run starts with the same layout
+        self._check_device(weights[0].device)
 
     @staticmethod
-    def _try(device: torch.device) -> None:
+    def _check_device(device: torch.device) -> None:
         weight = nn.Parameter(torch.zeros(4096, device=device))
         weight.grad = torch.ones_like(weight)
         try:

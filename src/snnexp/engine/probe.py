@@ -1,4 +1,4 @@
-"""A fixed part of the validation split, seen by the model as it is in the midst of training: what a monitor judges by."""
+"""Passes a fixed part of the validation split through the model during training, for trackers that monitor it."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,14 +13,14 @@ from snnexp.engine.ema import MovingAverage
 from snnexp.engine.loader import to_device
 
 SAMPLES = 32
-"""Some thousand sets of stays: enough for variances over data, at less than the cost of a training step."""
+"""The number of samples: some thousand sets of stays, enough for variances over the data, for less than the cost of a training step."""
 
 
-class HeldOut:
-    """Called, it passes the model over the same SAMPLES validation samples each time: (mu, logvar, terms of the loss) of each batch.
+class ValidationProbe:
+    """A callable that evaluates the same SAMPLES validation samples each time, and returns (mu, logvar, terms of the loss) of each batch.
 
-    In evaluation mode and without gradients, and with the moving average of the weights where the run is judged by it; it draws nothing
-    from the random state of the training. Every rank sees all of the samples.
+    It runs in evaluation mode and without gradients, with the moving average of the weights if the run keeps one, and does not use the
+    random state of the training. Every rank evaluates all of the samples.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class HeldOut:
         self.batches = list(EvaluationBatches(pool(len(self.view), SAMPLES), batch_size))
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-        """One pass."""
-        was_training, seen = self.model.training, []
+        """Pass over all the samples."""
+        was_training, outputs = self.model.training, []
         self.model.eval()
         try:
-            with self.average.applied(self.model) if self.average else nullcontext():
+            with self.average.swap_into(self.model) if self.average else nullcontext():
                 for keys in self.batches:
                     batch = self.data.prepare(to_device(self.view.__getitems__(keys), self.device))
                     with torch.no_grad(), self.precision.autocast():
                         self.task.loss(self.model, batch, step=0)
-                    seen.append((*self.model.posterior, self.task.terms))
+                    outputs.append((*self.model.posterior, self.task.terms))
         finally:
             self.model.train(was_training)
-        return iter(seen)
+        return iter(outputs)

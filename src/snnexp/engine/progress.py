@@ -1,4 +1,4 @@
-"""How fast a run is and how long it will take: logs/progress.jsonl and status.json, by the clock."""
+"""Speed and remaining time of a run: logs/progress.jsonl and status.json, written at intervals of time."""
 
 import json
 import resource
@@ -12,61 +12,59 @@ from snnexp.engine.state import State
 from snnexp.rundir import now
 
 EVERY_S = 10.0
-"""Seconds between two lines."""
+"""Seconds between two lines of progress."""
 
 
 class Stopwatch:
-    """Measures the training steps of one epoch; the time of validations and checkpoints is left out."""
+    """Measures the training steps of one epoch, without the time of validations and checkpoints."""
 
     def __init__(self, experiment: Experiment, state: State) -> None:
         self.experiment, self.state = experiment, state
-        self.began = self.last = self.save_mark = time.monotonic()
-        self.written, self.paused, self.before = self.began, 0.0, state.samples
+        self.started = self.last_step = self.last_save = time.monotonic()
+        self.last_line, self.paused, self.samples_before = self.started, 0.0, state.samples
 
     def step(self) -> None:
-        """A step has ended."""
+        """Count the time up to now as training; called at the end of each step."""
         moment = time.monotonic()
-        self.state.train_seconds += moment - self.last
-        self.last = moment
-        if moment - self.written > EVERY_S:
+        self.state.train_seconds += moment - self.last_step
+        self.last_step = moment
+        if moment - self.last_line > EVERY_S:
             self.write(moment)
 
     def rate(self) -> float:
-        """Samples per second over this epoch so far."""
-        return (self.state.samples - self.before) / max(self.last - self.began - self.paused, 1e-9)
+        """Return the samples per second in this epoch so far."""
+        return (self.state.samples - self.samples_before) / max(self.last_step - self.started - self.paused, 1e-9)
 
     def since_save(self) -> float:
-        """Seconds since the last checkpoint."""
-        return time.monotonic() - self.save_mark
+        """Return the seconds since the last checkpoint."""
+        return time.monotonic() - self.last_save
 
-    def saved(self) -> None:
-        """A checkpoint has been written: its time is not the steps'."""
+    def exclude_save(self) -> None:
+        """Exclude the time since the last step, in which a checkpoint was written."""
         moment = time.monotonic()
-        self.paused += moment - self.last
-        self.last = self.save_mark = moment
+        self.paused += moment - self.last_step
+        self.last_step = self.last_save = moment
 
     def close(self) -> None:
-        """The epoch's steps are over; the checkpoint that follows brings the status up to date."""
-        self.write(self.last, status=False)
+        """Write the last line of the epoch; the checkpoint that follows updates the status."""
+        self.write(self.last_step, status=False)
 
     def write(self, moment: float, status: bool = True) -> None:
-        """One line of progress, and the run's status."""
-        self.written = moment
+        """Write a line of progress, and update the status of the run."""
+        self.last_line = moment
         if not self.experiment.ranks.main:
             return
         epochs, state = self.experiment.config.epochs, self.state
-        left = (epochs - state.epoch) * self.experiment.train_batches.count - state.batch * self.experiment.config.batch_size
+        remaining = (epochs - state.epoch) * self.experiment.train_batches.count - state.batch * self.experiment.config.batch_size
         rate = self.rate()
         line = {
             "time": now(),
             "epoch": state.epoch,
             "step": state.step,
-            "done": round(
-                state.epoch + state.batch / max(1, len(self.experiment.train_batches)), 4
-            ),  # epochs, with the part of the running one
+            "done": round(state.epoch + state.batch / max(1, len(self.experiment.train_batches)), 4),  # in epochs
             "loss": state.last_loss,
             "samples_per_s": round(rate, 2),
-            "eta_s": round(max(left, 0) / rate) if rate > 0 else None,
+            "eta_s": round(max(remaining, 0) / rate) if rate > 0 else None,
             "memory_mib": round(peak_memory_mib(self.experiment.ranks.device)),
         }
         with open(self.experiment.run.progress_log, "a") as log:
@@ -76,7 +74,7 @@ class Stopwatch:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory so far, in MiB: allocated on the device on CUDA, of the process elsewhere."""
+    """Return the peak memory so far in MiB: what was allocated on a CUDA device, otherwise that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

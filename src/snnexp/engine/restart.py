@@ -1,4 +1,4 @@
-"""From a run to a checkpoint and back, so that what follows is the same, bit for bit."""
+"""Saves a run in a checkpoint and restores it, so that what follows is the same bit for bit."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,49 +8,49 @@ import torch
 
 from snnexp import config
 from snnexp.engine import checkpoint
-from snnexp.engine.arithmetic.auto import OPEN
+from snnexp.engine.arithmetic.auto import AUTO_KEYS
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.experiment import Experiment
-from snnexp.engine.state import State, random_state, restore_random_state, seed_everything
+from snnexp.engine.state import State, add_counts, random_state, restore_random_state, seed_everything
 from snnexp.engine.trained import shape_of
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, epoch_name, read_json
 
 
-def save(experiment: Experiment, state: State, name: str, *more: str) -> None:
-    """Write checkpoint `name`, and give it the other names, in this order. Every rank must call it."""
+def save(experiment: Experiment, state: State, name: str, *aliases: str) -> None:
+    """Write checkpoint `name`, and give it the aliases in this order; every rank must call this."""
     ranks = experiment.ranks.gather(rank_state(experiment, state))
     trackers = {name: tracker.state_dict() for name, tracker in experiment.trackers.items()}
     if experiment.ranks.main:
         checkpoint.save(experiment.run.checkpoint(name), contents(experiment, state, ranks, trackers))
-        for other in more:
-            checkpoint.link(experiment.run.checkpoint(name), experiment.run.checkpoint(other))
+        for alias in aliases:
+            link(experiment, name, alias)
         experiment.run.update_status(epoch=state.epoch, step=state.step)
     experiment.ranks.barrier()
 
 
-def link(experiment: Experiment, name: str, other: str) -> None:
-    """Give a checkpoint that is there another name."""
+def link(experiment: Experiment, name: str, alias: str) -> None:
+    """Give an existing checkpoint another name, on the main rank."""
     if experiment.ranks.main:
-        checkpoint.link(experiment.run.checkpoint(name), experiment.run.checkpoint(other))
+        checkpoint.link(experiment.run.checkpoint(name), experiment.run.checkpoint(alias))
 
 
 def save_error(experiment: Experiment, state: State) -> None:
-    """Write what rank 0 has at an error, for a look at it; the other ranks may be gone."""
+    """Write what rank 0 has at an error, for inspection; the other ranks may have ended."""
     if experiment.ranks.main:
-        alone = experiment.ranks.world == 1  # a tracker adds up over the ranks
-        trackers = {name: tracker.state_dict() for name, tracker in experiment.trackers.items()} if alone else {}
+        is_only_rank = experiment.ranks.world == 1  # the state of a tracker needs all ranks
+        trackers = {name: tracker.state_dict() for name, tracker in experiment.trackers.items()} if is_only_rank else {}
         checkpoint.save(experiment.run.checkpoint("error"), contents(experiment, state, [rank_state(experiment, state)], trackers))
 
 
 def rank_state(experiment: Experiment, state: State) -> dict[str, Any]:
-    """What differs from rank to rank: random generators and the running epoch's sums."""
+    """Return what differs from rank to rank: the random generators and the sums of the current epoch."""
     counts = {name: value.cpu() for name, value in state.counts.items()}
     return {"random": random_state(experiment.ranks.device), "counts": counts}
 
 
 def contents(experiment: Experiment, state: State, ranks: list[dict[str, Any]], trackers: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint: tensors and plain values only."""
+    """Return the content of a checkpoint, tensors and plain values only."""
     return {
         "epoch": state.epoch,
         "step": state.step,
@@ -79,7 +79,7 @@ def contents(experiment: Experiment, state: State, ranks: list[dict[str, Any]], 
 
 
 def circumstances(experiment: Experiment) -> dict[str, Any]:
-    """What, beside the configuration, decides the bits of the next step."""
+    """Return what decides the bits of the next step besides the configuration."""
     return {
         "processes": experiment.ranks.world,
         "threads": torch.get_num_threads() if experiment.ranks.device.type == "cpu" else None,
@@ -87,32 +87,32 @@ def circumstances(experiment: Experiment) -> dict[str, Any]:
         "precision": experiment.precision.name,
         "channels_last": experiment.choice.channels_last,
         "neuron": experiment.neuron_implementation,
-        "torch": str(torch.__version__),  # its own class is no plain value
+        "torch": str(torch.__version__),  # torch's version class is not a plain value
     }
 
 
-def discard(experiment: Experiment, state: State, fallen: set[int]) -> None:
-    """Remove the epoch checkpoints that fell out of the `keep_best` best, unless due by `save_freq`, and those beyond `keep_last`."""
+def discard(experiment: Experiment, state: State, dropped: set[float]) -> None:
+    """Remove the epoch checkpoints `dropped` from the `keep_best` best, unless due by `save_freq`, and those beyond `keep_last`."""
     files = experiment.run.epoch_checkpoints()
-    best = {epoch for _, epoch in state.ranking} if experiment.config.keep_best > 1 else set()
-    gone = {epoch for epoch in fallen if epoch % experiment.config.save_freq}  # a part of an epoch too
+    best = state.ranked_epochs if experiment.config.keep_best > 1 else set()
+    unwanted = {epoch for epoch in dropped if epoch % experiment.config.save_freq}  # a fraction of an epoch too
     if experiment.config.keep_last is not None:
-        gone |= set(sorted(files.keys() - best)[: -experiment.config.keep_last])
-    for epoch in gone & files.keys():
+        unwanted |= set(sorted(files.keys() - best)[: -experiment.config.keep_last])
+    for epoch in unwanted & files.keys():
         files[epoch].unlink()
 
 
-def spent_before(run: RunDir) -> list[float]:
-    """The wall time of each end that the run has come to before, in s: a checkpoint does not know what its tests took."""
-    spent = []
+def earlier_wall_times(run: RunDir) -> list[float]:
+    """Return the wall time in s of each earlier result of a resumed run; unlike its checkpoint, this includes the test."""
+    times = []
     for path in run.resumes.glob("*/result.json"):
-        with suppress(UserError, KeyError, TypeError, ValueError):  # one that is damaged is no reason not to go on
-            spent.append(float(read_json(path)["wall_time_s"]))
-    return spent
+        with suppress(UserError, KeyError, TypeError, ValueError):  # a damaged result must not prevent the run from resuming
+            times.append(float(read_json(path)["wall_time_s"]))
+    return times
 
 
 def restore(experiment: Experiment) -> State:
-    """Put a run where its newest checkpoint left it; a run without one starts, from `init_from` if given.
+    """Restore a run from its newest checkpoint, and return its state; a run without a checkpoint starts from the beginning.
 
     Raises: UserError if the checkpoint does not fit the run.
     """
@@ -129,7 +129,7 @@ def restore(experiment: Experiment) -> State:
         for name, value in checkpoint.weights(saved).items():
             experiment.ema.weights[name].copy_(value)
         experiment.ema.updates = saved["step"]
-    experiment.optimizer.load_state_dict(fresh_rates(saved["optimizer"], experiment.optimizer.state_dict()))
+    experiment.optimizer.load_state_dict(with_current_settings(saved["optimizer"], experiment.optimizer.state_dict()))
     experiment.schedule.load_state_dict(saved["scheduler"])
     if saved["scaler"] and experiment.scaler.is_enabled():
         experiment.scaler.load_state_dict(saved["scaler"])
@@ -140,24 +140,23 @@ def restore(experiment: Experiment) -> State:
         else:
             experiment.terminal.say(f"tracker {name}: this checkpoint has no record of it; it begins anew.")
     state = State(**saved["state"])
-    state.wall_seconds = max([state.wall_seconds, *spent_before(experiment.run)])
+    state.wall_seconds = max([state.wall_seconds, *earlier_wall_times(experiment.run)])
 
     experiment.train_batches.seek(state.epoch, state.batch)
-    state.batch = experiment.train_batches.after(saved["sampler"]["samples"])  # where other batch sizes may have put it
+    state.batch = experiment.train_batches.after(saved["sampler"]["samples"])  # another one, if the batch size has changed
     if saved["sampler"]["world"] == experiment.ranks.world and len(saved["ranks"]) == experiment.ranks.world:
-        mine = saved["ranks"][experiment.ranks.rank]
-        state.counts = {name: value.to(experiment.ranks.device) for name, value in mine["counts"].items()}
-        restore_random_state(mine["random"], experiment.ranks.device)
+        rank_saved = saved["ranks"][experiment.ranks.rank]
+        state.counts = {name: value.to(experiment.ranks.device) for name, value in rank_saved["counts"].items()}
+        restore_random_state(rank_saved["random"], experiment.ranks.device)
     else:
         if experiment.ranks.main:
-            parts = [rank["counts"] for rank in saved["ranks"]]
-            state.counts = {name: sum(part[name] for part in parts if name in part) for part in parts for name in part}
-            state.counts = {name: value.to(experiment.ranks.device) for name, value in state.counts.items()}
+            for rank_saved in saved["ranks"]:
+                add_counts(state.counts, {name: value.to(experiment.ranks.device) for name, value in rank_saved["counts"].items()})
         seed_everything(experiment.config.seed + state.step, experiment.ranks.rank)
     if state.best is not None and state.best["metric"] != f"Val/{experiment.monitor}":
         experiment.terminal.say(f"The best epoch is chosen anew from here, by Val/{experiment.monitor} instead of {state.best['metric']}.")
         forget_best(experiment, state)
-    if experiment.ranks.gather(experiment.ranks.main and not mend_best(experiment, state, path))[0]:
+    if experiment.ranks.gather(experiment.ranks.main and not repair_best(experiment, state, path))[0]:
         forget_best(experiment, state)
     experiment.start_loggers(state)
     for line in changes(experiment, saved):
@@ -165,35 +164,35 @@ def restore(experiment: Experiment) -> State:
     return state
 
 
-def fresh_rates(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Saved moments with the settings in force now, so that `resume RUN lr=...` means what it says; the schedule sets `lr` at each step."""
-    groups = [now | {"lr": before["lr"]} for before, now in zip(saved["param_groups"], own["param_groups"], strict=True)]
+def with_current_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved moments with its current settings, so that `resume RUN lr=...` works; the schedule sets `lr` itself."""
+    groups = [now | {"lr": before["lr"]} for before, now in zip(saved["param_groups"], current["param_groups"], strict=True)]
     return {"state": saved["state"], "param_groups": groups}
 
 
 def forget_best(experiment: Experiment, state: State) -> None:
-    """Choose the best epoch anew from here."""
+    """Forget the best epoch, so that it is chosen among the epochs from here on."""
     state.best, state.ranking, state.stale = None, [], 0
     experiment.schedule.forget()
 
 
-def mend_best(experiment: Experiment, state: State, latest: Path) -> bool:
-    """Make checkpoint_best the epoch that the state calls best; False if its weights are gone.
+def repair_best(experiment: Experiment, state: State, latest: Path) -> bool:
+    """Make checkpoint_best hold the epoch that the state calls best, and return False if its weights no longer exist.
 
-    A kill between two writes leaves it one epoch behind; going back to an older checkpoint leaves it ahead, and then the search for the
-    best starts anew, unless the older epoch's own file is there.
+    After a kill between two writes, checkpoint_best is one epoch behind. After going back to an older checkpoint it is ahead, and the
+    search for the best epoch starts again, unless the best epoch has a checkpoint of its own.
     """
     best = experiment.run.checkpoint("best")
     if state.best is None:
         best.unlink(missing_ok=True)
         return True
-    own = experiment.run.checkpoint(epoch_name(state.best["epoch"]))
+    of_epoch = experiment.run.checkpoint(epoch_name(state.best["epoch"]))
     if best.exists() and checkpoint.load(best)["step"] == state.best["step"]:
         return True
     if state.step == state.best["step"]:
         checkpoint.link(latest, best)
-    elif own.exists():
-        checkpoint.link(own, best)
+    elif of_epoch.exists():
+        checkpoint.link(of_epoch, best)
     else:
         epoch = f"epoch {state.best['epoch']:g}"
         experiment.terminal.say(f"The weights of {epoch}, the best so far, are no longer there: the best is chosen anew from here.")
@@ -203,18 +202,16 @@ def mend_best(experiment: Experiment, state: State, latest: Path) -> bool:
 
 
 def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
-    """What differs from the run as it was saved, in words; empty if what follows is exact."""
+    """Return, in words, what differs from the saved run; empty if the run continues exactly."""
     before, after = saved["args"], experiment.settings
     config.fill_in_earlier(before)
-    differing = config.differences(before, after, ignoring=config.NEUTRAL | set(OPEN))  # what they came to is below
-    then, here = (
-        {"channels_last": before["channels_last"]} | saved["circumstances"],
-        circumstances(experiment),
-    )  # older runs name it there alone
-    differing += [f"{name} {then.get(name)} -> {here[name]}" for name in here if then.get(name) != here[name]]
+    differences = config.differences(before, after, ignoring=config.NEUTRAL | set(AUTO_KEYS))  # compared below, as resolved
+    old = {"channels_last": before["channels_last"]} | saved["circumstances"]  # older runs have channels_last in the settings only
+    new = circumstances(experiment)
+    differences += [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
     lines = []
-    if differing:
-        lines.append(f"From here the run is not the one it would have been: {', '.join(differing)}.")
+    if differences:
+        lines.append(f"From here the run is not the one it would have been: {', '.join(differences)}.")
     if before["epochs"] != after["epochs"]:
         lines.append(f"epochs {before['epochs']} -> {after['epochs']}: the learning rate follows the new curve from here.")
     return lines

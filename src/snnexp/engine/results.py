@@ -1,4 +1,4 @@
-"""What a run tells of itself: its first lines, its epochs, its result."""
+"""What a run prints, logs and writes: its first lines, its epochs, its result."""
 
 import math
 import os
@@ -15,9 +15,10 @@ from rich.table import Table
 from snnexp import provenance
 from snnexp.contracts import Tracker
 from snnexp.engine import checkpoint
+from snnexp.engine.ema import restore_weights
 from snnexp.engine.evaluation import Evaluation
 from snnexp.engine.experiment import Experiment
-from snnexp.engine.measures.activity import Activity, enough, measure
+from snnexp.engine.measures.activity import Activity, measure_activity, sample_count
 from snnexp.engine.measures.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
@@ -25,7 +26,7 @@ from snnexp.rundir import write_json
 
 
 def announce(experiment: Experiment, state: State) -> None:
-    """Say what is about to be trained, on what, and from where."""
+    """Print what is about to be trained, on which device, and from which point."""
     ranks = experiment.ranks
     if ranks.main:
         experiment.run.update_status(monitor=f"Val/{experiment.monitor}")
@@ -38,7 +39,7 @@ def announce(experiment: Experiment, state: State) -> None:
         f"{experiment.precision.name}{layout} on {ranks.world} x {device}; LIF: {experiment.neuron_implementation}"
     )
     if experiment.choice.how:
-        experiment.terminal.say(f"{' and '.join(f'{key}=auto' for key in experiment.choice.open)}: {experiment.choice.how}.")
+        experiment.terminal.say(f"{' and '.join(f'{key}=auto' for key in experiment.choice.auto_keys)}: {experiment.choice.how}.")
     if state.step:
         experiment.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
 
@@ -46,44 +47,49 @@ def announce(experiment: Experiment, state: State) -> None:
 def log_epoch(
     experiment: Experiment, state: State, training: dict[str, float], validation: dict[str, float] | None, tracked: dict[str, Any]
 ) -> None:
-    """Write an epoch's metrics to metrics.jsonl and the loggers, which get the mean of what was `tracked` at each step, and say them."""
+    """Write an epoch's metrics to metrics.jsonl and the loggers, and print them; the loggers get the means of `tracked` lists."""
     if not experiment.ranks.main:
         return
     values = {f"Train/{name}": value for name, value in training.items()}
     values |= {f"Val/{name}": value for name, value in (validation or {}).items()}
     values["LR"] = experiment.optimizer.param_groups[0]["lr"]
-    experiment.metrics.append({"epoch": state.epoch, "step": state.step, **values, **tracked})
-    experiment.metrics.sync()
-    state.metrics_offset = experiment.metrics.size
+    append_metrics(experiment, state, values | tracked)
     means = {name: sum(value) / len(value) if isinstance(value, list) else value for name, value in tracked.items()}
     for logger in experiment.loggers:
         logger.scalars(values | means, state.epoch)
-        if experiment.config.val_every < 1 and validation is not None:  # the curve by step has those at the ends of epochs too
+        if experiment.config.val_every < 1 and validation is not None:  # the curve by step has the validations after each epoch too
             logger.step_scalars({name: value for name, value in values.items() if name.startswith("Val/")}, state.step)
-    star = " *" if state.best and state.best["epoch"] == state.epoch else ""
-    experiment.terminal.say(
-        f"epoch {state.epoch}/{experiment.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star
-    )
+    print_metrics(experiment, state, values)
 
 
-def log_validation(experiment: Experiment, state: State, validation: dict[str, float], epoch: float) -> None:
-    """The same for a validation within an epoch; `epoch` says how far it lies into the run. The loggers get it by step."""
+def log_validation(experiment: Experiment, state: State, validation: dict[str, float]) -> None:
+    """Write the metrics of a validation within an epoch to metrics.jsonl and, by step, to the loggers, and print them."""
     if not experiment.ranks.main:
         return
     values = {f"Val/{name}": value for name, value in validation.items()}
-    experiment.metrics.append({"epoch": epoch, "step": state.step, **values})
-    experiment.metrics.sync()
-    state.metrics_offset = experiment.metrics.size
+    append_metrics(experiment, state, values)
     for logger in experiment.loggers:
         logger.step_scalars(values, state.step)
+    print_metrics(experiment, state, values)
+
+
+def append_metrics(experiment: Experiment, state: State, values: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl, flush it to disk, and note the length of the file in the state."""
+    experiment.metrics.append({"epoch": experiment.epochs_done(state), "step": state.step, **values})
+    experiment.metrics.sync()
+    state.metrics_offset = experiment.metrics.size
+
+
+def print_metrics(experiment: Experiment, state: State, values: dict[str, float]) -> None:
+    """Print the metrics of an epoch or a part of one, with a star if it is the best so far."""
+    epoch = experiment.epochs_done(state)
     star = " *" if state.best and state.best["epoch"] == epoch else ""
-    experiment.terminal.say(
-        f"epoch {epoch:g}/{experiment.config.epochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()) + star
-    )
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    experiment.terminal.say(f"epoch {epoch:g}/{experiment.config.epochs}  {metrics}{star}")
 
 
 def log_step(experiment: Experiment, state: State, values: dict[str, float], tracker: Tracker) -> None:
-    """Give the loggers what a tracker has to say of an optimizer step, and say its news."""
+    """Give the loggers the values that a tracker returned for an optimizer step, and print its news."""
     if not experiment.ranks.main:
         return
     for logger in experiment.loggers if values else []:
@@ -92,8 +98,8 @@ def log_step(experiment: Experiment, state: State, values: dict[str, float], tra
         experiment.terminal.say(tracker.news.pop(0))
 
 
-def not_finite(experiment: Experiment, state: State, loss: float, norm: float) -> str:
-    """The message of a run whose loss or gradient is NaN or infinite."""
+def not_finite_message(experiment: Experiment, state: State, loss: float, norm: float) -> str:
+    """Return the error message for a loss or gradient that is NaN or infinite."""
     if not math.isfinite(loss):
         what = f"the loss is {loss}"
     elif not math.isfinite(norm):
@@ -111,38 +117,38 @@ def not_finite(experiment: Experiment, state: State, loss: float, norm: float) -
 
 @contextmanager
 def best_weights(experiment: Experiment, state: State) -> Iterator[None]:
-    """The model carries the weights of the best epoch inside the context; without a validated epoch, its own."""
+    """Give the model the weights of the best epoch inside the context; without a validated epoch it keeps its own."""
     path = experiment.run.checkpoint("best")
     if state.best is None or not path.exists():
         yield
         return
-    own = {name: value.detach().clone() for name, value in experiment.model.state_dict().items()}
-    average, experiment.ema = experiment.ema, None  # the file holds the average already
+    average, experiment.ema = experiment.ema, None  # the checkpoint holds the average already
     try:
-        checkpoint.load_into(experiment.model, checkpoint.weights(checkpoint.load(path)), path)
-        yield
+        with restore_weights(experiment.model):
+            checkpoint.load_into(experiment.model, checkpoint.weights(checkpoint.load(path)), path)
+            yield
     finally:
         experiment.ema = average
-        experiment.model.load_state_dict(own)
 
 
-def activity(experiment: Experiment, stop: StopFlag) -> Activity | None:
-    """What the neurons of the model do on the test split, or the nearest to it that the data have; on the main rank.
+def activity_of(experiment: Experiment, stop: StopFlag) -> Activity | None:
+    """Measure the spiking activity of the model on the test split (val or train, if there is none), on the main rank.
 
-    None where it could not be measured, or a stop signal came meanwhile: the run is done without it.
+    Return None, so that the run ends without it, if it cannot be measured or if a stop signal arrives.
     """
     if not experiment.ranks.main:
         return None
     split = next(split for split in ("test", "val", "train") if experiment.data.splits[split])
-    with experiment.averaged(), experiment.terminal.bar("activity", enough(experiment.data, split, experiment.config.limit_val)) as bar:
+    count = sample_count(experiment.data, split, experiment.config.limit_val)
+    with experiment.averaged_weights(), experiment.terminal.bar("activity", count) as bar:
 
         def advance(samples: int) -> None:
             bar.advance(samples)
-            if stop.number:
-                raise Stopped(stop.number)
+            if stop.signum:
+                raise Stopped(stop.signum)
 
         try:
-            return measure(
+            return measure_activity(
                 experiment.model,
                 experiment.task,
                 experiment.data,
@@ -155,23 +161,17 @@ def activity(experiment: Experiment, stop: StopFlag) -> Activity | None:
             )
         except Stopped:
             experiment.terminal.say("Told to stop: activity and energy are left out of the result; `snnexp evaluate` measures them.")
-        except Exception as error:  # a user's own operation may not bear being counted; the result of a long run must not go with it
+        except Exception as error:  # counting may fail on a user's own operation; the result of a long run must not be lost with it
             experiment.terminal.say(f"Activity and energy could not be measured: {type(error).__name__}: {error}")
     return None
 
 
 def latents_of(experiment: Experiment, split: str) -> Latents:
-    """A collector of the latents of a split."""
-    return Latents(
-        experiment.model,
-        experiment.data,
-        split,
-        min(experiment.data.splits[split], experiment.config.limit_val or experiment.data.splits[split]),
-        experiment.ranks,
-    )
+    """Return a collector for the latents of a split."""
+    return Latents(experiment.model, experiment.data, split, experiment.evaluated_samples(split), experiment.ranks)
 
 
-def write(
+def write_result(
     experiment: Experiment,
     state: State,
     evaluation: Evaluation | None,
@@ -179,9 +179,9 @@ def write(
     pruned: dict[str, Any] | None,
     files: list[Path],
 ) -> None:
-    """Write result.json, the test predictions (None: the data have no test split) and the activity, and show the final table.
+    """Write result.json, the test predictions (unless there is no test split) and the activity, and print the final table.
 
-    `files` are what the trackers wrote; the loggers get them and are told the result.
+    The loggers get the result and `files`, which the trackers wrote.
     """
     if not experiment.ranks.main:
         return
@@ -189,14 +189,14 @@ def write(
     result = {
         "best": state.best,
         "test": as_json(evaluation.metrics) if evaluation else {},
-        "protocol": limited(
+        "protocol": protocol_with_limits(
             experiment.data.protocol,
             state.samples and experiment.config.limit_train and experiment.train_batches.count,
             experiment.config.limit_val,
         ),
         "split": "test",
         "seed": experiment.config.seed,
-        "epochs": round(state.epoch + state.batch / len(experiment.train_batches), 4) if state.batch else state.epoch,
+        "epochs": experiment.epochs_done(state),
         "parameters": experiment.parameters,
         "wall_time_s": round(state.wall_seconds, 1),
         "samples_per_s": round(state.samples / max(state.train_seconds, 1e-9), 2) if state.samples else None,
@@ -206,7 +206,7 @@ def write(
         "processes": experiment.ranks.world,
         "threads": torch.get_num_threads(),
         "activity": active.summary() if active else None,
-        **({"init_from": start} if (start := provenance.added(experiment.run.root, "init_from")) else {}),
+        **({"init_from": start} if (start := provenance.read_added(experiment.run.root, "init_from")) else {}),
         **({"pruning": pruned} if pruned else {}),
     }
     if evaluation:
@@ -218,16 +218,16 @@ def write(
         for path in files:
             logger.upload(path)
         logger.finish(result)
-    show(experiment, result)
+    print_table(experiment, result)
 
 
 def as_json(metrics: dict[str, float | None]) -> dict[str, float | None]:
-    """Metrics with null for what is not defined (an AUROC of one class), because JSON knows no NaN."""
+    """Return metrics with null for what is undefined (the AUROC of a single class), because JSON has no NaN."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
-    """A protocol, with what `limit_train` and `limit_val` left of it."""
+def protocol_with_limits(protocol: str, trained_on: int | None, judged_on: int | None) -> str:
+    """Return a protocol with the numbers of samples to which `limit_train` and `limit_val` restrict it."""
     if trained_on:
         protocol += f"; trained on {trained_on} samples only"
     if judged_on is not None:
@@ -236,7 +236,7 @@ def limited(protocol: str, trained_on: int | None, judged_on: int | None) -> str
 
 
 def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
-    """Write `<split>_y_pred.npy`, `_true`, `_score` (where the task has it), and `<split>_metrics.npy`, which has one field per metric."""
+    """Write `<split>_y_pred.npy`, `_true` and (if the task has scores) `_score`, and `<split>_metrics.npy` with one field per metric."""
     np.save(folder / f"{split}_y_pred.npy", evaluation.predicted)
     np.save(folder / f"{split}_y_true.npy", evaluation.true)
     if evaluation.score is not None:
@@ -245,8 +245,8 @@ def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
     np.save(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
 
 
-def show(experiment: Experiment, result: dict[str, Any]) -> None:
-    """The final table."""
+def print_table(experiment: Experiment, result: dict[str, Any]) -> None:
+    """Print the final table, and the path of the run."""
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = []
     if result["best"]:
@@ -270,12 +270,12 @@ def show(experiment: Experiment, result: dict[str, Any]) -> None:
 
 
 def pruning_rows(pruned: dict[str, Any], metric: str) -> list[tuple[str, str]]:
-    """What pruning came to: dense -> pruned (-> final, where the two differ)."""
+    """Return the rows of the final table about pruning: from the dense network to the final one."""
     stages = [pruned[name] for name in ("dense", "pruned", "final") if name in pruned]
     first, last = stages[0], stages[-1]
     rows = [("parameters", f"{first['parameters']:,} -> {last['parameters']:,} ({last['parameters'] / first['parameters'] - 1:+.1%})")]
     costs = [("macs", "MACs"), ("synaptic_operations", "synaptic operations"), ("energy_uJ", "energy, uJ")]
-    for key, title in costs if pruned["source"] else costs[:1]:  # spikes of a network in the midst of its training say little
+    for key, title in costs if pruned["source"] else costs[:1]:  # without a source, the dense network's spikes are those of an early epoch
         if first[key] and last[key] is not None:
             rows.append((title, f"{first[key]:.4g} -> {last[key]:.4g} per sample ({last[key] / first[key] - 1:+.1%})"))
     for key, title in (("forward_ms", "forward pass"), ("step_ms", "training step")):

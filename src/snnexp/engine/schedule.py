@@ -1,6 +1,6 @@
-"""Learning-rate schedules: functions of the optimizer step and of the run's length, so that a longer run is a longer curve.
+"""Learning-rate schedules, functions of the optimizer step and of the length of the run, so that a longer run has a longer curve.
 
-How many epochs of the run are done counts in steps: steps done / steps of an epoch.
+`done` counts epochs with their fraction: optimizer steps done / steps per epoch.
 """
 
 import math
@@ -11,7 +11,7 @@ from snnexp.errors import UserError
 
 
 class Constant(Schedule):
-    """The rate as given, after `warmup_epochs` of linear rise from `warmup_start` times the rate."""
+    """A constant rate, after a linear rise from `warmup_start` times the rate over `warmup_epochs`."""
 
     def __init__(self, warmup_epochs: float = 0.0, warmup_start: float = 0.0) -> None:
         if warmup_epochs < 0 or not 0 <= warmup_start <= 1:
@@ -29,10 +29,10 @@ class Constant(Schedule):
 
 
 class Cosine(Constant):
-    """Half a cosine, after a warm-up, from the rate to `min_factor` times the rate (Loshchilov & Hutter 2017).
+    """Half a cosine from the rate to `min_factor` times the rate, after a warm-up (Loshchilov & Hutter 2017).
 
-    It ends `cooldown_epochs` before the run does; the rest is at the lowest rate. `from_start`: it begins with the run, not with the end
-    of the warm-up, which replaces its first part. `per_epoch`: the rate moves at the start of each epoch only. With both it is timm's.
+    It ends `cooldown_epochs` before the run, which continues at the lowest rate. `from_start`: the cosine begins at the start of the run,
+    and the warm-up replaces its first part. `per_epoch`: the rate changes only at the start of an epoch. Both together are timm's schedule.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Cosine(Constant):
 class Plateau(Constant):
     """Multiplies the rate by `decay` when the monitored value has not improved for more than `patience` validations.
 
-    An improvement is one by more than `threshold` times the best value so far, without its sign: so torch's ReduceLROnPlateau (1e-4) has
-    it for positive values, but of a negative best it takes a slightly worse value for a better one.
+    An improvement is a change by more than `threshold` times the absolute value of the best so far. This is the rule of torch's
+    ReduceLROnPlateau (threshold 1e-4) for positive values; with a negative best, torch takes a slightly worse value for an improvement.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Plateau(Constant):
         return super().factor(done, epochs) * self.reduced
 
     def observe(self, value: float, mode: str) -> None:
-        """Hear the monitored value of one validation; `mode` says whether max or min is better."""
+        """Take note of the monitored value of a validation; `mode` says whether max or min is better."""
         if self.best is None or (value - self.best if mode == "max" else self.best - value) > self.threshold * abs(self.best):
             self.best, self.waited = value, 0
             return
@@ -99,14 +99,14 @@ class Plateau(Constant):
             self.reduced, self.waited = max(self.min_factor, self.reduced * self.decay), 0
 
     def forget(self) -> None:
-        """Forget the best value heard, because the next ones are of another kind; the reduction so far stays."""
+        """Forget the best value, because the next ones are not comparable with it; the reduction so far stays."""
         self.best, self.waited = None, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Reduction so far, best value and validations waited."""
+        """Return the reduction so far, the best value and the number of validations without improvement."""
         return {"reduced": self.reduced, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; one of another schedule, which lacks these names, is left aside."""
+        """Continue from a saved state; ignore that of another schedule, which lacks these names."""
         if "reduced" in state:
             self.reduced, self.best, self.waited = state["reduced"], state["best"], state["waited"]

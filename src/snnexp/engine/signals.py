@@ -1,4 +1,4 @@
-"""Stop signals: a handler only sets a flag, which the loop reads at the end of a step."""
+"""Stop signals: the handler only sets a flag, which the loop reads at the end of each step."""
 
 import ctypes
 import signal
@@ -10,46 +10,49 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """A run that was told to stop, on all ranks at the same step; `number` is the signal."""
+    """Raised on all ranks at the same step when a run is stopped by the signal `signum`."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
 
 
 class StopFlag:
-    """Holds the number of the first stop signal while the context is open; a SIGINT after it interrupts at once.
+    """A context that holds the first stop signal as `signum` (0 before); a SIGINT after another stop signal interrupts at once.
 
-    A signal that was being ignored (nohup ignores SIGHUP) stays ignored. In a thread beside the main one there is no hearing signals.
+    A signal that is being ignored (nohup ignores SIGHUP) stays ignored. Python handles signals in the main thread only.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.signum = 0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
-        for number in STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._on_signal)
+        for signum in STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = self.number or number
+        self.signum = self.signum or signum
 
 
 def ignore_stop_signals() -> None:
-    """For the processes of a loader: terminals and SLURM signal the whole group, and only the trainer decides."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore stop signals in a loader process: terminals and SLURM signal the whole group, but only the trainer decides to stop."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def follow_parent() -> None:
-    """Ask the kernel for SIGINT when the agent dies, so that no worker outlives it (Linux): save and end, or, told to stop before, end."""
+    """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it.
+
+    The worker then saves and ends; one that was already told to stop ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Everything of a run that must survive a restart and is not held by an object with a state_dict of its own."""
+"""The state of a run that must survive a restart and that no object with its own state_dict holds."""
 
 import random
 import time
@@ -12,32 +12,43 @@ from torch import Tensor
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """The progress of a run."""
 
     epoch: int = 0  # epochs done
-    batch: int = 0  # batches done of the epoch after them
+    batch: int = 0  # batches done in the current epoch
     step: int = 0  # optimizer steps done
     samples: int = 0  # training samples seen
-    train_seconds: float = 0.0  # spent training
-    wall_seconds: float = 0.0  # spent altogether, before and after every restart
+    train_seconds: float = 0.0  # time in training steps
+    wall_seconds: float = 0.0  # total time, before and after every restart
     best: dict[str, Any] | None = None  # {"epoch", "step", "metric", "value"}
     ranking: list[list[float]] = field(default_factory=list)  # [value, epoch] of the best `keep_best` epochs, best first
-    stale: int = 0  # validations since the best
+    stale: int = 0  # validations since the best one
     validated: int = 0  # the step of the last validation within an epoch
-    last_loss: float | None = None  # of the last step
+    last_loss: float | None = None  # the loss of the last step
     metrics_offset: int = 0  # bytes of metrics.jsonl that belong to the epochs done
-    counts: dict[str, Tensor] = field(default_factory=dict)  # sums of the running epoch on this rank
-    _mark: float = field(default_factory=time.monotonic)  # when wall_seconds was last brought up to date
+    counts: dict[str, Tensor] = field(default_factory=dict)  # sums of the current epoch on this rank
+    _mark: float = field(default_factory=time.monotonic)  # when wall_seconds was last updated
+
+    @property
+    def ranked_epochs(self) -> set[float]:
+        """The epochs in the ranking."""
+        return {epoch for _, epoch in self.ranking}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the running counts stay apart, because they differ from rank to rank."""
+        """Return the state as plain values, without the counts, which differ from rank to rank."""
         self.pass_time()
         return {name: value for name, value in asdict(self).items() if name not in ("counts", "_mark")}
 
     def pass_time(self) -> None:
-        """Bring `wall_seconds` up to date."""
+        """Update `wall_seconds`."""
         moment = time.monotonic()
         self.wall_seconds, self._mark = self.wall_seconds + moment - self._mark, moment
+
+
+def add_counts(sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+    """Add counts to sums in place, by name."""
+    for name, value in counts.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def seed_everything(seed: int, rank: int) -> None:
@@ -48,7 +59,7 @@ def seed_everything(seed: int, rank: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of this process's random generators, in types that a safe load admits."""
+    """Return the state of the random generators of this process, in types that a safe load accepts."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -59,7 +70,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(saved: dict[str, Any], device: torch.device) -> None:
-    """Put this process's random generators where they were."""
+    """Restore the random generators of this process."""
     version, internal, gauss = saved["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = saved["numpy"]

@@ -1,4 +1,4 @@
-"""What a run says: a bar on a terminal, plain lines elsewhere, and every line in logs/train.log."""
+"""The output of a run: a progress bar on a terminal, plain lines elsewhere, and every line in logs/train.log."""
 
 import contextlib
 import sys
@@ -16,7 +16,7 @@ LINE_EVERY_S = 30.0
 
 
 class Terminal:
-    """Speaks for the main rank; on the others every call is silent."""
+    """Prints and logs for the main rank; on the other ranks it does nothing."""
 
     def __init__(self, log: Path | None, main: bool) -> None:
         self.main = main
@@ -24,23 +24,23 @@ class Terminal:
         self._log: TextIO | None = open(log, "a", buffering=1) if log is not None and main else None
 
     def say(self, text: str) -> None:
-        """One message, stamped with the time in the log."""
+        """Print a message, and log it with the time."""
         if not self.main:
             return
-        with contextlib.suppress(OSError, SystemExit):  # rich leaves when the reader of a pipe has gone; a run goes on
+        with contextlib.suppress(OSError, SystemExit):  # rich exits when the reader of a pipe has gone, but a run must continue
             self.console.print(text, markup=False)
         self.note(text)
 
     def note(self, text: str) -> None:
-        """One message for the log alone."""
+        """Log a message with the time, without printing it."""
         if self._log is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            with contextlib.suppress(OSError):  # a full disk is reported by what must be kept; its log may lose a line
+            with contextlib.suppress(OSError):  # files that matter more report a full disk; the log may lose a line
                 self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator["Bar"]:
-        """Progress over `total` steps."""
+        """Show the progress over `total` steps inside the context."""
         bar = Bar(self, title, total, done)
         try:
             yield bar
@@ -54,11 +54,11 @@ class Terminal:
 
 
 class Bar:
-    """Progress of one pass over a split; cheap enough to be told of every step."""
+    """Shows the progress of a pass over a split; cheap enough to be updated in every step."""
 
     def __init__(self, terminal: Terminal, title: str, total: int, done: int) -> None:
         self.terminal, self.title, self.total, self.done = terminal, title, total, done
-        self.spoken = time.monotonic()
+        self.last_line = time.monotonic()
         self.progress = None
         if terminal.main and terminal.console.is_terminal:
             self.progress = Progress(
@@ -76,18 +76,18 @@ class Bar:
             self.refreshed = 0.0
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """`steps` more are done."""
+        """Count `steps` more as done."""
         self.done += steps
         moment = time.monotonic()
         if self.progress is not None:
             if moment - self.refreshed > 0.2 or self.done >= self.total:
                 self.progress.update(self.task, completed=self.done, note=note, refresh=True)
                 self.refreshed = moment
-        elif moment - self.spoken > LINE_EVERY_S:
-            self.spoken = moment
+        elif moment - self.last_line > LINE_EVERY_S:
+            self.last_line = moment
             self.terminal.say(f"{self.title}: {self.done}/{self.total}  {note}".rstrip())
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         if self.progress is not None:
             self.progress.stop()

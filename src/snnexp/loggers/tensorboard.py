@@ -1,4 +1,4 @@
-"""Curves and hparams for TensorBoard: one event directory a run, one curve a tag, however often the run was resumed."""
+"""Curves and hparams for TensorBoard: one event directory per run and one curve per tag, however often the run was resumed."""
 
 import time
 from pathlib import Path
@@ -9,12 +9,11 @@ from snnexp.errors import UserError
 
 
 class TensorBoard(Logger):
-    """Writes `<run_dir>/logs/events.out.tfevents.*`, whose step axis is the epoch, and for what comes more often than that
-    `<run_dir>/logs/steps/events.out.tfevents.*`, whose axis is the optimizer step: TensorBoard shows it as a run of its own.
+    """Writes `<run_dir>/logs/events.out.tfevents.*`, whose axis is the epoch, and for values that come more often
+    `<run_dir>/logs/steps/events.out.tfevents.*`, whose axis is the optimizer step: TensorBoard shows these as a separate run.
 
-    `first_epoch` and `first_step` are the first that this process will draw: points that an interrupted run drew at or past them
-    are hidden from the reader, so that a resumed run draws one curve. `flush_secs`: seconds a point may wait before it is
-    on disk.
+    `first_epoch` and `first_step` are the first that this process will write: points of an interrupted run at or after them are hidden
+    from the reader, so that a resumed run has one curve. `flush_secs`: seconds that a point may wait before it is on the disk.
 
     Raises: UserError if the event file cannot be written.
     """
@@ -24,28 +23,28 @@ class TensorBoard(Logger):
         self._writer = self._open(self._log_dir, first_epoch)
         self._next, self._first_step = first_epoch, first_step
         steps = self._log_dir / "steps"
-        self._steps = self._open(steps, first_step) if _event_files(steps) else None  # what was drawn too much goes at once
+        self._steps = self._open(steps, first_step) if _event_files(steps) else None  # opened now to hide the points after `first_step`
 
     def _open(self, log_dir: Path, first: int) -> Any:
-        # Imported here: it takes a second that a run without this logger need not pay.
+        # Imported here because it takes a second, which a run without this logger need not pay.
         from torch.utils.tensorboard import SummaryWriter
 
-        _let_the_clock_pass(log_dir)
-        again = bool(_event_files(log_dir))
+        _wait_for_unused_second(log_dir)
+        has_events = bool(_event_files(log_dir))
         try:
-            return SummaryWriter(log_dir=str(log_dir), purge_step=first if again else None, flush_secs=self._flush_secs)
+            return SummaryWriter(log_dir=str(log_dir), purge_step=first if has_events else None, flush_secs=self._flush_secs)
         except OSError as error:
             raise UserError(f"cannot write TensorBoard events into {log_dir}: {error.strerror}. logger=none goes without.") from error
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
+        """Write one point per tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, epoch)
         self._next = max(self._next, epoch + 1)
         self._writer.flush()
 
     def step_scalars(self, values: dict[str, float], step: int) -> None:
-        """One point a tag at an optimizer step, in the run `steps`: `Posterior/KL`, and `Val/...` of a validation within an epoch."""
+        """Write one point per tag at an optimizer step, to the run `steps`: `Posterior/KL`, `Val/...` of a validation within an epoch."""
         if self._steps is None:
             self._steps = self._open(self._log_dir / "steps", self._first_step)
         for tag, value in values.items():
@@ -53,10 +52,10 @@ class TensorBoard(Logger):
         self._steps.flush()
 
     def hparams(self, config: dict[str, Any]) -> None:
-        """Enter the config in the hparams tab, under dotted names.
+        """Write the config to the hparams tab, under dotted names.
 
-        Only the session summary is written, none that defines an experiment: TensorBoard obeys the first definition
-        it meets in a folder of runs and hides every other key; without one it shows the union over all runs.
+        Only the session summary is written, not one that defines an experiment: TensorBoard follows the first definition that it finds in
+        a folder of runs and hides every other key; without a definition it shows the union over all runs.
         """
         from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -72,9 +71,9 @@ class TensorBoard(Logger):
         self._write_session("_hparams_/session_start_info", data)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, and close the hparams session.
+        """Write the final metrics, `Best/<monitored metric>` and `Test/<metric>`, and close the hparams session.
 
-        They stand at the step after the last epoch, so that a later resume replaces them.
+        They are written at the step after the last epoch, so that a later resume replaces them.
         """
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
@@ -84,10 +83,6 @@ class TensorBoard(Logger):
         data = plugin_data_pb2.HParamsPluginData(session_end_info=session)
         self._write_session("_hparams_/session_end_info", data)
 
-    def flush(self) -> None:
-        """Hand every point to the operating system."""
-        self._writer.flush()
-
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
@@ -95,7 +90,7 @@ class TensorBoard(Logger):
             self._steps.close()
 
     def _write_session(self, tag: str, data: Any) -> None:
-        # Into the run's own event file: SummaryWriter.add_hparams would open a directory of its own, a second "run".
+        # Into the event file of the run: SummaryWriter.add_hparams would create a second directory, and so a second "run".
         from tensorboard.compat.proto import summary_pb2
         from tensorboard.plugins.hparams import metadata
 
@@ -106,7 +101,7 @@ class TensorBoard(Logger):
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested config -> dotted keys with values the hparams tab accepts; lists become text, null is left out."""
+    """Return a nested config by dotted keys, with values that the hparams tab accepts: lists become text, null is left out."""
     flat: dict[str, int | float | str | bool] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -117,7 +112,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, int | float |
 
 
 def final_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a result.json that judge the run: `Best/Val/Acc1`, `Test/Acc1`, ..."""
+    """Return the final metrics in the content of a result.json: `Best/Val/Acc1`, `Test/Acc1`, ..."""
     best, test = result.get("best") or {}, result.get("test") or {}
     metrics = {f"Best/{best['metric']}": best["value"]} if best else {}
     metrics |= {f"Test/{name}": value for name, value in test.items()}
@@ -128,11 +123,11 @@ def _event_files(log_dir: Path) -> list[Path]:
     return sorted(log_dir.glob("events.out.tfevents.*"))
 
 
-def _let_the_clock_pass(log_dir: Path) -> None:
-    # TensorBoard reads the files of a run in the order of their names, which begin with the second they were made in:
-    # a resume within the second of the last start could be read before it, and its purge would come to nothing.
+def _wait_for_unused_second(log_dir: Path) -> None:
+    # TensorBoard reads the files of a run in the order of their names, which begin with the second of their creation:
+    # the file of a resume within the second of the last start might be read first, and its purge would have no effect.
     for _ in range(20):
-        made = [name.split(".")[3] for name in (path.name for path in _event_files(log_dir)) if name.count(".") > 3]
-        if int(time.time()) not in {int(second) for second in made if second.isdigit()}:
+        seconds = [path.name.split(".")[3] for path in _event_files(log_dir) if path.name.count(".") > 3]
+        if int(time.time()) not in {int(second) for second in seconds if second.isdigit()}:
             return
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Curves and results for Weights & Biases (`pip install "snnexp[wandb]"`); a resume continues the same run there."""
+"""Curves and results for Weights & Biases (`pip install "snnexp[wandb]"`); a resumed run continues the same run there."""
 
 import secrets
 from pathlib import Path
@@ -14,9 +14,9 @@ MODES = ("online", "offline", "disabled")
 class Wandb(Logger):
     """Sends a run to Weights & Biases; its id is kept in `<run_dir>/wandb_run_id`.
 
-    `mode`: online, offline (written below the run directory, `wandb sync` sends it later) or disabled, null = what
-    $WANDB_MODE says; `name`: null = the name of the run directory. An epoch that was sent before an interruption is not
-    sent again: the service's step axis only moves forward. What comes by step is not sent: the axis there is the epoch.
+    `mode`: online, offline (written below the run directory; `wandb sync` sends it later) or disabled; null: the value of $WANDB_MODE.
+    `name`: null: the name of the run directory. An epoch that was sent before an interruption is not sent again, for the service's step
+    axis only moves forward. Values by step are not sent, for the axis there is the epoch.
 
     Raises: UserError if the package is missing, the mode is unknown, or the service refuses.
     """
@@ -45,7 +45,7 @@ class Wandb(Logger):
         run_id = id_file.read_text().strip() if id_file.is_file() else ""
         if not run_id:
             run_id = secrets.token_hex(4)
-            # Before the run exists there: a kill between the two costs nothing ("allow" makes what is missing).
+            # Written before the run exists there: a kill between the two does no harm ("allow" creates a missing run).
             id_file.write_text(run_id + "\n")
         try:
             self._run = wandb.init(
@@ -62,25 +62,22 @@ class Wandb(Logger):
         self._next = max(first_epoch, getattr(self._run, "step", 0) or 0)
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
-        """One point a name at `epoch`; `first_epoch` of the constructor is the first that will come."""
+        """Send one point per name at `epoch`; skip epochs that were sent before."""
         if epoch >= self._next:
             self._run.log(dict(values), step=epoch, commit=True)
             self._next = epoch + 1
 
     def hparams(self, config: dict[str, Any]) -> None:
-        """Enter the config of the run; what a resume changed replaces what was there."""
+        """Send the config of the run; values that a resume changed replace the earlier ones."""
         self._run.config.update(config, allow_val_change=True)
 
     def upload(self, path: Path) -> None:
-        """Send a file of the run directory along with the run, as it is now."""
+        """Send a file of the run directory, as it is now."""
         self._run.save(str(path), base_path=str(Path(path).parent), policy="now")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Enter the final metrics, `Best/<monitored metric>` and `Test/<metric>`, in the summary of the run."""
+        """Send the final metrics, `Best/<monitored metric>` and `Test/<metric>`, to the summary of the run."""
         self._run.summary.update(final_metrics(result))
-
-    def flush(self) -> None:
-        """Nothing waits here: the package's own process sends what `scalars` handed over."""
 
     def close(self) -> None:
         """Wait until everything is sent and end the run."""

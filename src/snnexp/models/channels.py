@@ -1,4 +1,4 @@
-"""Which channels of a model leave together: each model says so, in the names of its own modules; pruning acts on it."""
+"""Groups of channels that pruning can only remove together; each model declares its own, by the names of its modules."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from snnexp.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """Where the units of a group lie on one axis: unit u has the `spread` entries from `offset + u * spread` on."""
+    """Where the units of a group lie on one axis of a tensor: unit u covers `spread` entries, starting at `offset + u * spread`."""
 
-    name: str  # of an entry of the state dict, or of a module whose output is meant
+    name: str  # of an entry of the state dict, or of a module; then its output is meant
     axis: int
     spread: int = 1
     offset: int = 0
@@ -20,27 +20,27 @@ class Place:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Units of a model, channels or whole attention heads, each of which can only leave everywhere at once.
+    """Units of a model (channels or whole attention heads); a unit can only be removed from all of its places at once.
 
-    A unit speaks to the rest of the model through its carriers alone: with those outputs 0 it is as if it were not there.
+    A unit acts on the rest of the model through its carriers alone: with their outputs at 0, the model computes as if it were absent.
     """
 
     name: str
-    size: int  # units there are now
-    carriers: tuple[Place, ...]  # modules whose output carries the units: the spiking neurons, or what stands in their place
-    made: tuple[Place, ...]  # entries of the state dict that make them: weights, biases, norms with their running statistics
-    read: tuple[Place, ...]  # entries that read them
+    size: int  # number of units at present
+    carriers: tuple[Place, ...]  # modules whose output carries the units: the spiking neurons, or what replaces them
+    makers: tuple[Place, ...]  # entries of the state dict that produce the units: weights, biases, norms with their running statistics
+    readers: tuple[Place, ...]  # entries whose input the units are
     heads: tuple[str, ...] = ()  # modules whose attribute `heads` counts the units
 
     @property
-    def of(self) -> str:
-        """What the units are, in a word."""
+    def kind(self) -> str:
+        """What the units are: "heads" or "channels"."""
         return "heads" if self.heads else "channels"
 
     @property
     def width(self) -> int:
-        """Channels of one unit."""
-        return self.made[0].spread
+        """Number of channels in one unit."""
+        return self.makers[0].spread
 
 
 def channel_group(
@@ -53,23 +53,26 @@ def channel_group(
     spread: int = 1,
     heads: Sequence[str] = (),
 ) -> ChannelGroup:
-    """Return the group made by every entry of some modules (first axis) and read by the weights of others (second axis).
+    """Return the group that the modules `made_by` produce (first axis of all entries) and `read_by` take in (second axis of weights).
 
-    `spread` channels make a unit. A maker or reader is the name of a module or entry, or a Place of it, for another axis, spread or offset.
+    A unit has `spread` channels. `made_by` and `read_by` hold names of modules or entries; where axis, spread or offset differ, a Place.
     Raises: UserError for a name that the model does not have.
     """
     entries = {key: value for key, value in model.state_dict(keep_vars=True).items() if value.dim()}  # without counters
 
-    def places(parts: Sequence[str | Place], axis: int) -> list[Place]:
-        named = [part if isinstance(part, Place) else Place(part, axis, spread) for part in parts]
-        found = {place: [key for key in entries if f"{key}.".startswith(f"{place.name}.")] for place in named}
-        if absent := [place.name for place, keys in found.items() if not keys]:
-            raise UserError(f"channel group {name}: the model has no weights of the name {absent[0]!r}.")
-        return [replace(place, name=key) for place, keys in found.items() for key in keys]
+    def places_of(parts: Sequence[str | Place], axis: int) -> list[Place]:
+        places = []
+        for part in parts:
+            place = part if isinstance(part, Place) else Place(part, axis, spread)
+            keys = [key for key in entries if f"{key}.".startswith(f"{place.name}.")]
+            if not keys:
+                raise UserError(f"channel group {name}: the model has no weights of the name {place.name!r}.")
+            places += [replace(place, name=key) for key in keys]
+        return places
 
     if not made_by:
         raise UserError(f"channel group {name}: made_by is empty, so nothing makes its channels.")
-    made = places(made_by, 0)
-    read = [place for place in places(read_by, 1) if place.name.endswith("weight") and entries[place.name].dim() > 1]
-    size = entries[made[0].name].shape[made[0].axis] // made[0].spread
-    return ChannelGroup(name, size, tuple(carriers), tuple(made), tuple(read), tuple(heads))
+    makers = places_of(made_by, 0)
+    readers = [place for place in places_of(read_by, 1) if place.name.endswith("weight") and entries[place.name].dim() > 1]
+    size = entries[makers[0].name].shape[makers[0].axis] // makers[0].spread
+    return ChannelGroup(name, size, tuple(carriers), tuple(makers), tuple(readers), tuple(heads))

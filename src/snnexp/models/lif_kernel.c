@@ -6,10 +6,10 @@
  *
  * x is [T, M]: T frames of M neurons, fp32 or bf16. The membrane lives in fp32 and never leaves the cache, except v0 and
  * v_last at the two ends. The backward computes h again from x, so that x is all that a training step keeps.
- * Spikes are counted, where asked for, while they are still in the cache.
+ * If counts are wanted, spikes are counted while they are still in the cache.
  * Loops read and write the tensors themselves, without a copy in fp32 in between. A block lies in T places of each tensor,
- * which prefetchers do not foresee: what comes next is asked for while numbers are worked on.
- * The order of the arithmetic is SpikingJelly's: built without contraction to FMA, spikes and membranes are equal bit
+ * which hardware prefetchers do not foresee, so the next part is prefetched while the present one is computed.
+ * The order of the arithmetic is SpikingJelly's. Built without contraction to FMA, spikes and membranes equal its own bit
  * for bit.
  */
 #include <math.h>
@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 256 /* neurons worked on at a time: what they need over 10 steps stays in the level 1 cache */
+#define BLOCK 256 /* neurons computed at a time: their data of 10 steps stay in the level 1 cache */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
@@ -29,18 +29,18 @@ enum { SIGMOID, ATAN, TRIANGLE, PIECEWISE_EXP, SOFT_SIGN, SUPER_SPIKE, ERF };
 
 static int64_t bytes(int bf16) { return bf16 ? 2 : 4; }
 
-/* Where a tensor of fp32 or bf16 has its number `at`, from which loops count. */
+/* The address of element `at` of a tensor of fp32 or bf16. */
 static void *place(const void *tensor, int64_t at, int bf16) { return (char *)tensor + at * bytes(bf16); }
 
 #define LINE 64 /* bytes of a cache line */
 
-/* Ask for n numbers of a tensor from `at` on, to be read or written soon. */
-static void want_to_read(const void *tensor, int64_t at, int n, int bf16) {
+/* Prefetch n elements of a tensor from `at` on, which will soon be read or written. */
+static void prefetch_read(const void *tensor, int64_t at, int n, int bf16) {
     const char *const from = place(tensor, at, bf16);
     for (int64_t i = 0; i < n * bytes(bf16); i += LINE) __builtin_prefetch(from + i);
 }
 
-static void want_to_write(void *tensor, int64_t at, int n, int bf16) {
+static void prefetch_write(void *tensor, int64_t at, int n, int bf16) {
     char *const from = place(tensor, at, bf16);
     for (int64_t i = 0; i < n * bytes(bf16); i += LINE) __builtin_prefetch(from + i, 1);
 }
@@ -70,10 +70,10 @@ static int power_of_two(float tau) {
     return frexpf(tau, &exponent) == 0.5f;
 }
 
-/* The least membrane that fires: above the threshold is from the next number on. */
+/* The least membrane that fires; with `strict` this is the next number above the threshold. */
 INLINE float fires_from(const Lif *p) { return p->strict ? nextafterf(p->threshold, INFINITY) : p->threshold; }
 
-/* One time step: charge and reset. Every flag is a constant at each call, so that each loop vectorises. */
+/* One time step: charge and reset. Every flag is a constant in each call, so that each loop is vectorised. */
 INLINE void step(const Lif *p, float *restrict h, float *restrict v, const void *restrict x, int n, const int bf16,
                  const int exact, const int decay_input, const int soft_reset) {
     const float r = soft_reset ? 0.0f : p->reset, tau = p->tau, inverse = 1.0f / p->tau, threshold = p->threshold;
@@ -109,7 +109,7 @@ static void advance(const Lif *p, float *restrict h, float *restrict v, const vo
     }
 }
 
-/* The spikes of one time step; returns how many. */
+/* Write the spikes of one time step, and return how many there are. */
 INLINE int fire(const Lif *p, void *restrict spikes, const float *restrict h, int n, const int bf16) {
     const float least = fires_from(p);
     int count = 0;
@@ -124,7 +124,7 @@ INLINE int fire(const Lif *p, void *restrict spikes, const float *restrict h, in
     return count;
 }
 
-/* exp for x <= 0, within 2 ulp; a loop over it vectorises where a call of libm's expf would not. */
+/* exp for x <= 0, within 2 ulp; a loop over it is vectorised, over libm's expf it is not. */
 INLINE float exp_negative(float x) {
     x = x < -87.0f ? -87.0f : x;
     float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the rounded quotient sits in the low bits */
@@ -190,8 +190,8 @@ static void slopes(const Lif *p, float *restrict slope, const float *restrict h,
     }
 }
 
-/* One time step back: from g, the gradient of the spike, that of the input; dv, the gradient of the membrane after the
- * reset, becomes that of the membrane before the charge. */
+/* One time step back: compute the gradient of the input from g, the gradient of the spike; dv, the gradient of the
+ * membrane after the reset, becomes that of the membrane before the charge. */
 INLINE void step_back(const Lif *p, void *restrict g_x, float *restrict dv, const void *restrict g, const float *restrict h,
                       const float *restrict slope, int n, const int bf16, const int soft_reset, const int detach_reset) {
     const float threshold = p->threshold, least = fires_from(p), reset = p->reset, inverse = 1.0f / p->tau;
@@ -226,7 +226,8 @@ static void start(const Lif *p, float *restrict v, const float *restrict v0, int
         for (int i = 0; i < n; i++) v[i] = p->soft_reset ? 0.0f : p->reset;
 }
 
-/* v0 NULL: the membrane starts at its resting value. counts [T] gains the spikes of each step; NULL: not wanted. Returns 0. */
+/* v0 NULL: the membrane starts at its resting value. counts [T], unless NULL, is increased by the spikes of each step.
+ * Returns 0. */
 int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const void *x, const float *v0, void *spikes,
                 float *v_last, int64_t *counts) {
     const int64_t blocks = (M + BLOCK - 1) / BLOCK, counted = counts ? T : 1;
@@ -239,8 +240,8 @@ int lif_forward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, const
         start(p, v, v0, at, n);
         for (int64_t t = 0; t < T; t++) {
             void *const out = place(spikes, t * M + at, bf16);
-            want_to_read(x, t * M + at + n, next, bf16);
-            want_to_write(spikes, t * M + at, n, bf16);
+            prefetch_read(x, t * M + at + n, next, bf16);
+            prefetch_write(spikes, t * M + at, n, bf16);
             advance(p, h, v, place(x, t * M + at, bf16), n, bf16);
             const int fired = bf16 ? fire(p, out, h, n, 1) : fire(p, out, h, n, 0);
             if (counts) sums[t] += fired;
@@ -271,14 +272,14 @@ int lif_backward(const Lif *p, int64_t T, int64_t M, int bf16, int threads, cons
             const int n = M - at < BLOCK ? (int)(M - at) : BLOCK, next = M - at - n < BLOCK ? (int)(M - at - n) : BLOCK;
             start(p, v, v0, at, n);
             for (int64_t t = 0; t < T; t++) {
-                if (g_spikes) want_to_read(g_spikes, t * M + at, n, bf16);
+                if (g_spikes) prefetch_read(g_spikes, t * M + at, n, bf16);
                 advance(p, h + t * BLOCK, v, place(x, t * M + at, bf16), n, bf16);
             }
             memcpy(dv, g_v_last ? g_v_last + at : zeros, n * sizeof(float));
             for (int64_t t = T - 1; t >= 0; t--) {
                 const void *const g = g_spikes ? place(g_spikes, t * M + at, bf16) : zeros;
-                want_to_read(x, t * M + at + n, next, bf16);
-                want_to_write(g_x, t * M + at, n, bf16);
+                prefetch_read(x, t * M + at + n, next, bf16);
+                prefetch_write(g_x, t * M + at, n, bf16);
                 slopes(p, slope, h + t * BLOCK, n);
                 retreat(p, place(g_x, t * M + at, bf16), dv, g, h + t * BLOCK, slope, n, bf16);
             }

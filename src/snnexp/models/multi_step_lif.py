@@ -1,7 +1,7 @@
-"""The multi-step LIF on CPU with a backward of its own: one pass over memory each way, by C or by plain torch.
+"""The multi-step LIF on CPU with its own backward pass: one pass over memory in each direction, in C or in plain torch.
 
-Equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold; `strict`: at v > threshold); written because autograd
-through its loop over T moves some ten times the memory. The derivative of the spike is the surrogate's at h - threshold.
+It equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold; `strict`: at v > threshold). It exists because autograd
+through SpikingJelly's loop over T moves about ten times as much memory. The derivative of the spike is the surrogate's, at h - threshold.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from snnexp.models import lif_kernel
 
 @dataclass(frozen=True)
 class Dynamics:
-    """The constants of one LIF layer; `v_reset` None is the soft reset, `surrogate` a class name of SpikingJelly."""
+    """The constants of one LIF layer; `v_reset` None means the soft reset, `surrogate` is the name of a class of SpikingJelly."""
 
     tau: float
     decay_input: bool
@@ -32,8 +32,8 @@ class Dynamics:
 def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return its spikes [T, ...] and last membrane [...].
 
-    `v` [...] fp32 is the membrane before the first step, None the resting value. The spikes have the dtype and memory
-    layout of x, the last membrane is fp32. `counts` [T] int64, if given, gains the number of spikes of each step.
+    `v` [...] fp32 is the membrane before the first step; None means at rest. The spikes have the dtype and memory layout of x, the last
+    membrane is fp32. If `counts` [T] int64 is given, the number of spikes of each step is added to it.
     """
     return _MultiStepLIF.apply(x, v, dynamics, counts, lif_kernel.load())
 
@@ -45,10 +45,12 @@ class _MultiStepLIF(torch.autograd.Function):
             x = x.contiguous()
         if v is not None:
             v = _laid_out_like(x[0], v)
-        run = _forward_torch if library is None else _forward_c
-        spikes, v_last = run(x, v, dynamics, counts, library)
+        if library is None:
+            spikes, v_last = _forward_torch(x, v, dynamics, counts)
+        else:
+            spikes, v_last = _forward_c(x, v, dynamics, counts, library)
         ctx.save_for_backward(x, v)
-        ctx.dynamics, ctx.kernel = dynamics, library
+        ctx.dynamics, ctx.library = dynamics, library
         ctx.set_materialize_grads(False)
         return spikes, v_last
 
@@ -62,13 +64,13 @@ class _MultiStepLIF(torch.autograd.Function):
             g_spikes = _laid_out_like(x, g_spikes)
         if g_v_last is not None:
             g_v_last = _laid_out_like(x[0], g_v_last)
-        run = _backward_torch if ctx.kernel is None else _backward_c
-        g_x, g_v = run(x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics, ctx.kernel)
+        inputs = x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics
+        g_x, g_v = _backward_torch(*inputs) if ctx.library is None else _backward_c(*inputs, ctx.library)
         return g_x, g_v, None, None, None
 
 
 def _frames_are_dense(x: Tensor) -> bool:
-    """Whether the frames of x [T, ...] follow one another and each fills its memory, in whatever order of axes."""
+    """Return whether the frames of x [T, ...] follow one another in memory without gaps, whatever the order of their axes."""
     if x.shape[0] > 1 and x.stride(0) != x[0].numel():
         return False
     expected = 1
@@ -80,7 +82,7 @@ def _frames_are_dense(x: Tensor) -> bool:
 
 
 def _laid_out_like(x: Tensor, other: Tensor) -> Tensor:
-    """Return `other` in the strides of x (those of axes of length 1 say nothing), copied only where they differ."""
+    """Return `other` with the strides of x (those of axes of length 1 do not matter), copied only if they differ."""
     if all(a == b for a, b, n in zip(x.stride(), other.stride(), x.shape, strict=True) if n > 1):
         return other
     return torch.empty_like(x, dtype=other.dtype).copy_(other)
@@ -138,12 +140,12 @@ def _reset(h, spike, dynamics):
     return (1 - spike).mul_(h).add_(spike, alpha=dynamics.v_reset)
 
 
-def _start(x, v, dynamics):
+def _membrane_at_start(x, v, dynamics):
     return torch.full_like(x[0], dynamics.v_reset or 0.0, dtype=torch.float32) if v is None else v
 
 
-def _forward_torch(x, v, dynamics, counts, library):
-    spikes, v = torch.empty_like(x), _start(x, v, dynamics)
+def _forward_torch(x, v, dynamics, counts):
+    spikes, v = torch.empty_like(x), _membrane_at_start(x, v, dynamics)
     for t in range(x.shape[0]):
         h = _charge(x[t], v, dynamics)
         spike = _fires(h, dynamics).float()
@@ -154,8 +156,8 @@ def _forward_torch(x, v, dynamics, counts, library):
     return spikes, v
 
 
-def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
-    charged, v = [], _start(x, v, dynamics)
+def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics):
+    charged, v = [], _membrane_at_start(x, v, dynamics)
     for t in range(x.shape[0]):
         h = _charge(x[t], v, dynamics)
         v = _reset(h, _fires(h, dynamics).float(), dynamics)
@@ -165,14 +167,14 @@ def _backward_torch(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
     for t in range(x.shape[0] - 1, -1, -1):
         h = charged.pop()
         if dynamics.v_reset is None:
-            through_spike, kept = g_v * -dynamics.v_threshold, g_v
+            through_spike, past_spike = g_v * -dynamics.v_threshold, g_v
         else:
-            through_spike, kept = g_v * (dynamics.v_reset - h), g_v.masked_fill_(_fires(h, dynamics), 0.0)
+            through_spike, past_spike = g_v * (dynamics.v_reset - h), g_v.masked_fill_(_fires(h, dynamics), 0.0)
         if dynamics.detach_reset:
             through_spike.zero_()
         if g_spikes is not None:
             through_spike.add_(g_spikes[t])
-        g_h = _derivative(h.sub_(dynamics.v_threshold), dynamics).mul_(through_spike).add_(kept)
+        g_h = _derivative(h.sub_(dynamics.v_threshold), dynamics).mul_(through_spike).add_(past_spike)
         decayed = g_h / dynamics.tau
         g_x[t] = decayed if dynamics.decay_input else g_h
         g_v = g_h.sub_(decayed)

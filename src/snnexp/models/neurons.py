@@ -1,4 +1,4 @@
-"""Where every spiking neuron is made: a LIF layer from a preset name and overrides."""
+"""The factory of every spiking neuron: it makes a LIF layer from the name of a preset and overrides."""
 
 import math
 from typing import Any
@@ -12,8 +12,8 @@ from snnexp.models import lif_kernel
 from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
 # tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al.,
-# ICLR 2022). Their code fires at u > 1, SpikingJelly (and so this) at u >= 1: another spike only on an exact tie, and then 0.46 % more
-# spikes in bf16 (0.069 % of neurons and steps tie), none in fp32. The override `strict` has theirs.
+# ICLR 2022). Their code fires at u > 1, SpikingJelly (and so this) at u >= 1. The two differ on an exact tie alone: in bf16 0.069 % of
+# neurons and steps tie, which gives 0.46 % more spikes; in fp32 none do. The override `strict` fires as theirs.
 # spikingjelly: the defaults of `neuron.LIFNode`, u <- u + (x - u) / 2.
 PRESETS: dict[str, dict[str, Any]] = {
     "tet": {
@@ -39,13 +39,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-
 def published_form(preset: str, **overrides: Any) -> dict[str, Any]:
-    """The arguments of a model whose published weights were trained with a preset and `overrides`; `strict` changes few spikes."""
+    """Return the arguments of a model whose published weights were trained with a preset and `overrides`, without the minor `strict`."""
     return {"neuron": preset, "lif": {name: value for name, value in (PRESETS[preset] | overrides).items() if name != "strict"}}
 
 
-# Those for which SpikingJelly has a fused CUDA form. Triangle: alpha = 1 / gamma of the TET paper.
+# The surrogates for which SpikingJelly has a fused CUDA kernel. Triangle: alpha = 1 / gamma of the TET paper.
 SURROGATES = {
     "triangle": surrogate.PiecewiseQuadratic,
     "sigmoid": surrogate.Sigmoid,
@@ -58,7 +57,7 @@ SURROGATES = {
 
 
 class Above(nn.Module):
-    """A surrogate that fires at z > 0 only, where SpikingJelly's fire at z = 0 too; its derivative is theirs."""
+    """A surrogate that fires at z > 0 only, while SpikingJelly's also fire at z = 0; the derivative is the wrapped surrogate's."""
 
     def __init__(self, function: surrogate.SurrogateFunctionBase) -> None:
         super().__init__()
@@ -69,14 +68,14 @@ class Above(nn.Module):
 
 
 class LIFNode(neuron.LIFNode):
-    """SpikingJelly's multi-step LIF with the membrane in fp32 whatever the input's precision, and a faster form on CPU.
+    """SpikingJelly's multi-step LIF, with the membrane in fp32 whatever the input's precision, and with a faster form on CPU.
 
-    Input and output [T, N, ...], spikes in the input's dtype and memory layout. On CPU in fp32 or bf16 it runs
-    `multi_step_lif`; elsewhere, under torch.compile and while tracing it is SpikingJelly's own path. With a surrogate `Above` it fires
-    above its threshold only; on CUDA that is SpikingJelly's path in plain torch, since its fused kernels know no such surrogate.
+    Input and output [T, N, ...], spikes in the input's dtype and memory layout. On CPU in fp32 or bf16 it runs `multi_step_lif`; elsewhere,
+    under torch.compile and while tracing it takes SpikingJelly's own path. With a surrogate `Above` it fires above its threshold only; on
+    CUDA it then takes SpikingJelly's path in plain torch, because the fused kernels do not have that surrogate.
 
-    With `count_spikes` on, every forward adds its spikes of each step to `spike_counts` (int64 [T] on the input's
-    device, exact; None before) and its outputs per step to `neurons`, without waiting for the device; a reset clears both.
+    With `count_spikes`, every forward pass adds the spikes of each step to `spike_counts` (int64 [T] on the input's device, exact; None
+    before the first) and the outputs per step to `neurons`, without waiting for the device; a reset clears both.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,37 +89,37 @@ class LIFNode(neuron.LIFNode):
         self.spike_counts, self.neurons = None, 0
 
     def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
-        # SpikingJelly makes v in x.dtype: in bf16 a slow leak stops short of its limit and CUDA loses the fused kernel.
+        # SpikingJelly makes v in x.dtype. In bf16 a slow leak would stop short of its limit, and CUDA would lose the fused kernel.
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         dtype = torch.promote_types(x.dtype, torch.float32)
         v = states[0]
         if not isinstance(v, Tensor):
             v = torch.full_like(x, v, dtype=dtype, requires_grad=False)
-        elif v.shape != x.shape:  # as SpikingJelly has it: another batch size starts at rest
-            v = torch.full_like(x, self._resting(), dtype=dtype, requires_grad=False)
+        elif v.shape != x.shape:  # as in SpikingJelly, a batch of another size starts at rest
+            v = torch.full_like(x, self._resting_value(), dtype=dtype, requires_grad=False)
         return (v.to(dtype=dtype, device=x.device), *states[1:])
 
     def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
         if not self._has_fast_form(x_seq):
             spikes = super().multi_step_forward(x_seq, *args, **kwargs).to(x_seq.dtype)
             if self.count_spikes:
-                self._add(spikes_per_step(spikes), spikes)
+                self._add_counts(spikes_per_step(spikes), spikes)
             return spikes
         v = self._memories["v"]
-        at_rest = v.shape != x_seq.shape[1:] if isinstance(v, Tensor) else v == self._resting()
+        at_rest = v.shape != x_seq.shape[1:] if isinstance(v, Tensor) else v == self._resting_value()
         if not at_rest:
             (v,) = self.materialize_states((x_seq,), (v,), "m")
         counts = torch.zeros(len(x_seq), dtype=torch.int64) if self.count_spikes else None
         spikes, self._memories["v"] = multi_step_lif(x_seq, None if at_rest else v, self._dynamics(), counts)
         if counts is not None:
-            self._add(counts, spikes)
+            self._add_counts(counts, spikes)
         return spikes
 
-    def _add(self, counts: Tensor, spikes: Tensor) -> None:
+    def _add_counts(self, counts: Tensor, spikes: Tensor) -> None:
         self.spike_counts = counts if self.spike_counts is None else self.spike_counts + counts
         self.neurons += spikes[0].numel()
 
-    def _resting(self) -> float:
+    def _resting_value(self) -> float:
         return 0.0 if self.v_reset is None else self.v_reset
 
     def _has_fast_form(self, x_seq: Tensor) -> bool:
@@ -154,9 +153,9 @@ class LIFNode(neuron.LIFNode):
 
 
 def spikes_per_step(spikes: Tensor) -> Tensor:
-    """Count the ones of each step of spikes [T, N, ...], exactly: int64 [T] on the same device.
+    """Return the exact number of spikes of each step, int64 [T] on the same device, from spikes [T, N, ...] of 0 and 1.
 
-    A sum in fp32 reads the spikes once, where an integer sum first makes a copy of eight bytes each; it is exact up to 2^24.
+    The sum is taken in fp32, which is exact up to 2^24: an integer sum would first make a copy with eight bytes for each spike.
     """
     if spikes[0].numel() <= 2**24:
         return spikes.detach().sum(tuple(range(1, spikes.ndim)), dtype=torch.float32).long()
@@ -165,19 +164,17 @@ def spikes_per_step(spikes: Tensor) -> Tensor:
 
 
 def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
-    """Make a multi-step LIF layer from a preset and overrides; the override "preset" stands for the preset's own value.
+    """Return a multi-step LIF layer made from a preset and overrides; the override "preset" stands for the preset's own value.
 
     Keys: tau (steps, > 1), decay_input, v_threshold, strict (fire at v > v_threshold, not at equality), v_reset (None: soft reset),
     detach_reset, surrogate (a name of `SURROGATES`), alpha (sharpness of the surrogate; "preset" with another surrogate: SpikingJelly's
     default for it).
-    Raises UserError.
+    Raises: UserError for an unknown preset or key, and for a value that is not allowed.
     """
     settings = PRESETS[_one_of("model.neuron", preset, PRESETS)]
-    given = {
-        _one_of("model.lif", key, settings): value for key, value in overrides.items() if not (isinstance(value, str) and value == "preset")
-    }
-    name = _one_of("model.lif.surrogate", given.get("surrogate", settings["surrogate"]), SURROGATES)
-    values = settings | given
+    changes = {_one_of("model.lif", key, settings): value for key, value in overrides.items() if not _is_preset(value)}
+    values = settings | changes
+    name = _one_of("model.lif.surrogate", values["surrogate"], SURROGATES)
     tau = _number("model.lif.tau", values["tau"])
     if tau <= 1.0:
         raise UserError(f"model.lif.tau: {tau:g} is not allowed; the time constant is in steps and must be above 1.")
@@ -186,7 +183,7 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
     if (v_reset or 0.0) >= v_threshold:
         raise UserError(f"model.lif.v_threshold: {v_threshold:g} is not allowed; it must be above rest, {v_reset or 0:g}.")
     function = SURROGATES[name]()
-    if "alpha" in given or name == settings["surrogate"]:
+    if "alpha" in changes or name == settings["surrogate"]:
         alpha = _number("model.lif.alpha", values["alpha"])
         if alpha <= 0.0:
             raise UserError(f"model.lif.alpha: {alpha:g} is not allowed; the surrogate's sharpness must be above 0.")
@@ -203,12 +200,16 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
 
 
 def lif_implementation(device: torch.device | str = "cpu", compiled: bool = False) -> str:
-    """Return in words which code runs the LIF layers of fp32 and bf16 models on `device`, for the record of a run."""
+    """Return a description of the code that runs the LIF layers of fp32 and bf16 models on `device`, for the record of a run."""
     if torch.device(device).type != "cpu":
         return f"spikingjelly on {torch.device(device).type}"
     if compiled:
         return "spikingjelly, compiled by torch"
     return f"{'plain torch' if lif_kernel.load() is None else 'C kernel'} ({lif_kernel.reason()})"
+
+
+def _is_preset(value: Any) -> bool:
+    return isinstance(value, str) and value == "preset"
 
 
 def _one_of(key: str, value: Any, allowed: dict) -> str:
@@ -218,7 +219,7 @@ def _one_of(key: str, value: Any, allowed: dict) -> str:
 
 
 def _number(key: str, value: Any) -> float:
-    """Return value as a float: SpikingJelly answers the int of a YAML file with an assertion that has no message."""
+    """Return the value as a float, because SpikingJelly fails on an int (from a YAML file) with an assertion that has no message."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -9,22 +9,15 @@ from torch import Tensor, nn
 from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
+from snnexp.models.layers import conv_norm
 from snnexp.models.neurons import make_lif, published_form
-from snnexp.published import Published, counted
+from snnexp.published import Published, renumber
 
 STAGES = ((128, 3, 1), (256, 3, 2), (512, 2, 2))  # channels, blocks, stride of the first block
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> layer.SeqToANNContainer:
-    """Return convolution without bias and batch norm over T and N: [T, N, C, H, W] -> [T, N, C', H', W']."""
-    return layer.SeqToANNContainer(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions with a LIF between them and one after the shortcut is added."""
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a LIF between them, and a LIF after the shortcut is added."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, lif: partial) -> None:
         super().__init__()
@@ -43,20 +36,21 @@ class ResNet19(nn.Module, Model):
     """A 3x3 stem, eight residual blocks of 128, 256 and 512 channels, and two linear layers with a LIF between them.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].
-    12,630,858 parameters at 3 channels and 10 classes, 12,653,988 at 100; the image may have any size of 4 or more. Convolutions begin with
-    `conv_init` "kaiming", normal by fan-out (He et al. 2015), or "torch", torch's own, which the authors' code leaves in place.
-    Raises UserError for a smaller size or an input of another number of channels.
+    12,630,858 parameters at 3 channels and 10 classes, 12,653,988 at 100 classes; the image may have any size of 4 or more. `conv_init`
+    sets the first weights of the convolutions: "kaiming" is normal by fan-out (He et al. 2015), "torch" is torch's own, as in the authors'
+    code.
+    Raises: UserError for a smaller size, for options that are not allowed, and for an input with another number of channels.
     """
 
     published = (
         Published(
             "ResNet-19 of TET",
             [
-                (r"\.seqbn\.|^bn1\.seqbn", None),  # the norms once more, and the layers, each inside of what repeats it over the steps
+                (r"\.seqbn\.|^bn1\.seqbn", None),  # copies: their wrappers, which repeat a layer over the steps, hold the layer once more
                 (r"(^|\.)(conv|fc)[12]_s\.", None),
                 (r"^conv1\.", "stem.0."),
                 (r"^bn1\.bn\.", "stem.1."),
-                *((rf"^layer{i + 1}\.(\d+)\.", counted("blocks.#.", sum(n for _, n, _ in STAGES[:i]))) for i in range(len(STAGES))),
+                *((rf"^layer{i + 1}\.(\d+)\.", renumber("blocks.#.", sum(n for _, n, _ in STAGES[:i]))) for i in range(len(STAGES))),
                 (r"\.conv([12])\.", r".conv\1.0."),
                 (r"\.bn([12])\.bn\.", r".conv\1.1."),
                 (r"\.downsample\.layer\.module\.", ".shortcut.0."),
@@ -87,23 +81,23 @@ class ResNet19(nn.Module, Model):
         if conv_init not in ("kaiming", "torch"):
             raise UserError(f"model.conv_init: {conv_init!r} is not known; allowed: kaiming, torch.")
         self.T, self.in_channels = T, in_channels
-        make = partial(make_lif, neuron, **(lif or {}))
+        new_lif = partial(make_lif, neuron, **(lif or {}))
 
         def scaled(channels: int) -> int:
             return max(1, round(channels * width))
 
         channels = scaled(64)
         self.stem = conv_norm(in_channels, channels, 3, 1)
-        self.stem_lif = make()
+        self.stem_lif = new_lif()
         blocks = []
         for out_channels, count, stride in STAGES:
             for index in range(count):
-                blocks.append(Block(channels, scaled(out_channels), stride if index == 0 else 1, make))
+                blocks.append(ResidualBlock(channels, scaled(out_channels), stride if index == 0 else 1, new_lif))
                 channels = scaled(out_channels)
         self.blocks = nn.Sequential(*blocks)
         self.pool = layer.SeqToANNContainer(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc1 = layer.SeqToANNContainer(nn.Linear(channels, scaled(256)))
-        self.fc1_lif = make()
+        self.fc1_lif = new_lif()
         self.fc2 = layer.SeqToANNContainer(nn.Linear(scaled(256), num_classes))
 
         for module in self.modules():
@@ -121,14 +115,13 @@ class ResNet19(nn.Module, Model):
         return self.fc2(self.fc1_lif(self.fc1(self.pool(x))))
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """The inner channels of each block, those of each stage, which its shortcuts join, those of the stem and of the hidden layer."""
+        """Return a group for the inner channels of each block, for each stage (its shortcuts join them), the stem and the hidden layer."""
         groups = []
         carriers, made_by, read_by = ["stem_lif"], ["stem"], []
 
-        def close() -> None:
-            groups.append(
-                channel_group(self, carriers[0], carriers=[Place(name, 2) for name in carriers], made_by=made_by, read_by=read_by)
-            )
+        def add(carriers: list[str], made_by: list[str], read_by: list[str]) -> None:
+            places = [Place(name, 2) for name in carriers]
+            groups.append(channel_group(self, carriers[0], carriers=places, made_by=made_by, read_by=read_by))
 
         for i, block in enumerate(self.blocks):
             name = f"blocks.{i}"
@@ -137,13 +130,9 @@ class ResNet19(nn.Module, Model):
                 carriers, made_by = [*carriers, f"{name}.lif2"], [*made_by, f"{name}.conv2"]
             else:
                 read_by = [*read_by, f"{name}.shortcut"]
-                close()
+                add(carriers, made_by, read_by)
                 carriers, made_by, read_by = [f"{name}.lif2"], [f"{name}.conv2", f"{name}.shortcut"], []
-            inner = channel_group(
-                self, f"{name}.lif1", carriers=[Place(f"{name}.lif1", 2)], made_by=[f"{name}.conv1"], read_by=[f"{name}.conv2"]
-            )
-            groups.append(inner)
-        read_by = [*read_by, "fc1"]
-        close()
-        groups.append(channel_group(self, "fc1_lif", carriers=[Place("fc1_lif", 2)], made_by=["fc1"], read_by=["fc2"]))
+            add([f"{name}.lif1"], [f"{name}.conv1"], [f"{name}.conv2"])
+        add(carriers, made_by, [*read_by, "fc1"])
+        add(["fc1_lif"], ["fc1"], ["fc2"])
         return groups

@@ -1,5 +1,6 @@
 """Spikformer (Zhou et al., ICLR 2023): a transformer of spikes, for still images and for event frames."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -9,17 +10,17 @@ from torch import Tensor, nn
 from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.models.channels import ChannelGroup, Place, channel_group
+from snnexp.models.layers import conv_norm
 from snnexp.models.neurons import make_lif, published_form
-from snnexp.models.resnet19 import conv_norm
 from snnexp.published import Published, Table
 
-STAGES = 4  # of the patch splitting, the last of all features, each one before of half the next one's
+STAGES = 4  # of the patch splitting: the last has all features, each earlier one half as many as the next
 PUBLISHED_NEURON = published_form("spikingjelly", detach_reset=True)
-ATTENTION_THRESHOLD = 0.5  # of the LIF that the attention feeds
+ATTENTION_THRESHOLD = 0.5  # of the LIF behind the attention
 
 
 class Stage(nn.Module):
-    """3x3 convolution, batch norm over T and N, LIF, and 3x3 max pooling if it halves: [T, N, C, H, W] -> [T, N, C', H', W']."""
+    """3x3 convolution, batch norm over T and N, LIF, and with `halves` 3x3 max pooling: [T, N, C, H, W] -> [T, N, C', H', W']."""
 
     def __init__(self, in_channels: int, out_channels: int, halves: bool, lif: partial) -> None:
         super().__init__()
@@ -32,9 +33,9 @@ class Stage(nn.Module):
 
 
 class SPS(nn.Module):
-    """Spiking patch splitting: four stages, the last `pools` of them halving, and a relative position embedding added.
+    """Spiking patch splitting: four stages, of which the last `pools` halve the image, and a relative position embedding that is added.
 
-    Input [T, N, C, H, W], output tokens [T, N, L, dim] with L = H W / 4^pools, each 0, 1 or 2.
+    Input [T, N, C, H, W], output tokens [T, N, L, dim] with L = H W / 4^pools; every value is 0, 1 or 2.
     """
 
     def __init__(self, in_channels: int, dim: int, pools: int, lif: partial) -> None:
@@ -46,7 +47,7 @@ class SPS(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(x)
         x = x + self.rpe(x)
-        return x.flatten(3).transpose(2, 3).contiguous()  # in channels_last memory it is
+        return x.flatten(3).transpose(2, 3).contiguous()  # no copy in channels_last memory
 
 
 class LinearNorm(nn.Sequential):
@@ -62,7 +63,7 @@ class LinearNorm(nn.Sequential):
 def attention(q: Tensor, k: Tensor, v: Tensor, by_tokens: bool | None = None) -> Tensor:
     """Return q kᵀ v, all [..., L, D]: as (q kᵀ) v if `by_tokens`, as q (kᵀ v) if not, or (None) in the cheaper order.
 
-    No softmax stands between. Of spikes either order gives the same numbers: sums of 0 and 1, exact in fp32.
+    There is no softmax in between. For spikes both orders give the same numbers: sums of 0 and 1, exact in fp32.
     """
     L, D = q.shape[-2:]
     if L <= D if by_tokens is None else by_tokens:
@@ -73,7 +74,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, by_tokens: bool | None = None) ->
 class SSA(nn.Module):
     """Spiking self-attention: LIF(scale q kᵀ v) of each head, then a linear layer with LIF: tokens [T, N, L, C] -> [T, N, L, C].
 
-    `heads` may change with the widths of q, k, v and proj: a head's width is read from the tensors.
+    Pruning changes `heads` and the widths of q, k, v and proj, so the width of a head is read from the tensors.
     """
 
     def __init__(self, dim: int, heads: int, scale: float, qkv_bias: bool, lif: partial) -> None:
@@ -87,7 +88,7 @@ class SSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.q_lif(self.q(x)), self.k_lif(self.k(x)), self.v_lif(self.v(x))
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(2, 3) for each in spikes)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in spikes)
         x = attention(q, k, v).transpose(2, 3).flatten(3) * self.scale
         return self.proj_lif(self.proj(self.lif(x)))
 
@@ -104,8 +105,8 @@ class MLP(nn.Module):
         return self.lif2(self.fc2(self.lif1(self.fc1(x))))
 
 
-class Block(nn.Module):
-    """Attention and MLP, each added to its input: tokens [T, N, L, C] -> [T, N, L, C], whole numbers from 0 on."""
+class SpikformerBlock(nn.Module):
+    """Attention and MLP, each added to its input: tokens [T, N, L, C] -> [T, N, L, C], whole numbers of 0 or more."""
 
     def __init__(self, dim: int, heads: int, hidden: int, scale: float, qkv_bias: bool, lif: partial) -> None:
         super().__init__()
@@ -118,9 +119,9 @@ class Block(nn.Module):
 
 
 def published_names(layer: str) -> Table:
-    """The names in the authors' code, where attention and MLP are made of `layer`: linear, or for events conv."""
+    """Return the table of names in the authors' code, whose attention and MLP layers are called `layer`: "linear", for events "conv"."""
     return [
-        (r"\.norm[12]\.|^norm\.|^pos_embed$", None),  # not used there either
+        (r"\.norm[12]\.|^norm\.|^pos_embed$", None),  # not used in their code either
         (r"^patch_embed\.proj_(conv|bn)\.", r"patch_embed.proj_\g<1>0."),
         (r"^patch_embed\.proj_conv(\d)\.", r"sps.stages.\1.conv.0."),
         (r"^patch_embed\.proj_bn(\d)\.", r"sps.stages.\1.conv.1."),
@@ -137,12 +138,12 @@ class Spikformer(nn.Module, Model):
     """Patch splitting (SPS), `depth` blocks of attention and MLP, and a linear layer without LIF on the mean of the tokens.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes]. H and W are multiples of
-    2^pools. Parameters at 10 classes: 9,324,730 of 4 blocks of 384 features at 3 channels (4-256: 4,155,178, 2-384: 5,765,050), and
-    2,566,666 of the one for events (depth 2, dim 256, pools 4, no qkv_bias) at 2. Published counts are larger by what the authors' code
-    holds and does not use: two LayerNorms of each block (4-384: 6,144), for events also a last one and a position embedding (18,944).
-    Linear layers begin with `linear_init` "small", a truncated normal of 0.02 without bias, or, all but the last, with "torch", torch's
-    own, as those for events do in the authors' code, where they are convolutions.
-    Raises UserError for numbers that are not allowed and for an input of another shape.
+    2^pools. Parameters at 10 classes: 9,324,730 with 4 blocks of 384 features and 3 channels (4-256: 4,155,178, 2-384: 5,765,050), and
+    2,566,666 for the events form (depth 2, dim 256, pools 4, no qkv_bias) with 2 channels. Published counts are larger by what the authors'
+    code holds and does not use: two LayerNorms in each block (4-384: 6,144), for events also a last one and a position embedding (18,944).
+    `linear_init` sets the first weights of linear layers: "small" is a truncated normal of deviation 0.02 with bias 0; "torch" is torch's
+    own for all but the last, as in the authors' code for events, where these layers are convolutions.
+    Raises: UserError for values that are not allowed, and for an input of another shape.
     """
 
     published = (
@@ -174,9 +175,9 @@ class Spikformer(nn.Module, Model):
         if dim < 1 or dim % 2 ** (STAGES - 1):
             raise UserError(f"model.dim: {dim} is not allowed; SPS begins with an eighth of it, so it must be a multiple of 8.")
         if heads < 1 or dim % heads:
-            fitting = [n for n in range(1, dim + 1) if dim % n == 0]
-            near = min(fitting, key=lambda n: abs(n - heads))
-            raise UserError(f"model.heads: {heads} does not divide model.dim={dim}; the nearest number that does is {near}.")
+            divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+            closest = min(divisors, key=lambda n: abs(n - heads))
+            raise UserError(f"model.heads: {heads} does not divide model.dim={dim}; the nearest number that does is {closest}.")
         if not mlp_ratio > 0:
             raise UserError(f"model.mlp_ratio: {mlp_ratio} is not allowed; the MLP's width in units of model.dim must be above 0.")
         if not 0 <= pools <= STAGES:
@@ -189,17 +190,17 @@ class Spikformer(nn.Module, Model):
         patch = 2**pools
         if size < 1 or size % patch:
             above = max(1, -(-size // patch)) * patch
-            take = f"{above - patch} or {above}" if above > patch else f"{above}"
+            sizes = f"{above - patch} or {above}" if above > patch else f"{above}"
             raise UserError(
                 f"model.size: {size} is no multiple of {patch}, and model.pools={pools} halves the image {pools} times; "
-                f"take data of size {take} (dataset.size), or fewer model.pools."
+                f"take data of size {sizes} (dataset.size), or fewer model.pools."
             )
-        # The paper detaches the reset, which neither preset does.
-        make = partial(make_lif, neuron, **({"detach_reset": True} | (lif or {})))
+        # The paper detaches the reset; neither preset does.
+        new_lif = partial(make_lif, neuron, **({"detach_reset": True} | (lif or {})))
 
-        self.sps = SPS(in_channels, dim, pools, make)
+        self.sps = SPS(in_channels, dim, pools, new_lif)
         hidden = max(1, round(dim * mlp_ratio))
-        self.blocks = nn.Sequential(*(Block(dim, heads, hidden, scale, qkv_bias, make) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(SpikformerBlock(dim, heads, hidden, scale, qkv_bias, new_lif) for _ in range(depth)))
         self.head = nn.Linear(dim, num_classes)
 
         for module in self.modules() if linear_init == "small" else [self.head]:
@@ -220,27 +221,22 @@ class Spikformer(nn.Module, Model):
         return self.head(self.blocks(self.sps(x)).mean(2))
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """The channels of each stage of SPS but the last, the heads of each attention, the hidden channels of each MLP, the embedding.
+        """Return a group for each stage of SPS but the last, the heads of each attention, the hidden layer of each MLP, the embedding.
 
         The embedding is what the residual sums join: the features of the last stage, of the position embedding and of all blocks.
         """
+        stages = [f"sps.stages.{i}" for i in range(STAGES)]
         groups = [
-            channel_group(
-                self,
-                f"sps.stages.{i}.lif",
-                carriers=[Place(f"sps.stages.{i}.lif", 2)],
-                made_by=[f"sps.stages.{i}.conv"],
-                read_by=[f"sps.stages.{i + 1}.conv"],
-            )
-            for i in range(STAGES - 1)
+            channel_group(self, f"{stage}.lif", carriers=[Place(f"{stage}.lif", 2)], made_by=[f"{stage}.conv"], read_by=[f"{after}.conv"])
+            for stage, after in itertools.pairwise(stages)
         ]
-        embedding = [Place(f"sps.stages.{STAGES - 1}.lif", 2), Place("sps.rpe.lif", 2)]
-        writers, readers = [f"sps.stages.{STAGES - 1}.conv", "sps.rpe.conv"], ["sps.rpe.conv", "head"]
+        embedding = [Place(f"{stages[-1]}.lif", 2), Place("sps.rpe.lif", 2)]
+        made_by, read_by = [f"{stages[-1]}.conv", "sps.rpe.conv"], ["sps.rpe.conv", "head"]
         for i, block in enumerate(self.blocks):
             ssa, mlp = f"blocks.{i}.attention", f"blocks.{i}.mlp"
             embedding += [Place(f"{ssa}.proj_lif", 3), Place(f"{mlp}.lif2", 3)]
-            writers += [f"{ssa}.proj", f"{mlp}.fc2"]
-            readers += [f"{ssa}.q", f"{ssa}.k", f"{ssa}.v", f"{mlp}.fc1"]
+            made_by += [f"{ssa}.proj", f"{mlp}.fc2"]
+            read_by += [f"{ssa}.q", f"{ssa}.k", f"{ssa}.v", f"{mlp}.fc1"]
             width = block.attention.proj[0].in_features // block.attention.heads
             groups.append(
                 channel_group(
@@ -256,5 +252,5 @@ class Spikformer(nn.Module, Model):
             groups.append(
                 channel_group(self, f"{mlp}.lif1", carriers=[Place(f"{mlp}.lif1", 3)], made_by=[f"{mlp}.fc1"], read_by=[f"{mlp}.fc2"])
             )
-        groups.append(channel_group(self, "embedding", carriers=embedding, made_by=writers, read_by=readers))
+        groups.append(channel_group(self, "embedding", carriers=embedding, made_by=made_by, read_by=read_by))
         return groups

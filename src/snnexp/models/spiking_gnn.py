@@ -1,8 +1,8 @@
-"""Spiking graph networks: message passing by PyTorch Geometric, LayerNorm and LIF, over T steps of the same graph."""
+"""Spiking graph networks: message passing by PyTorch Geometric, LayerNorm and LIF, over T steps on the same graph."""
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,27 +17,31 @@ from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif, published_form
-from snnexp.published import Published, Table, counted
+from snnexp.published import Published, Table, renumber
 
 NAMES = {"gcn": "GCN", "gin": "GIN", "gat": "GAT", "gatv2": "GATv2", "sage": "SAGE", "graphconv": "GraphConv"}
-"""The convolutions, and what the statistics of a run call them."""
+"""The values of `conv_type`, and the names that the statistics of a run give them."""
+ATTENTION = ("gat", "gatv2")
 
-for told in ("Sparse CSR tensor support is in beta state", "Sparse invariant checks are implicitly disabled"):
-    warnings.filterwarnings("ignore", message=told)
+for message in ("Sparse CSR tensor support is in beta state", "Sparse invariant checks are implicitly disabled"):
+    warnings.filterwarnings("ignore", message=message)
 
 
 def sgt_names(names: list[str]) -> Table:
-    """From the names of SGT's files, of its three-layer networks and of those of any number of layers, to ours; those tell how many."""
+    """Return the table from the names in SGT's files to ours, for its three-layer networks and for those of any number of layers.
+
+    The names of a file tell how many layers its network has.
+    """
     last = 2 + max((int(match[1]) for name in names if (match := re.match(r"gnn_model\.blocks\.(\d+)\.", name))), default=-1)
     return [
         (r"^gnn_model\.bn(\d+)\.", r"gnn_model.norm\1."),
-        (r"^gnn_model\.blocks\.(\d+)\.conv\.", counted("gnn_model.conv#.", 1)),
-        (r"^gnn_model\.blocks\.(\d+)\.bn\.", counted("gnn_model.norm#.", 1)),
+        (r"^gnn_model\.blocks\.(\d+)\.conv\.", renumber("gnn_model.conv#.", 1)),
+        (r"^gnn_model\.blocks\.(\d+)\.bn\.", renumber("gnn_model.norm#.", 1)),
         (r"^gnn_model\.final_conv\.", f"gnn_model.conv{last}."),
         (r"^gnn_model\.final_bn\.", f"gnn_model.norm{last}."),
-        # Of GIN: linear, norm, LIF, linear, norm, LIF in each.
+        # GIN: each layer is linear, norm, LIF, linear, norm, LIF.
         (r"^gnn_model\.lin\.", "gnn_model.output."),
-        (r"^gnn_model\.convs\.(\d+)\.", counted("gnn_model.conv#.", 1)),
+        (r"^gnn_model\.convs\.(\d+)\.", renumber("gnn_model.conv#.", 1)),
         (r"^gnn_model\.conv(\d+)\.nn\.0\.", r"gnn_model.conv\1.nn."),
         (r"^gnn_model\.conv(\d+)\.nn\.1\.", lambda match: f"gnn_model.norm{2 * int(match[1]) - 1}."),
         (r"^gnn_model\.conv(\d+)\.nn\.3\.", r"gnn_model.linear\1."),
@@ -46,13 +50,14 @@ def sgt_names(names: list[str]) -> Table:
 
 
 class SpikingGNN(nn.Module, Model):
-    """`num_layers` convolutions of `width`, each with LayerNorm and LIF but for the last LIF; sum, mean and max of the nodes; LIF; linear.
+    """`num_layers` convolutions of `width` features with LayerNorm and LIF (no LIF after the last), a readout of the nodes, LIF, linear.
 
-    Input a batch of graphs, x [V, F] and edge_index [2, E]; output [T, G, num_outputs]. The same features enter at every step, so what
-    comes before the first LIF is computed once. `embed_atoms` (null: where the data have categories) embeds the categories of atoms and
-    adds those of the bonds around each; without it their numbers enter as they are. `spiking` false has ReLU for LIF, and one step.
+    The readout is sum, mean and max over the nodes of a graph. Input a batch of graphs, x [V, F] and edge_index [2, E]; output
+    [T, G, num_outputs]. The same features enter at every step, so what comes before the first LIF is computed once. `embed_atoms` (None: if
+    the data have categories) embeds the categories of each atom and adds embeddings of the bonds around it; false: the numbers enter as
+    they are. `spiking` false builds the twin with ReLU instead of LIF and a single step.
     134,401 parameters for gcn of 3 x 256 on one feature, 135,937 on 7, 136,449 on 9.
-    Raises UserError for an unknown convolution and for numbers that are not allowed.
+    Raises: UserError for an unknown convolution, and for values that are not allowed.
     """
 
     published = (Published("SGT", sgt_names, form=published_form("spikingjelly") | {"spiking": True}),)
@@ -89,38 +94,41 @@ class SpikingGNN(nn.Module, Model):
         self.T = T if spiking else 1
         self.num_features, self.conv_type = num_features, conv_type
 
-        def activation(**overrides: Any) -> nn.Module:
+        def new_activation(**overrides: Any) -> nn.Module:
             return make_lif(neuron, **((lif or {}) | overrides)) if spiking else nn.ReLU()
 
         embeds = atom_types is not None if embed_atoms is None else embed_atoms
         self.atoms = Categories(atom_types, width) if embeds else None
         self.bonds = Categories(bond_types, width) if embeds and bond_types is not None else None
-        layers = GINLayers if conv_type == "gin" else ConvLayers
-        self.gnn_model = layers(width if embeds else num_features, width, num_layers, conv_type, heads, activation)
-        self.output_mlp = nn.Sequential(activation(detach_reset=True), nn.Linear(3 * width, num_outputs))
+        features = width if embeds else num_features
+        if conv_type == "gin":
+            self.gnn_model: nn.Module = GINLayers(features, width, num_layers, new_activation)
+        else:
+            self.gnn_model = ConvLayers(features, width, num_layers, conv_type, heads, new_activation)
+        self.output_mlp = nn.Sequential(new_activation(detach_reset=True), nn.Linear(3 * width, num_outputs))
 
     def forward(self, graphs: Data) -> Tensor:
         if not isinstance(graphs, Data):
             raise UserError("spiking_gnn takes graphs, and these data are none; choose some, such as dataset=digits_graph.")
         if graphs.x.shape[1] != self.num_features:
             raise UserError(f"spiking_gnn was made for {self.num_features} features of a node and got {graphs.x.shape[1]}.")
-        x = self._features(graphs)
-        edges = weighted(graphs.edge_index, len(x), self.conv_type, at_least_fp32(x).dtype)
-        once, each = (side_by_side(*edges, len(x), n, self.conv_type) for n in (1, self.T))
-        h = self.gnn_model(x, self.T, once, each)
+        x = self.features(graphs)
+        edges = weighted_edges(graphs.edge_index, len(x), self.conv_type, at_least_fp32(x).dtype)
+        single, repeated = (repeat_graphs(*edges, len(x), n, self.conv_type) for n in (1, self.T))
+        h = self.gnn_model(x, self.T, single, repeated)
         return self.output_mlp(readout(h, graphs.ptr, self.T))
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """The hidden width of each layer, under graph attention its heads, and, but there, the width that is read out.
+        """Return a group for the hidden width of each layer (with graph attention: its heads) and for the width that is read out.
 
-        A channel within a head takes part in the attention of the others, so it cannot leave alone; the last GAT has one head.
+        With graph attention the last width is no group: a channel within a head takes part in the attention of the others, so it cannot
+        be removed alone, and the last layer has one head.
         """
         gnn, groups = self.gnn_model, []
 
-        def add(lif: str, made_by: list[str | Place], read_by: list[str], **more: Any) -> None:
-            spread = more.get("spread", 1)
-            group = channel_group(self, lif, carriers=[Place(lif, 2, spread)], made_by=made_by, read_by=read_by, **more)
-            groups.append(group)
+        def add(lif: str, made_by: list[str | Place], read_by: list[str], spread: int = 1, heads: Sequence[str] = ()) -> None:
+            carriers = [Place(lif, 2, spread)]
+            groups.append(channel_group(self, lif, carriers=carriers, made_by=made_by, read_by=read_by, spread=spread, heads=heads))
 
         if isinstance(gnn, GINLayers):
             for i in range(1, gnn.num_layers):
@@ -132,17 +140,16 @@ class SpikingGNN(nn.Module, Model):
         else:
             for i in range(1, gnn.num_layers):
                 conv, norm = f"gnn_model.conv{i}", f"gnn_model.norm{i}"
-                if self.conv_type in ("gat", "gatv2"):
+                if self.conv_type in ATTENTION:
+                    names = [name for name, _ in self.get_submodule(conv).named_parameters()]
+                    weights: list[str | Place] = [f"{conv}.{name}" for name in names if not name.startswith("att")]
+                    vectors = [Place(f"{conv}.{name}", 1) for name in names if name.startswith("att")]  # [1, heads, C]
                     width = self.get_submodule(conv).out_channels
-                    parts = [name for name, _ in self.get_submodule(conv).named_parameters() if not name.startswith("att")]
-                    vectors = [name for name, _ in self.get_submodule(conv).named_parameters() if name.startswith("att")]  # [1, heads, C]
-                    made_by = [Place(f"{conv}.{name}", 1) for name in vectors]
-                    made_by = [*(f"{conv}.{name}" for name in parts), *made_by, norm]
-                    add(f"gnn_model.lif{i}", made_by, [f"gnn_model.conv{i + 1}"], spread=width, heads=[conv])
+                    add(f"gnn_model.lif{i}", [*weights, *vectors, norm], [f"gnn_model.conv{i + 1}"], spread=width, heads=[conv])
                 else:
                     add(f"gnn_model.lif{i}", [conv, norm], [f"gnn_model.conv{i + 1}"])
             last = [f"gnn_model.conv{gnn.num_layers}", f"gnn_model.norm{gnn.num_layers}"]
-        if self.conv_type not in ("gat", "gatv2"):
+        if self.conv_type not in ATTENTION:
             width = self.output_mlp[1].in_features // 3  # sum, mean and max
             offsets = (0, width, 2 * width)
             groups.append(
@@ -156,7 +163,8 @@ class SpikingGNN(nn.Module, Model):
             )
         return groups
 
-    def _features(self, graphs: Data) -> Tensor:
+    def features(self, graphs: Data) -> Tensor:
+        """Return what enters the first layer [V, F]: the features of the nodes as they are, or their embeddings."""
         if self.atoms is None:
             return graphs.x.to(self.output_mlp[1].weight.dtype)
         h = self.atoms(graphs.x)
@@ -166,7 +174,7 @@ class SpikingGNN(nn.Module, Model):
 
 
 class Categories(nn.Module):
-    """The sum of an embedding for each categorical column: [M, K] -> [M, width]."""
+    """The sum of one embedding for each of K categorical columns: [M, K] -> [M, width]."""
 
     def __init__(self, sizes: list[int], width: int) -> None:
         super().__init__()
@@ -179,48 +187,49 @@ class Categories(nn.Module):
 class ConvLayers(nn.Module):
     """Convolution, LayerNorm and LIF, `num_layers` times, the last without LIF: [V, F] -> [T, V, width]."""
 
-    def __init__(self, num_features: int, width: int, num_layers: int, conv_type: str, heads: int, activation: Callable) -> None:
+    def __init__(self, num_features: int, width: int, num_layers: int, conv_type: str, heads: int, new_activation: Callable) -> None:
         super().__init__()
         self.num_layers = num_layers
-        several = heads if conv_type in ("gat", "gatv2") else 1
         channels = num_features
         for i in range(1, num_layers + 1):
-            n = several if i < num_layers else 1
-            self.add_module(f"conv{i}", convolution(conv_type, channels, width, n))
-            channels = width * n
+            count = heads if conv_type in ATTENTION and i < num_layers else 1
+            self.add_module(f"conv{i}", convolution(conv_type, channels, width, count))
+            channels = width * count
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
             if i < num_layers:
-                self.add_module(f"lif{i}", activation())
+                self.add_module(f"lif{i}", new_activation())
 
-    def forward(self, x: Tensor, T: int, once: Tensor, each: Tensor) -> Tensor:
-        h = self.norm1(self.conv1(x, once)).expand(T, -1, -1)
+    def forward(self, x: Tensor, T: int, single: Tensor, repeated: Tensor) -> Tensor:
+        """Return the features of all nodes; `single` is the adjacency of the batch, `repeated` that of its T copies."""
+        h = self.norm1(self.conv1(x, single)).expand(T, -1, -1)
         for i in range(2, self.num_layers + 1):
             h = getattr(self, f"lif{i - 1}")(h)
-            h = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(h.flatten(0, 1), each)).unflatten(0, (T, -1))
+            h = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(h.flatten(0, 1), repeated)).unflatten(0, (T, -1))
         return h
 
 
 class GINLayers(nn.Module):
-    """GIN convolutions whose MLP is twice linear, LayerNorm, LIF, and a linear layer after the last: [V, F] -> [T, V, width].
+    """GIN convolutions, each with an MLP of two times linear, LayerNorm and LIF, and a linear layer at the end: [V, F] -> [T, V, width].
 
-    The first linear layer of an MLP is `conv<i>.nn`, the second `linear<i>`.
+    The first linear layer of the i-th MLP is `conv<i>.nn`, the second is `linear<i>`.
     """
 
-    def __init__(self, num_features: int, width: int, num_layers: int, conv_type: str, heads: int, activation: Callable) -> None:
+    def __init__(self, num_features: int, width: int, num_layers: int, new_activation: Callable) -> None:
         super().__init__()
         self.num_layers = num_layers
         for i in range(1, num_layers):
-            self.add_module(f"conv{i}", convolution(conv_type, num_features if i == 1 else width, width, 1))
+            self.add_module(f"conv{i}", convolution("gin", num_features if i == 1 else width, width))
             self.add_module(f"norm{2 * i - 1}", nn.LayerNorm(width))
-            self.add_module(f"lif{2 * i - 1}", activation())
+            self.add_module(f"lif{2 * i - 1}", new_activation())
             self.add_module(f"linear{i}", nn.Linear(width, width))
             self.add_module(f"norm{2 * i}", nn.LayerNorm(width))
-            self.add_module(f"lif{2 * i}", activation())
+            self.add_module(f"lif{2 * i}", new_activation())
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, T: int, once: Tensor, each: Tensor) -> Tensor:
+    def forward(self, x: Tensor, T: int, single: Tensor, repeated: Tensor) -> Tensor:
+        """Return the features of all nodes; `single` is the adjacency of the batch, `repeated` that of its T copies."""
         for i in range(1, self.num_layers):
-            h = getattr(self, f"norm{2 * i - 1}")(getattr(self, f"conv{i}")(x, once if i == 1 else each))
+            h = getattr(self, f"norm{2 * i - 1}")(getattr(self, f"conv{i}")(x, single if i == 1 else repeated))
             h = h.expand(T, -1, -1) if i == 1 else h.unflatten(0, (T, -1))
             h = getattr(self, f"linear{i}")(getattr(self, f"lif{2 * i - 1}")(h))
             h = getattr(self, f"lif{2 * i}")(getattr(self, f"norm{2 * i}")(h))
@@ -229,7 +238,7 @@ class GINLayers(nn.Module):
 
 
 class SparseSum:
-    """The aggregation of a convolution as one product with a sparse adjacency, in fp32 or fp64, the only types of which CPUs do."""
+    """A mix-in: a convolution aggregates by one product with a sparse adjacency, in fp32 or fp64, the only types that a CPU has for it."""
 
     def message_and_aggregate(self, adjacency: Tensor, x: Any) -> Tensor:
         x = x if isinstance(x, Tensor) else x[0]
@@ -253,8 +262,8 @@ class SparseGIN(SparseSum, GINConv):
     """GIN (Xu et al., ICLR 2019)."""
 
 
-def convolution(conv_type: str, channels: int, width: int, heads: int) -> nn.Module:
-    """The convolution of a name; the weights of the edges come with the adjacency, but for attention, which computes its own."""
+def convolution(conv_type: str, channels: int, width: int, heads: int = 1) -> nn.Module:
+    """Return the convolution of a name; the adjacency brings the weights of the edges, except that attention computes its own."""
     match conv_type:
         case "gcn":
             return SparseGCN(channels, width, normalize=False)
@@ -270,13 +279,13 @@ def convolution(conv_type: str, channels: int, width: int, heads: int) -> nn.Mod
             return SparseGIN(nn.Linear(channels, width))
 
 
-def weighted(edge_index: Tensor, V: int, conv_type: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The edges and their weights, GCN's symmetric norm with self-loops, SAGE's mean, or 1; in the order of a sparse matrix of targets.
+def weighted_edges(edge_index: Tensor, V: int, conv_type: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return the edges [2, E], sorted by their targets, and their weights [E]: GCN's symmetric norm with self-loops, SAGE's mean, or 1.
 
-    Attention weighs the edges itself, and gets them as they are.
+    For attention, which weighs the edges itself, they stay as they are.
     """
     weight = torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
-    if conv_type in ("gat", "gatv2"):
+    if conv_type in ATTENTION:
         return edge_index, weight
     if conv_type == "gcn":
         edge_index, weight = gcn_norm(edge_index, weight, V)
@@ -285,10 +294,10 @@ def weighted(edge_index: Tensor, V: int, conv_type: str, dtype: torch.dtype = to
     return coalesce(edge_index, weight, V, sort_by_row=False)
 
 
-def side_by_side(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: str) -> Tensor:
-    """The adjacency of n copies of the graphs, one for each step: sparse [n V, n V], or its edges [2, n E] where attention weighs them."""
+def repeat_graphs(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: str) -> Tensor:
+    """Return the adjacency of n copies of the graphs, one for each step: sparse [n V, n V]; for attention its edges [2, n E]."""
     edges = edge_index.repeat(1, n) + torch.arange(n, device=weight.device).repeat_interleave(len(weight)) * V
-    if conv_type in ("gat", "gatv2"):
+    if conv_type in ATTENTION:
         return edges
     rows = torch.zeros(n * V + 1, dtype=torch.int64, device=weight.device)
     rows[1:] = degree(edges[1], n * V, dtype=torch.int64).cumsum(0)
@@ -296,19 +305,19 @@ def side_by_side(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: 
 
 
 def readout(h: Tensor, ptr: Tensor, T: int) -> Tensor:
-    """Sum, mean and max over the nodes of each graph: [T, V, F] -> [T, G, 3 F]; 0 of a graph without nodes."""
+    """Return sum, mean and max over the nodes of each graph: [T, V, F] -> [T, G, 3 F]; 0 for a graph without nodes."""
     sizes = ptr.diff()
     bounds = torch.cat([ptr[:1], sizes.repeat(T).cumsum(0)])
     h = at_least_fp32(h).flatten(0, 1)
-    total, largest = (each.unflatten(0, (T, -1)) for each in (segment(h, bounds, "sum"), LargestOfEach.apply(h, bounds)))
+    total, largest = (part.unflatten(0, (T, -1)) for part in (segment(h, bounds, "sum"), SegmentMax.apply(h, bounds)))
     return torch.cat([total, total / sizes.clamp(min=1)[:, None], largest], dim=-1)
 
 
-class LargestOfEach(torch.autograd.Function):
-    """The maximum over the rows between neighbouring bounds: [V, F] -> [G, F]; rows that tie for it share its gradient evenly.
+class SegmentMax(torch.autograd.Function):
+    """The maximum over the rows between neighbouring bounds, [V, F] -> [G, F]; rows that tie for it share its gradient evenly.
 
-    Nodes with like neighbourhoods tie all the time, and the gradient of torch's segment_reduce divides by the number of ties only
-    where it is positive.
+    Nodes with equal neighbourhoods tie all the time, and the gradient of torch's segment_reduce divides by the number of ties only where it
+    is positive.
     """
 
     @staticmethod
@@ -320,5 +329,5 @@ class LargestOfEach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         largest, bounds = ctx.saved_tensors
-        sharers = segment(largest.to(gradient.dtype), bounds, "sum").clamp(min=1)
-        return largest * (gradient / sharers).repeat_interleave(bounds.diff(), dim=0, output_size=len(largest)), None
+        ties = segment(largest.to(gradient.dtype), bounds, "sum").clamp(min=1)
+        return largest * (gradient / ties).repeat_interleave(bounds.diff(), dim=0, output_size=len(largest)), None

@@ -30,11 +30,11 @@ class ConvLIF(nn.Module):
 
 
 class VGGSNN(nn.Module, Model):
-    """Eight ConvLIF layers, halved four times (`pool` "avg" or "stride"), and one linear layer without LIF.
+    """Eight ConvLIF layers, which halve the image four times (`pool` "avg" or "stride"), and a linear layer without LIF.
 
     Input [T, N, C, H, W], or a still image [N, C, H, W] that is shown T times; output [T, N, num_classes].
-    9,271,498 parameters at 2 channels, 48x48, 10 classes, width 1, with either way of halving.
-    Raises UserError for a size below 16, for numbers that are no positive count, and for an input of another shape.
+    9,271,498 parameters at 2 channels, 48x48, 10 classes and width 1, with either `pool`.
+    Raises: UserError for a size below 16, for other values that are not allowed, and for an input of another shape.
     """
 
     published = (
@@ -65,14 +65,14 @@ class VGGSNN(nn.Module, Model):
         if not width > 0:
             raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
         self.T, self.in_channels, self.size = T, in_channels, size
-        make = partial(make_lif, neuron, **(lif or {}))
+        new_lif = partial(make_lif, neuron, **(lif or {}))
 
         blocks: list[nn.Module] = []
         channels, side = in_channels, size
         for first, second in STAGES:
             first, second = max(1, round(first * width)), max(1, round(second * width))
-            blocks.append(ConvLIF(channels, first, 1, make))
-            blocks.append(ConvLIF(first, second, 2 if pool == "stride" else 1, make))
+            blocks.append(ConvLIF(channels, first, 1, new_lif))
+            blocks.append(ConvLIF(first, second, 2 if pool == "stride" else 1, new_lif))
             if pool == "avg":
                 blocks.append(layer.SeqToANNContainer(nn.AvgPool2d(2)))
             channels, side = second, side // 2 if pool == "avg" else math.ceil(side / 2)
@@ -94,7 +94,7 @@ class VGGSNN(nn.Module, Model):
         return self.classifier(self.features(x))
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """The channels of each ConvLIF; those of the last are read as maps of several pixels by the linear layer."""
+        """Return a group for the channels of each ConvLIF; the linear layer reads each channel of the last as a map of several pixels."""
         names = [f"features.{i}" for i, module in enumerate(self.features) if isinstance(module, ConvLIF)]
         last = self.get_submodule(names[-1]).conv[0].out_channels
         pixels = self.classifier[1].in_features // last

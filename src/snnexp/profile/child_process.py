@@ -1,4 +1,4 @@
-"""One setting measured in a process of its own, so that whatever becomes of it, out of memory, a crash, a hang, is an answer.
+"""Measuring one setting in a child process, so that any end of it, out of memory, a crash or a hang, is a result.
 
 `attempt` starts the process and watches it; `python -m snnexp.profile.child_process FOLDER` is that process: it reads
 FOLDER/request.json and writes FOLDER/report.json.
@@ -21,103 +21,105 @@ from typing import Any
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, read_json, write_json
 
-LEAST_S, PATIENCE_S = 1.0, 20.0
-"""A setting is measured for at least so long; beyond the second, three steps are enough."""
-WATCH_S = 0.05
-"""Seconds between two looks at the memory of a process."""
-FULL = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "alloc_failed", "bad_alloc")
-"""What the message of a failed allocation holds, in lower case."""
+MIN_SECONDS, SLOW_SECONDS = 1.0, 20.0
+"""A setting is measured for at least MIN_SECONDS; after SLOW_SECONDS, three steps are enough."""
+POLL_SECONDS = 0.05
+"""Seconds between two checks of the memory of a process."""
+OUT_OF_MEMORY_WORDS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "alloc_failed", "bad_alloc",
+)  # fmt: skip
+"""Words by which the message of a failed allocation is recognised, in lower case."""
 
 
 @dataclass
 class Outcome:
-    """What became of a setting: `state` is ok, "out of memory" or failed; only where it is ok is there a `report`."""
+    """The result of measuring a setting: `state` is "ok", "out of memory" or "failed"; only with "ok" is there a `report`."""
 
     state: str
     reason: str = ""
     report: dict[str, Any] = field(default_factory=dict)
     memory: int | None = None  # bytes: allocated on the device on CUDA, of the process and its loaders elsewhere
-    seconds: float = 0.0  # that the whole attempt took
+    seconds: float = 0.0  # of the whole attempt
     mistake: bool = False  # the configuration is at fault
 
 
 def attempt(settings: dict[str, Any], *, memory_limit: int | None, seconds: float, log: Path) -> Outcome:
-    """Measure a setting, at most so many `seconds`; what the process prints goes to `log`.
+    """Measure a setting in a child process, for at most `seconds`; the output of the process goes to `log`.
 
-    On CUDA the allocator itself holds to the limit. Elsewhere the process is ended when its pages and the private ones of its loaders
-    exceed it: a limit on the address space would count what torch maps and never touches.
+    On CUDA the allocator enforces the memory limit. Elsewhere the process is killed when its pages and the private pages of its loaders
+    exceed the limit: a limit on the address space would also count memory that torch maps and never touches.
     """
     began = time.monotonic()
-    host_limit = available() if memory_limit is None else memory_limit
+    host_limit = available_memory() if memory_limit is None else memory_limit
     with tempfile.TemporaryDirectory(prefix="snnexp_profile_") as name:
         folder = Path(name)
         write_json(folder / "request.json", {"settings": settings, "memory_limit": memory_limit})
-        environment = os.environ | {"SNNEXP_TRUST": ",".join(settings["trust"])}  # as for a run: its directory cannot vouch for itself
+        environment = os.environ | {"SNNEXP_TRUST": ",".join(settings["trust"])}  # as for a run, whose directory cannot grant trust itself
         command = [sys.executable, "-m", "snnexp.profile.child_process", str(folder)]
         with open(log, "a") as output:
             streams = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
-            process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # a Ctrl-C is for us alone
+            process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # a Ctrl-C must reach this process only
             try:
-                peak, ended = watch(process, host_limit, began + seconds)
+                peak, kill_reason = watch(process, host_limit, began + seconds)
             finally:
-                end(process)
-        outcome = judge(process.returncode, folder / "report.json", ended, host_limit, seconds)
+                kill(process)
+        outcome = outcome_of(process.returncode, folder / "report.json", kill_reason, host_limit, seconds)
     outcome.seconds = time.monotonic() - began
     if outcome.report and outcome.report["device_bytes"] is None:
         outcome.memory = max(peak, outcome.memory or 0)
-        if host_limit is not None and outcome.memory > host_limit:  # between two looks
-            outcome = Outcome("out of memory", over(host_limit), memory=outcome.memory, seconds=outcome.seconds)
+        if host_limit is not None and outcome.memory > host_limit:  # between two checks
+            outcome = Outcome("out of memory", over_limit(host_limit), memory=outcome.memory, seconds=outcome.seconds)
     elif not outcome.report:
         outcome.memory = peak or None
     return outcome
 
 
 def watch(process: subprocess.Popen, memory_limit: int | None, until: float) -> tuple[int, str]:
-    """Wait for the end of a process: its most memory, and why it was ended here ("" if it was not)."""
+    """Wait for the end of a process; return its peak memory in bytes, and why it must be killed ("" if it ended by itself)."""
     peak = 0
     while process.poll() is None:
-        peak = max(peak, resident(process.pid))
-        if memory_limit is not None and peak > memory_limit and not on_cuda(process.pid):
+        peak = max(peak, resident_bytes(process.pid))
+        if memory_limit is not None and peak > memory_limit and not uses_cuda(process.pid):
             return peak, "memory"
         if time.monotonic() > until:
             return peak, "time"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(WATCH_S)
+            process.wait(POLL_SECONDS)
     return peak, ""
 
 
-def on_cuda(pid: int) -> bool:
-    """True if a process has opened an NVIDIA device: then its limit is that of the device's memory."""
+def uses_cuda(pid: int) -> bool:
+    """Return whether a process has opened an NVIDIA device: then the memory limit is one of device memory."""
     with contextlib.suppress(OSError):
         return any("/dev/nvidia" in os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
     return False
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory of a process, and of its children what they do not share with it; 0 where there is no /proc."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident bytes of a process plus the unshared ones of its children; 0 where there is no /proc."""
     total, waiting = 0, [(pid, True)]
     while waiting:
-        number, first = waiting.pop()
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it may end while it is looked at
-            size, shared = (int(word) for word in Path(f"/proc/{number}/statm").read_text().split()[1:3])
-            total += (size if first else size - shared) * os.sysconf("SC_PAGE_SIZE")
-            for task in Path(f"/proc/{number}/task").iterdir():
+        current, is_root = waiting.pop()
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it may end at any moment
+            size, shared = (int(word) for word in Path(f"/proc/{current}/statm").read_text().split()[1:3])
+            total += (size if is_root else size - shared) * os.sysconf("SC_PAGE_SIZE")
+            for task in Path(f"/proc/{current}/task").iterdir():
                 waiting += [(int(child), False) for child in (task / "children").read_text().split()]
     return total
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a process and all that it started."""
+def kill(process: subprocess.Popen) -> None:
+    """Kill a process and all processes of its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def judge(code: int, path: Path, ended: str, limit: int | None, seconds: float) -> Outcome:
-    """The outcome of a process that has ended: `code` is its exit code, `path` its report, `ended` why it was ended from here."""
-    if ended == "memory":
-        return Outcome("out of memory", over(limit))
-    if ended == "time":
+def outcome_of(code: int, path: Path, kill_reason: str, limit: int | None, seconds: float) -> Outcome:
+    """Return the outcome of a process that has ended with exit code `code`; `path`: its report; `kill_reason`: why it was killed, or ""."""
+    if kill_reason == "memory":
+        return Outcome("out of memory", over_limit(limit))
+    if kill_reason == "time":
         return Outcome("failed", f"no end after {seconds:.0f} s")
     if not path.exists():
         if code == -signal.SIGKILL:
@@ -126,18 +128,18 @@ def judge(code: int, path: Path, ended: str, limit: int | None, seconds: float) 
         return Outcome("failed", f"the process ended with {what} and no report")
     report = read_json(path)
     if "failed" in report:
-        full = any(word in report["failed"].lower() for word in FULL)
+        full = any(word in report["failed"].lower() for word in OUT_OF_MEMORY_WORDS)
         return Outcome("out of memory" if full else "failed", report["failed"], mistake=report["mistake"])
     return Outcome("ok", report=report, memory=report["peak_bytes"])
 
 
-def over(limit: int) -> str:
-    """The reason of a setting that needs more than it may."""
+def over_limit(limit: int) -> str:
+    """Return the reason text for a setting that needs more memory than its limit."""
     return f"more than the limit of {limit / 2**30:.3g} GiB"
 
 
-def available() -> int | None:
-    """Bytes that this machine has to give now, less a twentieth; None where it does not say."""
+def available_memory() -> int | None:
+    """Return the bytes of memory available on this machine, less a twentieth; None where that is unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -150,7 +152,7 @@ def available() -> int | None:
 
 @contextlib.contextmanager
 def scratch_experiment(settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The experiment of a setting on one process, without a logger or checkpoints; what a run writes goes to `folder`."""
+    """Build the experiment of a setting for one process, without logger and checkpoints; its files go to `folder`."""
     import torch
 
     from snnexp import build
@@ -159,8 +161,8 @@ def scratch_experiment(settings: dict[str, Any], folder: Path) -> Iterator[Any]:
     from snnexp.engine.terminal import Terminal
 
     allocator.keep_memory()
-    watching = {name: node for name, node in settings["tracker"].items() if not str(node["_target_"]).endswith(".TimingTracker")}
-    settings = settings | {"logger": {"_target_": None}, "tracker": watching, "save_minutes": None}  # the steps are timed from here
+    trackers = {name: node for name, node in settings["tracker"].items() if not str(node["_target_"]).endswith(".TimingTracker")}
+    settings = settings | {"logger": {"_target_": None}, "tracker": trackers, "save_minutes": None}  # `steps` times the steps
     device = choose_device(settings["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events are recorded on the current device
@@ -176,37 +178,37 @@ def scratch_experiment(settings: dict[str, Any], folder: Path) -> Iterator[Any]:
         terminal.close()
 
 
-def measure(settings: dict[str, Any], folder: Path, memory_limit: int | None) -> dict[str, Any]:
-    """Speed and peak memory of a setting, in this process.
+def measure_setting(settings: dict[str, Any], folder: Path, memory_limit: int | None) -> dict[str, Any]:
+    """Measure speed and peak memory of a setting in this process.
 
-    Raises: whatever goes wrong.
+    Raises: any error of building or training it.
     """
     import torch
 
     from snnexp.profile import memory, steps
 
     if memory_limit is not None and settings["device"] != "cpu" and torch.cuda.is_available():
-        place = torch.device(settings["device"] if settings["device"].startswith("cuda:") else "cuda:0")
-        whole = torch.cuda.get_device_properties(place).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit / whole), place)
+        device = torch.device(settings["device"] if settings["device"].startswith("cuda:") else "cuda:0")
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit / total), device)
     with scratch_experiment(settings, folder) as experiment:
         device = experiment.ranks.device
-        meter = steps.Meter(settings["warmup"], settings["steps"], LEAST_S, PATIENCE_S)
-        steps.steps(experiment, meter)
+        meter = steps.Meter(settings["warmup"], settings["steps"], MIN_SECONDS, SLOW_SECONDS)
+        steps.run_steps(experiment, meter)
         peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else memory.peak_bytes(device)
-        return steps.facts(experiment) | steps.summary(*meter.measured()) | {"peak_bytes": peak}
+        return steps.facts(experiment) | steps.summary(*meter.results()) | {"peak_bytes": peak}
 
 
-def answer(folder: Path) -> dict[str, Any]:
-    """What the request in a folder comes to: a report, or why there is none."""
+def answer_request(folder: Path) -> dict[str, Any]:
+    """Carry out the request in a folder; return the report, or the reason why there is none."""
     from snnexp import targets
 
     request = json.loads((folder / "request.json").read_text())
     settings = request["settings"] | {"trust": [name for name in os.environ.get("SNNEXP_TRUST", "").split(",") if name]}
     try:
         targets.check_nodes(settings, settings["trust"])
-        return measure(settings, folder, request["memory_limit"])
-    except Exception as error:  # whatever it is, it is the answer
+        return measure_setting(settings, folder, request["memory_limit"])
+    except Exception as error:  # any error is a result
         text = str(error).strip().splitlines()[0] if str(error).strip() else "no more is known"
         if isinstance(error, UserError):
             return {"failed": text, "mistake": True}
@@ -216,16 +218,16 @@ def answer(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Entry point of the process."""
+    """Run the child process."""
     from snnexp.engine.signals import follow_parent
 
     follow_parent()
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process is the one to go
-    write_json(folder / "report.json", answer(folder))
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel should kill this process
+    write_json(folder / "report.json", answer_request(folder))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # loaders that are still fetching are not waited for
+    os._exit(0)  # do not wait for loaders that are still fetching
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the memory of a training step goes: the bytes that are held, each counted once, and beside them what a formula says."""
+"""The memory of a training step by kind of tensor: measured, each storage counted once, and estimated by formula."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,21 +13,21 @@ from torch.autograd.graph import saved_tensors_hooks
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.progress import peak_memory_mib
 
-BLOCK, SMALLEST = 256, 4096
-"""bitsandbytes: elements that share one scale, and elements from which on a tensor's moments are kept in 8 bits."""
+BLOCK_SIZE, MIN_8BIT_SIZE = 256, 4096
+"""bitsandbytes: elements that share one scale, and the smallest tensor, in elements, whose moments are stored in 8 bits."""
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:
-    """Bytes of each storage that holds one of the tensors, by its address; views of one storage are one entry."""
-    return {place: size for tensor in tensors if isinstance(tensor, Tensor) for place, size in _parts(tensor)}
+    """Return the bytes of each storage of the tensors, by its address; views of one storage are one entry."""
+    return {address: size for tensor in tensors if isinstance(tensor, Tensor) for address, size in _storage_sizes(tensor)}
 
 
-def held(tensors: Iterable[Any]) -> int:
-    """Bytes of the tensors' storages together."""
+def storage_bytes(tensors: Iterable[Any]) -> int:
+    """Return the total bytes of the storages of the tensors."""
     return sum(storages(tensors).values())
 
 
-def _parts(tensor: Tensor) -> Iterator[tuple[int, int]]:
+def _storage_sizes(tensor: Tensor) -> Iterator[tuple[int, int]]:
     if tensor.layout == torch.sparse_coo:
         dense = [tensor._indices(), tensor._values()]
     elif tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
@@ -42,17 +42,17 @@ def _parts(tensor: Tensor) -> Iterator[tuple[int, int]]:
 
 
 class SavedForBackward:
-    """Bytes of the storages that autograd keeps for the backward pass, beside the `known` ones (parameters, buffers); `peak` is the most at
-    any time while the context is open.
+    """Counts the bytes of the storages that autograd saves for the backward pass, without the `known` ones (parameters, buffers): `now`,
+    and `peak`, their maximum while the context is open.
 
-    Of a part under activation checkpointing these are its inputs; what it computes again during backward is not seen.
+    Of a part under activation checkpointing these are its inputs; what it computes again during backward is not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         self.known = set(storages(known))
         self.now = self.peak = 0
-        self._holders: dict[int, int] = {}  # how many saved tensors lie in a storage
-        self._hooks = saved_tensors_hooks(lambda tensor: _Held(tensor, self), lambda kept: kept.tensor)
+        self._holders: dict[int, int] = {}  # number of saved tensors by the address of their storage
+        self._hooks = saved_tensors_hooks(lambda tensor: _SavedTensor(tensor, self), lambda saved: saved.tensor)
 
     def __enter__(self) -> "SavedForBackward":
         self._hooks.__enter__()
@@ -61,83 +61,85 @@ class SavedForBackward:
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
 
-    def take(self, place: int, size: int) -> None:
-        """A tensor in the storage at `place` is saved."""
-        if place in self.known:
+    def add(self, address: int, size: int) -> None:
+        """Count a saved tensor in the storage at `address`."""
+        if address in self.known:
             return
-        self._holders[place] = self._holders.get(place, 0) + 1
-        if self._holders[place] == 1:
+        self._holders[address] = self._holders.get(address, 0) + 1
+        if self._holders[address] == 1:
             self.now += size
             self.peak = max(self.peak, self.now)
 
-    def give_back(self, place: int, size: int) -> None:
-        """Autograd needs a tensor in that storage no more."""
-        if place in self.known:
+    def remove(self, address: int, size: int) -> None:
+        """Stop counting a tensor in that storage, which autograd has released."""
+        if address in self.known:
             return
-        self._holders[place] -= 1
-        if not self._holders[place]:
-            del self._holders[place]
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            del self._holders[address]
             self.now -= size
 
 
-class _Held:
-    """A saved tensor, for as long as autograd holds it."""
+class _SavedTensor:
+    """A saved tensor, counted for as long as autograd keeps it."""
 
     def __init__(self, tensor: Tensor, tally: SavedForBackward) -> None:
         self.tensor, self.tally = tensor, tally
-        self.parts = list(_parts(tensor))
-        for part in self.parts:
-            tally.take(*part)
+        self.storages = list(_storage_sizes(tensor))
+        for address, size in self.storages:
+            tally.add(address, size)
 
     def __del__(self) -> None:
-        for part in self.parts:
-            self.tally.give_back(*part)
+        for address, size in self.storages:
+            self.tally.remove(address, size)
 
 
-def activations(model: nn.Module, work: Callable[[], Any]) -> int:
-    """Bytes that `work`, forward and backward of a model, keeps for backward at its height."""
+def activation_bytes(model: nn.Module, work: Callable[[], Any]) -> int:
+    """Return the peak bytes that `work`, forward and backward of a model, saves for the backward pass."""
     with SavedForBackward([*model.parameters(), *model.buffers()]) as saved:
         work()
     return saved.peak
 
 
 @contextmanager
-def gradients(optimizer: torch.optim.Optimizer) -> Iterator[list[int]]:
-    """The list that gets the bytes of all gradients before each optimizer step inside the context."""
-    seen: list[int] = []
+def collect_gradient_bytes(optimizer: torch.optim.Optimizer) -> Iterator[list[int]]:
+    """Give a list, to which each optimizer step inside the context appends the bytes of all gradients."""
+    sizes: list[int] = []
 
-    def look(of: torch.optim.Optimizer, *_: object) -> None:
-        seen.append(held(p.grad for group in of.param_groups for p in group["params"]))
+    def append_size(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        sizes.append(storage_bytes(p.grad for group in optimizer.param_groups for p in group["params"]))
 
-    handle = optimizer.register_step_pre_hook(look)
+    handle = optimizer.register_step_pre_hook(append_size)
     try:
-        yield seen
+        yield sizes
     finally:
         handle.remove()
 
 
-def standing(experiment: Experiment) -> dict[str, int]:
-    """Bytes that stay from step to step: parameters, optimizer state (8-bit moments as they are), buffers and moving average."""
+def persistent_bytes(experiment: Experiment) -> dict[str, int]:
+    """Return the bytes that persist between steps: parameters, optimizer state (8-bit moments as they are), buffers and moving average."""
+    average = experiment.ema.weights.values() if experiment.ema is not None else ()
     return {
-        "parameters": held(experiment.model.parameters()),
-        "optimizer": held(_tensors(experiment.optimizer.state)),
-        "buffers": held(experiment.model.buffers()) + (held(experiment.ema.weights.values()) if experiment.ema is not None else 0),
+        "parameters": storage_bytes(experiment.model.parameters()),
+        "optimizer": storage_bytes(tensors_in(experiment.optimizer.state)),
+        "buffers": storage_bytes(experiment.model.buffers()) + storage_bytes(average),
     }
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested dictionaries, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, dict):
         for value in tree.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
-def formula(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[int, str] | None]:
-    """Bytes by rule of thumb, and the rule: of parameters and gradients in 32 bits, and of the optimizer's state (None: no rule for it)."""
+def bytes_by_formula(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[int, str] | None]:
+    """Return bytes by formula, and the formula: of parameters and gradients in 32 bits, and of the optimizer state (None: unknown)."""
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rules = {"parameters": (4 * count, f"4 B x {count:,}"), "gradients": (4 * trained, f"4 B x {trained:,}")}
@@ -149,8 +151,8 @@ def _moments(optimizer: torch.optim.Optimizer) -> tuple[int, str] | None:
     sizes = [p.numel() for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     count = sum(sizes)
     if "betas" in options and type(optimizer).__name__.endswith("8bit"):
-        large = [size for size in sizes if size >= SMALLEST]
-        blocks = sum(-(-size // BLOCK) for size in large)
+        large = [size for size in sizes if size >= MIN_8BIT_SIZE]
+        blocks = sum(-(-size // BLOCK_SIZE) for size in large)
         total = 2 * sum(large) + 8 * blocks + 8 * (count - sum(large))
         return total, f"2 B x {sum(large):,} + 8 B x {blocks:,} blocks + 8 B x {count - sum(large):,} in small tensors"
     if "betas" in options:
@@ -162,9 +164,9 @@ def _moments(optimizer: torch.optim.Optimizer) -> tuple[int, str] | None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory in use so far: allocated on a CUDA device, of this process's own pages elsewhere."""
+    """Return the peak memory so far: allocated on a CUDA device, elsewhere the resident pages of this process."""
     if device.type != "cuda" and sys.platform == "linux":
-        # getrusage would give the parent's peak where that was higher: it survives the start of a new program.
+        # getrusage may give the peak of the parent process, which is carried over when a new program starts.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 2**10

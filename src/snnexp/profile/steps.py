@@ -1,4 +1,4 @@
-"""What a training step costs: real steps of the loop by the clock, their memory, and their share of the hardware."""
+"""The cost of a training step: the time and memory of real steps of the loop, and their share of the hardware's peak speed."""
 
 import contextlib
 import math
@@ -29,19 +29,20 @@ from snnexp.engine.state import State
 from snnexp.profile import memory
 from snnexp.trackers.timing.tracker import TimingLogger, attach, set_global_timing_logger
 
-HEAVY = (
+COSTLY_OPERATIONS = (
     "rnn", "attention", "deform_conv", "fft", "scatter", "index_add", "index_reduce", "_sparse", "segment_reduce", "grid_sampl", "cdist",
 )  # fmt: skip
-"""What the name of an operation holds that does arithmetic of weight, and has no formula for it in torch's FlopCounterMode."""
+"""Parts of the names of operations that do much arithmetic and have no FLOP formula in torch's FlopCounterMode."""
 PEAK_SECONDS = 1.0
-"""Time given to the matrix product by which the hardware's peak is measured."""
+"""Seconds for measuring the hardware's peak with a matrix product."""
 
 
 @dataclass
 class Meter(Tracker):
-    """A tracker that takes the time of each step and, as a stop flag, ends the training after enough of them.
+    """A tracker that times each step and, as a stop flag, ends the training after enough of them.
 
-    Enough is `warmup` + `steps`, and `least` seconds of them; once they have taken `patience` seconds, 3 are enough.
+    Enough are `steps` after `warmup` steps that together take at least `least` seconds; once they have taken `patience` seconds, 3 are
+    enough.
     """
 
     warmup: int
@@ -51,40 +52,40 @@ class Meter(Tracker):
     seconds: list[float] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
     state: State = field(default_factory=State)
-    on_warm: Callable[[], None] = lambda: None
+    on_warmup_end: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.perf_counter
 
     def begin_epoch(self) -> None:
-        """The loop is about to start the steps of an epoch."""
+        """Start the clock before the first step of an epoch."""
         self._mark, self._before = self.clock(), self.state.samples
 
     @property
-    def number(self) -> int:
-        """SIGTERM if the step that is being done is the last one."""
+    def signum(self) -> int:
+        """The signal number that stops the loop: SIGTERM if the current step is the last one, otherwise 0."""
         done = len(self.seconds) + 1 - self.warmup
         spent = sum(self.seconds[self.warmup :])
         return signal.SIGTERM if (done >= self.steps and spent >= self.least) or (done >= 3 and spent >= self.patience) else 0
 
     def observe(self, split: str) -> None:
-        """Nothing of a forward pass is kept."""
+        """Do nothing: only steps are timed."""
 
     def stepped(self, step: int) -> dict[str, float]:
-        """A step has ended."""
-        moment = self.clock()
-        self.seconds.append(moment - self._mark)
+        """Record the time and samples of a step that has ended."""
+        now = self.clock()
+        self.seconds.append(now - self._mark)
         self.samples.append(self.state.samples - self._before)
-        self._mark, self._before = moment, self.state.samples
+        self._mark, self._before = now, self.state.samples
         if len(self.seconds) == self.warmup:
-            self.on_warm()
+            self.on_warmup_end()
             self._mark = self.clock()
         return {}
 
-    def measured(self) -> tuple[list[float], list[int]]:
-        """Seconds and samples of the steps after the warm-up."""
+    def results(self) -> tuple[list[float], list[int]]:
+        """Return the seconds and samples of the steps after the warm-up."""
         return self.seconds[self.warmup :], self.samples[self.warmup :]
 
 
-def steps(experiment: Experiment, meter: Meter) -> State:
+def run_steps(experiment: Experiment, meter: Meter) -> State:
     """Train with the loop's own functions until the meter has enough; validations are left out.
 
     Raises: RunFailed if the loss is not finite.
@@ -106,7 +107,7 @@ def steps(experiment: Experiment, meter: Meter) -> State:
 
 
 def summary(seconds: list[float], samples: list[int]) -> dict[str, Any]:
-    """Milliseconds of a step (median, min, p95, mean) and samples per second: of the median step, of the best, and of all together."""
+    """Return milliseconds of a step (median, min, p95, mean) and samples per second: of the median step, the best step, and all steps."""
     rates = [count / time for count, time in zip(samples, seconds, strict=True)]
     ordered = sorted(1e3 * time for time in seconds)
     return {
@@ -122,7 +123,7 @@ def summary(seconds: list[float], samples: list[int]) -> dict[str, Any]:
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
-    """What was measured on what."""
+    """Return what was measured, with which settings and on which hardware."""
     device = experiment.ranks.device
     kinds = ["fp32", *(["bf16"] if computes_bf16(device) else []), *(["fp16"] if device.type == "cuda" else [])]
     return {
@@ -146,24 +147,24 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def profile(experiment: Experiment, warmup: int, number: int, before: int = 0) -> dict[str, Any]:
-    """Steps, memory and hardware share of an experiment; `before` is the process's peak memory before it was built."""
+def profile(experiment: Experiment, warmup: int, count: int, before: int = 0) -> dict[str, Any]:
+    """Measure `count` steps of an experiment, their memory and hardware share; `before`: the process's peak memory before it was built."""
     device = experiment.ranks.device
-    meter = Meter(warmup, number, on_warm=partial(forget_peak, device))
-    with timing(experiment, warmup) as logger, memory.gradients(experiment.optimizer) as gradients:
-        state = steps(experiment, meter)
+    meter = Meter(warmup, count, on_warmup_end=partial(reset_peak, device))
+    with record_timing(experiment, warmup) as logger, memory.collect_gradient_bytes(experiment.optimizer) as gradients:
+        state = run_steps(experiment, meter)
         tree = logger.rows()
-    measured = summary(*meter.measured()) | {"tree": tree}
+    measured = summary(*meter.results()) | {"tree": tree}
     peak = {"bytes": memory.peak_bytes(device), "of": "device" if device.type == "cuda" else "process", "before": before}
     if device.type == "cuda":
         peak["reserved"] = torch.cuda.max_memory_reserved(device)
-    report = facts(experiment) | measured | {"memory": where_memory_goes(experiment, state, max(gradients, default=0)) | {"peak": peak}}
-    return report | {"hardware": hardware_share(experiment, state, measured["step_ms"]["median"]), "layers": layers(experiment)}
+    report = facts(experiment) | measured | {"memory": memory_breakdown(experiment, state, max(gradients, default=0)) | {"peak": peak}}
+    return report | {"hardware": hardware_share(experiment, state, measured["step_ms"]["median"]), "layers": layer_speeds(experiment)}
 
 
 @contextlib.contextmanager
-def timing(experiment: Experiment, warmup: int) -> Iterator[TimingLogger]:
-    """The log of the parts of every step inside the context, two levels of the network's modules among them."""
+def record_timing(experiment: Experiment, warmup: int) -> Iterator[TimingLogger]:
+    """Record the time of every step inside the context by parts, including two levels of the network's modules; give the logger."""
     logger = TimingLogger(experiment.run.root, False, False, device=experiment.ranks.device, warmup=warmup)
     detach = attach(experiment.net)
     set_global_timing_logger(logger)
@@ -174,21 +175,23 @@ def timing(experiment: Experiment, warmup: int) -> Iterator[TimingLogger]:
         logger.close()
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let what the warm-up took, to choose its kernels, not count as the peak; a process on a CPU cannot forget it."""
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak memory after the warm-up, which needs more to choose its kernels; the peak of a CPU process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def where_memory_goes(experiment: Experiment, state: State, gradients: int) -> dict[str, Any]:
-    """Bytes held by each kind of tensor, as measured and by formula."""
-    keys = next(fresh_batches(experiment))
+def memory_breakdown(experiment: Experiment, state: State, gradients: int) -> dict[str, Any]:
+    """Return the bytes of each kind of tensor, as measured and by formula."""
+    keys = next(batch_keys(experiment))
     experiment.net.train()
-    whole = memory.activations(experiment.model, lambda: forward_backward(experiment, state, range(0, 1)))
-    rules = memory.formula(experiment.model, experiment.optimizer)
-    if (few := len(keys) // 4 or len(keys) // 2) > 0:  # a straight line through a part of the batch and twice that part
-        part, double = (memory.activations(experiment.model, lambda k=keys[: n * few]: some_samples(experiment, state, k)) for n in (1, 2))
+    whole = memory.activation_bytes(experiment.model, lambda: forward_backward(experiment, state, range(0, 1)))
+    rules = memory.bytes_by_formula(experiment.model, experiment.optimizer)
+    if (few := len(keys) // 4 or len(keys) // 2) > 0:  # a line through the bytes of `few` samples and of twice as many
+        part, double = (
+            memory.activation_bytes(experiment.model, partial(forward_backward_samples, experiment, state, keys[: n * few])) for n in (1, 2)
+        )
         each = (double - part) / few
         fixed = max(0.0, part - few * each)
         rules["activations"] = (
@@ -196,39 +199,39 @@ def where_memory_goes(experiment: Experiment, state: State, gradients: int) -> d
             f"{each:,.0f} B a sample x {len(keys)} + {fixed:,.0f} B, from batches of {few} and {2 * few}",
         )
     experiment.optimizer.zero_grad(set_to_none=True)
-    there = memory.standing(experiment)
+    persistent = memory.persistent_bytes(experiment)
     return {
         "measured": {
-            "parameters": there["parameters"],
+            "parameters": persistent["parameters"],
             "gradients": gradients,
-            "optimizer": there["optimizer"],
-            "buffers": there["buffers"],
+            "optimizer": persistent["optimizer"],
+            "buffers": persistent["buffers"],
             "activations": whole,
         },
         "formula": {name: {"bytes": rule[0], "rule": rule[1]} for name, rule in rules.items() if rule is not None},
     }
 
 
-def fresh_batches(experiment: Experiment) -> Iterator[Any]:
-    """The keys of the first epoch's batches from its start."""
+def batch_keys(experiment: Experiment) -> Iterator[Any]:
+    """Return an iterator over the keys of the batches of the first epoch."""
     experiment.train_batches.seek(0, 0)
     return iter(experiment.train_batches)
 
 
-def fetched(experiment: Experiment) -> Iterator[Any]:
-    """The training batches from the start of the first epoch, fetched in this process."""
+def fetch_batches(experiment: Experiment) -> Iterator[Any]:
+    """Return an iterator over the training batches of the first epoch, fetched in this process."""
     view = experiment.data.view("train", augment=True)
-    return (view.__getitems__(keys) for keys in fresh_batches(experiment))
+    return (view.__getitems__(keys) for keys in batch_keys(experiment))
 
 
 def forward_backward(experiment: Experiment, state: State, group: range) -> None:
-    """The loop's forward and backward pass over a group of the first batches."""
-    loop.forward_backward(experiment, state, group, fetched(experiment))
+    """Run the loop's forward and backward pass over a group of the first batches."""
+    loop.forward_backward(experiment, state, group, fetch_batches(experiment))
     experiment.optimizer.zero_grad(set_to_none=True)
 
 
-def some_samples(experiment: Experiment, state: State, keys: list[Any]) -> None:
-    """Forward and backward of a batch of these samples alone."""
+def forward_backward_samples(experiment: Experiment, state: State, keys: list[Any]) -> None:
+    """Run forward and backward on a batch of the samples of `keys`."""
     batch = experiment.data.prepare(to_device(experiment.data.view("train", augment=True).__getitems__(keys), experiment.ranks.device))
     with experiment.precision.autocast():
         loss, _ = experiment.task.loss(experiment.net, batch, state.step)
@@ -236,83 +239,84 @@ def some_samples(experiment: Experiment, state: State, keys: list[Any]) -> None:
     functional.reset_net(experiment.model)
 
 
-class Unformulated(TorchDispatchMode):
-    """Collects the names of operations that do arithmetic of weight and that torch has no FLOP formula for."""
+class UncountedOperations(TorchDispatchMode):
+    """Collects the names of operations that do much arithmetic and that torch has no FLOP formula for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Note the operation, and do it."""
+        """Run an operation, and note its name if it is one of these."""
         packet = func._overloadpacket
         foreign = func.namespace not in ("aten", "prim", "prims", "profiler", "inductor")
-        if packet not in flop_registry and (foreign or any(word in str(packet) for word in HEAVY)):
+        if packet not in flop_registry and (foreign or any(word in str(packet) for word in COSTLY_OPERATIONS)):
             self.names.add(str(packet))
         return func(*args, **(kwargs or {}))
 
 
 def count_flops(work: Callable[[], Any]) -> tuple[int, list[str]]:
-    """Floating-point operations of the matrix products and convolutions in `work`, and the names of operations of weight left out."""
-    counter, others = FlopCounterMode(display=False), Unformulated()
-    with warnings.catch_warnings(), counter, others:
+    """Count the floating-point operations of matrix products and convolutions in `work`; also name costly operations without a count."""
+    counter, uncounted = FlopCounterMode(display=False), UncountedOperations()
+    with warnings.catch_warnings(), counter, uncounted:
         warnings.simplefilter("ignore")
         work()
-    return counter.get_total_flops(), sorted(others.names)
+    return counter.get_total_flops(), sorted(uncounted.names)
 
 
 def hardware_share(experiment: Experiment, state: State, step_ms: float) -> dict[str, Any]:
-    """Operations of a step per second, over the rate of a large matrix product in the same precision, measured here and now."""
+    """Measure the operations per second of a step as a share of the rate of a large matrix product in the same precision."""
     batches = len(experiment.train_batches.cuts()) - 1
     group = range(0, min(experiment.config.accumulate, batches))
-    found: dict[str, Any] = {"peak": matmul_peak(experiment.ranks.device, experiment.precision.name)}
+    peak = matmul_peak(experiment.ranks.device, experiment.precision.name)
     try:
-        flops, left_out = count_flops(lambda: forward_backward(replace(experiment, net=experiment.model), state, group))
-    except Exception as error:  # an operation of a user's own, or a sparse one, may refuse to be watched in any way
-        return found | {"flops": None, "reason": f"{type(error).__name__}: {error}".splitlines()[0], "not_counted": []}
+        flops, uncounted = count_flops(lambda: forward_backward(replace(experiment, net=experiment.model), state, group))
+    except Exception as error:  # a user's operation, or a sparse one, may not support a dispatch mode
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"peak": peak, "flops": None, "reason": reason, "not_counted": []}
     rate = flops / (step_ms / 1e3)
-    return found | {"flops": flops, "flops_per_s": rate, "share": rate / found["peak"]["flops_per_s"], "not_counted": left_out}
+    return {"peak": peak, "flops": flops, "flops_per_s": rate, "share": rate / peak["flops_per_s"], "not_counted": uncounted}
 
 
-def layers(experiment: Experiment) -> dict[str, Any] | None:
-    """GFLOP/s of the network's kinds of layer in each precision and layout, and what auto takes by them.
+def layer_speeds(experiment: Experiment) -> dict[str, Any] | None:
+    """Return the GFLOP/s of the network's kinds of layer in each precision and layout, and what `auto` chooses by them.
 
-    None on CUDA, where auto does not measure.
+    None on CUDA, where `auto` does not measure.
     """
     if experiment.ranks.device.type == "cuda":
         return None
-    shares = auto.shares(experiment.model)
-    measured = [layer_speed.speeds(kind) for kind in shares]
+    shares = auto.weight_shares(experiment.model)
+    measured = [layer_speed.load_or_measure(kind) for kind in shares]
     precision, channels_last = auto.fastest("auto", "auto", shares, measured)
     rows = {speeds.kind: {"share": shares[speeds.kind], "gflops": speeds.gflops} for speeds in measured}
     return {"kinds": rows, "precision": precision, "channels_last": channels_last}
 
 
 def matmul_peak(device: torch.device, precision: str, seconds: float = PEAK_SECONDS) -> dict[str, Any]:
-    """The best rate of a square matrix product, large enough that it takes 20 ms or more where memory allows."""
+    """Measure the best rate of a square matrix product, of a size that takes at least 20 ms where memory allows."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size, best, times = 512, math.inf, []
     end = time.perf_counter() + seconds
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        timed_product(a, b)
+        time_product(a, b)
         while not times or time.perf_counter() < end:
-            best = timed_product(a, b)
+            best = time_product(a, b)
             if best < 0.02 and size < 16384:
                 size *= 2
                 a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-                timed_product(a, b)
+                time_product(a, b)
             else:
                 times.append(best)
     rates = [2 * size**3 / spent for spent in times]
     return {"flops_per_s": max(rates), "median": statistics.median(rates), "size": size, "precision": precision, "products": len(rates)}
 
 
-def timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Seconds of one matrix product."""
-    begun = time.perf_counter()
+def time_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the seconds of one matrix product."""
+    start = time.perf_counter()
     a @ b
     if a.is_cuda:
         torch.cuda.synchronize(a.device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

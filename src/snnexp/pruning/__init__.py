@@ -1,1 +1,1 @@
-"""Structural pruning: scores of channels, how many leave when, and the surgery that takes them out."""
+"""Structural pruning: scores of channels, the schedule of how many to remove when, and the surgery that removes them."""

@@ -1,4 +1,4 @@
-"""A pruner: scores the channels of a model, chooses those to take out, and takes them out.
+"""The pruner: it scores the channels of a model, selects those to remove, and removes them.
 
 pruner = SpikeMapPruner(model, ratio=0.3)
 scores = pruner.compute_channel_scores(batches)     # hooks only while it runs
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from snnexp import contracts
 from snnexp.errors import UserError, nearest
 from snnexp.models.channels import ChannelGroup
+from snnexp.pruning.evaluation_mode import evaluation_mode
 from snnexp.pruning.schedule import create_pruning_scheduler
 from snnexp.pruning.scores import SpikeMap
 from snnexp.pruning.surgery import Cut, groups_of
@@ -28,8 +29,8 @@ RANKINGS = ("per_layer", "global")
 class Pruner(contracts.Pruner):
     """Prunes the groups of `model` by a criterion (pruning/scores.py); conf/pruner/spike_map.yaml explains the settings.
 
-    `ratio` counts from the units there are when the pruner is made. Raises: UserError for settings that are not allowed, for a model
-    that cannot be pruned, and for a layer that it does not have.
+    `ratio` refers to the units that the model has when the pruner is made. `finetune` is read by the command that fine-tunes, not here.
+    Raises: UserError for settings that are not allowed, for a model that cannot be pruned, and for a layer that it does not have.
     """
 
     def __init__(
@@ -57,23 +58,23 @@ class Pruner(contracts.Pruner):
                 raise UserError(f"pruner.{name}={value}: must be at least 1.")
         self.model, self.criterion = model, criterion
         self.ratio, self.ranking, self.round_to, self.floor = ratio, ranking, round_to, floor
-        self.calibration_samples, self.schedule = calibration_samples, schedule or {}  # `finetune` is for whoever trains it on
+        self.calibration_samples, self.schedule = calibration_samples, schedule or {}
         groups = groups_of(model)
         self.sizes = {group.name: group.size for group in groups}
-        layers, ignore = ([one] if isinstance(one, str) else one for one in (layers, ignore))
-        if wrong := [one for one in [*(layers or []), *(ignore or [])] if not isinstance(one, str)]:
+        layers, ignore = ([names] if isinstance(names, str) else names for names in (layers, ignore))
+        if wrong := [name for name in [*(layers or []), *(ignore or [])] if not isinstance(name, str)]:
             raise UserError(f"pruner.layers, pruner.ignore: {wrong[0]!r} is no name of a layer.")
-        self.names = chosen(groups, layers, ignore or [])
+        self.names = select_groups(groups, layers, ignore or [])
 
     @property
     def groups(self) -> list[ChannelGroup]:
-        """The groups it prunes, as they are now."""
+        """The groups that it prunes, as they are now."""
         return [group for group in groups_of(self.model) if group.name in self.names]
 
     def scheduled(self, total_epochs: int) -> Callable[[int], float]:
-        """The ratio of each epoch when it prunes in training.
+        """Return the function that gives the ratio of each epoch, for pruning during training.
 
-        Raises: UserError.
+        Raises: UserError for settings of the schedule that are not allowed.
         """
         for name, value in self.schedule.items():
             if name not in ("start", "end", "initial", "interval"):
@@ -83,7 +84,7 @@ class Pruner(contracts.Pruner):
         return create_pruning_scheduler(total_epochs, self.ratio, **self.schedule)
 
     def register_hooks(self) -> ExitStack:
-        """Begin to watch forward passes for the criterion; leaving the context removes the hooks."""
+        """Register the hooks by which the criterion watches forward passes; leaving the returned context removes them."""
         hooks = ExitStack()
         for handle in self.criterion.watch(self.model, self.groups) or []:
             hooks.callback(handle.remove)
@@ -91,32 +92,25 @@ class Pruner(contracts.Pruner):
 
     @torch.no_grad()
     def compute_channel_scores(self, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> dict[str, Tensor]:
-        """Scores of every unit, by group, on calibration batches: inputs of the model, alone or with labels, or what `forward` takes.
+        """Return the scores of every unit, by group, on calibration batches: model inputs with or without labels, or what `forward` takes.
 
-        In evaluation mode; neurons are at rest before and after. Raises: UserError if the criterion looks at spikes and there are none.
+        The model runs in evaluation mode, with neurons at rest before and after.
+        Raises: UserError if there are no batches or no spikes, and the criterion needs them.
         """
         if isinstance(batches, Tensor):
             raise UserError(f"batches is one tensor of shape {list(batches.shape)}; give a list of batches, [x], or a loader.")
-        modes = {module: module.training for module in self.model.modules()}  # a norm may be frozen in a model that trains
-        self.model.eval()
-        functional.reset_net(self.model)
-        try:
-            seen = 0
-            with self.register_hooks():
-                for batch in batches:
-                    if forward is not None:
-                        forward(batch)
-                    else:
-                        self.model(batch[0] if isinstance(batch, tuple | list) else batch)
-                    functional.reset_net(self.model)
-                    seen += 1
-            if not seen and isinstance(self.criterion, SpikeMap):
-                raise UserError("there are no calibration samples to score the channels on.")
-            scores = self.criterion.scores()
-        finally:
-            functional.reset_net(self.model)
-            for module, mode in modes.items():
-                module.training = mode
+        count = 0
+        with evaluation_mode(self.model), self.register_hooks():
+            for batch in batches:
+                if forward is not None:
+                    forward(batch)
+                else:
+                    self.model(batch[0] if isinstance(batch, tuple | list) else batch)
+                functional.reset_net(self.model)
+                count += 1
+        if not count and isinstance(self.criterion, SpikeMap):
+            raise UserError("there are no calibration samples to score the channels on.")
+        scores = self.criterion.scores()
         if without := [name for name, values in scores.items() if not len(values)]:
             raise UserError(
                 f"{without[0]} is carried by no spiking neuron, so it has no spike map. Use pruner=weight_magnitude, or leave the layer "
@@ -130,9 +124,9 @@ class Pruner(contracts.Pruner):
         return scores
 
     def select_channels_to_prune(self, scores: Mapping[str, Tensor], ratio: float | None = None) -> dict[str, list[int]]:
-        """The units to take out of each group, in the numbers of the model as it is now, so that in all `ratio` of them are gone.
+        """Return the units to remove from each group, numbered as in the present model, so that in all `ratio` of the units are removed.
 
-        Of equal scores the first units go first.
+        Among equal scores, the first units are removed first.
         """
         ratio = self.ratio if ratio is None else ratio
         groups = self.groups
@@ -140,15 +134,15 @@ class Pruner(contracts.Pruner):
             raise UserError(f"there are no scores of all channels of {missing[0]}; they come from compute_channel_scores().")
         order = {group.name: scores[group.name].argsort(stable=True).tolist() for group in groups}
         if self.ranking == "per_layer":
-            gone = {name: floor(round(ratio * self.sizes[name], 9)) - (self.sizes[name] - len(units)) for name, units in order.items()}
+            counts = {name: floor(round(ratio * self.sizes[name], 9)) - (self.sizes[name] - len(units)) for name, units in order.items()}
         else:
-            gone = self._globally(scores, order, ratio)
-        return {group.name: sorted(order[group.name][: self._allowed(group, gone[group.name])]) for group in groups}
+            counts = self._global_counts(scores, order, ratio)
+        return {group.name: sorted(order[group.name][: self._allowed_count(group, counts[group.name])]) for group in groups}
 
     def cut(self, removed: Mapping[str, Sequence[int]]) -> Cut:
-        """What taking units out leaves of the model, and of what follows its weights (optimizer moments, averages).
+        """Return the Cut that removes units from the model and from what mirrors its weights (optimizer moments, averages).
 
-        Raises: UserError for a layer or a unit that it does not have, and if a layer would be left without any.
+        Raises: UserError for a layer or a unit that the model does not have, and if a layer would lose all units.
         """
         sizes = {group.name: group.size for group in self.groups}
         for name, units in removed.items():
@@ -161,29 +155,29 @@ class Pruner(contracts.Pruner):
         return Cut(self.model, {name: sorted(set(range(sizes[name])) - set(units)) for name, units in removed.items() if units})
 
     def apply_pruning(self, removed: Mapping[str, Sequence[int]]) -> Cut:
-        """Take units out of the model itself."""
+        """Remove units from the model itself."""
         cut = self.cut(removed)
         cut.apply(self.model)
         return cut
 
-    def _globally(self, scores: Mapping[str, Tensor], order: dict[str, list[int]], ratio: float) -> dict[str, int]:
-        """How many units of each group are among the lowest of all, each score in units of its group's mean."""
+    def _global_counts(self, scores: Mapping[str, Tensor], order: dict[str, list[int]], ratio: float) -> dict[str, int]:
+        """Return how many units of each group are among the lowest of all, with each score divided by the mean of its group."""
         ranked = []
         for group in self.groups:
             mean = scores[group.name].mean().item() or 1.0
-            most = self._allowed(group, group.size)
-            ranked += [(scores[group.name][unit].item() / mean, rank, group.name) for rank, unit in enumerate(order[group.name][:most])]
+            removable = order[group.name][: self._allowed_count(group, group.size)]
+            ranked += [(scores[group.name][unit].item() / mean, rank, group.name) for rank, unit in enumerate(removable)]
         total = sum(self.sizes[group.name] for group in self.groups)
-        left = sum(group.size for group in self.groups)
-        wanted = max(0, floor(round(ratio * total, 9)) - (total - left))
-        gone = dict.fromkeys(order, 0)
-        for _, _, name in sorted(ranked)[:wanted]:
-            gone[name] += 1
-        return gone
+        present = sum(group.size for group in self.groups)
+        target = max(0, floor(round(ratio * total, 9)) - (total - present))
+        counts = dict.fromkeys(order, 0)
+        for _, _, name in sorted(ranked)[:target]:
+            counts[name] += 1
+        return counts
 
-    def _allowed(self, group: ChannelGroup, wanted: int) -> int:
-        """As many units as may go when `wanted` should: the floor holds, and what stays is a multiple of `round_to` channels."""
-        kept = max(group.size - max(wanted, 0), ceil(round(self.floor * self.sizes[group.name], 9)), 1)
+    def _allowed_count(self, group: ChannelGroup, target: int) -> int:
+        """Return how many of `target` units may be removed: the floor holds, and a multiple of `round_to` channels is kept."""
+        kept = max(group.size - max(target, 0), ceil(round(self.floor * self.sizes[group.name], 9)), 1)
         while kept * group.width % self.round_to and kept < group.size:
             kept += 1
         return max(0, group.size - kept)
@@ -196,26 +190,27 @@ class SpikeMapPruner(Pruner):
         super().__init__(model, SpikeMap(), **settings)
 
 
-def chosen(groups: list[ChannelGroup], layers: list[str] | None, ignore: list[str]) -> list[str]:
-    """The names of the groups to prune: those that `layers` names (None: all) without those that `ignore` names.
+def select_groups(groups: list[ChannelGroup], layers: list[str] | None, ignore: list[str]) -> list[str]:
+    """Return the names of the groups to prune: those that `layers` names (None: all) without those that `ignore` names.
 
-    A name may have * in it; one that fits no group may be that of a neuron that carries one. Raises: UserError for one that fits none.
+    A name may contain *. If it matches no group, it may match a neuron that carries one.
+    Raises: UserError for a name that matches neither, and if no group is left.
     """
-    known = {group.name: {group.name, *(place.name for place in group.carriers)} for group in groups}  # a carrier may be named instead
+    carriers = {group.name: {group.name, *(place.name for place in group.carriers)} for group in groups}
 
-    def fitting(key: str, patterns: Iterable[str]) -> set[str]:
-        found: set[str] = set()
+    def matching(key: str, patterns: Iterable[str]) -> set[str]:
+        matches: set[str] = set()
         for pattern in patterns:
-            fits = {name for name in known if fnmatchcase(name, pattern)}
-            fits = fits or {name for name, own in known.items() if any(fnmatchcase(one, pattern) for one in own)}
-            if not fits:
-                every = sorted(set().union(*known.values()))
-                raise UserError(f"pruner.{key}: there is no layer {pattern!r}; there are {', '.join(known)}.{nearest(pattern, every)}")
-            found |= fits
-        return found
+            names = {name for name in carriers if fnmatchcase(name, pattern)}
+            names = names or {group for group, members in carriers.items() if any(fnmatchcase(name, pattern) for name in members)}
+            if not names:
+                known = sorted(set().union(*carriers.values()))
+                raise UserError(f"pruner.{key}: there is no layer {pattern!r}; there are {', '.join(carriers)}.{nearest(pattern, known)}")
+            matches |= names
+        return matches
 
-    wanted = set(known) if layers is None else fitting("layers", layers)
-    wanted -= fitting("ignore", ignore)
-    if not wanted:
+    selected = set(carriers) if layers is None else matching("layers", layers)
+    selected -= matching("ignore", ignore)
+    if not selected:
         raise UserError("pruner.layers and pruner.ignore leave no layer to prune.")
-    return [name for name in known if name in wanted]
+    return [name for name in carriers if name in selected]

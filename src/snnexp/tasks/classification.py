@@ -10,13 +10,13 @@ from snnexp.fp32 import at_least_fp32
 
 
 class Classification(Task):
-    """Classify from the outputs of all T steps; the prediction is the largest time mean.
+    """Classify from the outputs of all T steps; the prediction is the class with the largest time mean.
 
     loss "tet": (1 - lamb) * mean_t CE(o_t, y) + lamb * mean((o - means)^2), o [T, N, K] (Deng et al., ICLR 2022).
-    loss "ce": CE(mean_t o_t, y). All in fp32 whatever the model's precision. `label_smoothing` e: every class gets e / K of the target.
-    A batch may be (x, y, other, share): samples mixed in the shares `share` and 1 - share, of the classes y and other. Its loss is that
-    of the soft target share * y + (1 - share) * other; accuracy counts by y, the class of the larger share.
-    Raises UserError for an unknown loss and for numbers out of range.
+    loss "ce": CE(mean_t o_t, y). Everything is computed in fp32 whatever the model's precision. With `label_smoothing` e, every class gets
+    e / K of the target. A batch may be (x, y, other, share): each sample is a mix of class y, with weight `share`, and class `other`, with
+    1 - share. Its loss is that of the soft target share * y + (1 - share) * other; accuracy counts by y, the class of the larger share.
+    Raises: UserError for an unknown loss, and for numbers out of range.
     """
 
     monitor = "Acc1"
@@ -32,7 +32,7 @@ class Classification(Task):
         self.kind, self.means, self.lamb, self.label_smoothing = loss, float(means), float(lamb), float(label_smoothing)
 
     def outputs(self, data: DataSet) -> int:
-        """The number of outputs that the classes of the data need."""
+        """Return the number of outputs that the classes of the data need."""
         if not data.classes:
             raise UserError(f"task=classification: {data.name} has no classes; use the task that its data set file names.")
         return len(data.classes)
@@ -41,11 +41,11 @@ class Classification(Task):
         """Return the loss, a fp32 scalar (mean over the batch), and the outputs [T, N, K]."""
         x, y, *mixed = batch
         output = model(x)
-        each = self._per_sample(output, y)
+        losses = self._per_sample(output, y)
         if mixed:  # cross entropy is linear in its target
             other, share = mixed
-            each = share * each + (1 - share) * self._per_sample(output, other)
-        return each.mean(), output
+            losses = share * losses + (1 - share) * self._per_sample(output, other)
+        return losses.mean(), output
 
     def _per_sample(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, [N] fp32."""
@@ -54,21 +54,21 @@ class Classification(Task):
             if self.kind == "ce":
                 return F.cross_entropy(o.mean(0), y, reduction="none", label_smoothing=self.label_smoothing)
             T, N = o.shape[:2]
-            each = F.cross_entropy(o.flatten(0, 1), y.repeat(T), reduction="none", label_smoothing=self.label_smoothing).view(T, N)
-            return (1 - self.lamb) * each.mean(0) + self.lamb * (o - self.means).square().mean((0, 2))
+            losses = F.cross_entropy(o.flatten(0, 1), y.repeat(T), reduction="none", label_smoothing=self.label_smoothing).view(T, N)
+            return (1 - self.lamb) * losses.mean(0) + self.lamb * (o - self.means).square().mean((0, 2))
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: samples "n", "Loss", right within the first 1 and 5."""
+        """Return float64 sums over the batch on its device: the samples "n", "Loss", and correct answers among the first 1 and 5."""
         y = batch[1]
         top = output.float().mean(0).topk(min(5, output.shape[-1]), dim=-1).indices
-        right = top == y[:, None]
+        correct = top == y[:, None]
         n = torch.full((), len(y), dtype=torch.float64, device=y.device)
         return {
             "n": n,
             "Loss": loss.detach().double() * n,
-            "Acc1": right[:, 0].sum(dtype=torch.float64),
-            "Acc5": right.sum(dtype=torch.float64),
+            "Acc1": correct[:, 0].sum(dtype=torch.float64),
+            "Acc5": correct.sum(dtype=torch.float64),
         }
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
@@ -82,5 +82,5 @@ class Classification(Task):
         return output.float().mean(0).argmax(-1), batch[1]
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Return the outputs [T, N, K] of several batches as those of one."""
+        """Return the outputs of several batches as one, [T, N, K]."""
         return torch.cat(outputs, dim=1)

@@ -1,4 +1,4 @@
-"""Sharp video from blurry frames and spikes: Charbonnier loss, PSNR and SSIM beside those of the input and of plain reconstructions."""
+"""Sharp video from blurry frames and spikes: Charbonnier loss, PSNR and SSIM, also of the input and of plain reconstructions."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from snnexp.contracts import DataSet, Task
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
-from snnexp.tasks.image_quality import eight_bit, fitted, lpips, lpips_net, luma, psnr, ssim, studio_luma
+from snnexp.tasks.image_quality import fit_gain, load_lpips, lpips, luma, psnr, ssim, studio_luma, to_eight_bit
 from snnexp.tasks.perceptual import PerceptualLoss
-from snnexp.tasks.tiling import tiled
+from snnexp.tasks.tiling import restore_in_tiles
 
 if TYPE_CHECKING:
     from snnexp.data.video.clips import Clips
@@ -22,21 +22,22 @@ LOSSES = {
     "charbonnier_delta": lambda error: (error.square() + DELTA**2).sqrt(),
     "charbonnier_eps": lambda error: (error.square() + EPS).sqrt(),
 }
-"""S-VRT's and VRT's: what is added below the root is the square of 1e-3, and 1e-9 itself."""
-KEPT = 64
-"""Pixels of a side of what is kept of a frame as prediction: all frames would be gigabytes."""
+"""The losses of S-VRT and of VRT: below the root S-VRT adds the square of 1e-3, VRT adds 1e-9 itself."""
+CROP = 64
+"""Side in pixels of the crop of a frame that is kept as prediction, because whole frames would take gigabytes."""
 
 
 class Deblurring(Task):
     """Restore the frames whose truth is known; the loss is the mean Charbonnier distance of their pixels, in fp32.
 
-    With `perceptual`, this weight times the distance after relu3_3 of VGG16 (file `vgg_weights`) is added at every
-    `perceptual_every`-th step. Clips larger than `tile` (frames, rows, columns) are judged in pieces that share `overlap`.
-    Metrics are of 8-bit frames, a mean over the frames of a video, then over videos: PSNR (dB), PSNR_Y (of the Y channel), SSIM, and LPIPS
-    of a backbone if asked for; of the blurry input PSNR_blur and SSIM_blur; and of what a spike stream gives without learning PSNR_TFP
-    (mean rate), PSNR_TFI (inverse interval; both that meet where a spike falls on the moment) and PSNR_TFI_middle (that of the published
-    middle TFI), each times the factor that least squares give for the clip, against the luma of the truth.
-    Raises: UserError for options that are not allowed, and for data that are no video.
+    `perceptual` is the weight of the distance after relu3_3 of VGG16 (file `vgg_weights`), which is added at every `perceptual_every`-th
+    step. Clips larger than `tile` (frames, rows, columns) are evaluated in tiles that share `overlap`.
+    Metrics are of 8-bit frames, averaged over the frames of a video and then over videos: PSNR (dB), PSNR_Y (of the Y channel), SSIM, and
+    with a backbone `lpips` LPIPS; for the blurry input PSNR_blur and SSIM_blur. Reconstructions of the spikes without learning give
+    PSNR_TFP (mean rate), PSNR_TFI (inverse interval; if a spike falls on the moment, the two intervals that meet there) and PSNR_TFI_middle
+    (the published middle TFI); each is multiplied by the factor that least squares give for the clip, and compared with the luma of the
+    truth.
+    Raises: UserError for options that are not allowed, and for data that are not video.
     """
 
     kinds = ("video",)
@@ -69,14 +70,14 @@ class Deblurring(Task):
         if lpips not in (None, "alex", "vgg", "squeeze"):
             raise UserError(f"task.lpips: {lpips!r} is not known; allowed: alex, vgg, squeeze, null.")
         if lpips is not None:
-            lpips_net(lpips, torch.device("cpu"))  # what it lacks is said before anything is trained
+            load_lpips(lpips, torch.device("cpu"))  # fails now, before anything is trained, if something is missing
         self.kind, self.weight, self.every, self.lpips = loss, perceptual, perceptual_every, lpips
         self.perceptual = PerceptualLoss(vgg_weights) if perceptual else None
         self.tile, self.overlap = list(tile), list(overlap)
         self.modes = {"PSNR": "max", "PSNR_Y": "max", "SSIM": "max", "Loss": "min"} | ({"LPIPS": "min"} if lpips else {})
 
     def outputs(self, data: DataSet) -> int:
-        """The channels of a restored frame."""
+        """Return the channels of a restored frame."""
         if data.kind != "video":
             raise UserError(
                 f"task=deblurring: {data.name} is no video; choose dataset=photo_pan, spike_reds, gopro, dvd, reds or video_folder."
@@ -88,19 +89,19 @@ class Deblurring(Task):
         if model.training:
             restored = model(batch.blurry, batch.spikes)
         else:
-            restored = tiled(model, batch.blurry, batch.spikes, self.tile, self.overlap)
+            restored = restore_in_tiles(model, batch.blurry, batch.spikes, self.tile, self.overlap)
         with torch.autocast(restored.device.type, enabled=False):
             restored = at_least_fp32(restored)
-            # A mask, not a choice of frames: how many those are the host would have to ask the device.
-            each = LOSSES[self.kind](restored - batch.sharp).mean((2, 3, 4))
-            loss = (each * batch.known).sum() / batch.known.sum().clamp(min=1)
+            # A mask, not an index: to choose frames, the host would have to ask the device how many there are.
+            losses = LOSSES[self.kind](restored - batch.sharp).mean((2, 3, 4))
+            loss = (losses * batch.known).sum() / batch.known.sum().clamp(min=1)
         if self.perceptual is not None and step % self.every == 0:
             loss = loss + self.weight * self.perceptual(restored[batch.known], batch.sharp[batch.known])
         return loss, restored
 
     @property
     def names(self) -> list[str]:
-        """The metrics of `predict`, in order; of data without spikes the last three are left out."""
+        """The metrics of `predict`, in order; data without spikes lack the last three."""
         of_restored = ["PSNR", "PSNR_Y", "SSIM", *(["LPIPS"] if self.lpips else [])]
         return [*of_restored, "PSNR_blur", "SSIM_blur", "PSNR_TFP", "PSNR_TFI", "PSNR_TFI_middle"]
 
@@ -108,8 +109,8 @@ class Deblurring(Task):
     def counts(self, loss: Tensor, output: Tensor, batch: "Clips") -> dict[str, Tensor]:
         """Return float64 sums over the batch on its device: the known frames "n", their "Loss" and "PSNR"."""
         n = batch.known.sum().double()
-        each = psnr(eight_bit(output.flatten(0, 1)), batch.sharp.flatten(0, 1))
-        return {"n": n, "Loss": loss.detach().double() * n, "PSNR": (each * batch.known.flatten()).sum()}
+        of_frames = psnr(to_eight_bit(output.flatten(0, 1)), batch.sharp.flatten(0, 1))
+        return {"n": n, "Loss": loss.detach().double() * n, "PSNR": (of_frames * batch.known.flatten()).sum()}
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
         """Return the mean loss and PSNR over the known frames from summed `counts`."""
@@ -117,39 +118,40 @@ class Deblurring(Task):
 
     @torch.no_grad()
     def predict(self, output: Tensor, batch: "Clips") -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is kept of each clip: the middle of its first judged frame, restored and sharp, uint8 [N, C, 64, 64]; and its scores.
+        """Return for each clip the middle of its first known frame, restored and sharp, uint8 [N, C, 64, 64], and its scores [N, 2 + M].
 
-        A score [N, 2 + M] is the number of its video, of its judged frames, and their sums of each metric that `ranking` names.
+        The scores are the index of its video, the number of its known frames, and the sum over them of each metric in `names`.
         """
         rows = []
         for n, known in enumerate(batch.known):
-            seen, truth, blurry = (eight_bit(frames[n][known]) for frames in (output, batch.sharp, batch.blurry))
-            scores = {"PSNR": psnr(seen, truth), "PSNR_Y": psnr(studio_luma(seen), studio_luma(truth)), "SSIM": ssim(seen, truth)}
+            restored, sharp, blurry = (to_eight_bit(frames[n][known]) for frames in (output, batch.sharp, batch.blurry))
+            scores = {"PSNR": psnr(restored, sharp), "PSNR_Y": psnr(studio_luma(restored), studio_luma(sharp))}
+            scores["SSIM"] = ssim(restored, sharp)
             if self.lpips:
-                scores["LPIPS"] = lpips(self.lpips, seen, truth)
-            scores |= {"PSNR_blur": psnr(blurry, truth), "SSIM_blur": ssim(blurry, truth)}
+                scores["LPIPS"] = lpips(self.lpips, restored, sharp)
+            scores |= {"PSNR_blur": psnr(blurry, sharp), "SSIM_blur": ssim(blurry, sharp)}
             for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi), ("PSNR_TFI_middle", batch.tfi_middle)):
                 if plain is not None:
-                    scores[name] = psnr(fitted(plain[n][known], luma(truth)), luma(truth))
+                    scores[name] = psnr(fit_gain(plain[n][known], luma(sharp)), luma(sharp))
             rows.append(torch.stack([batch.video[n].double(), known.sum().double(), *(values.sum() for values in scores.values())]))
         first = batch.known.int().argmax(1)
-        kept = [middle(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
-        return *kept, torch.stack(rows)
+        crops = [middle_crop(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
+        return *crops, torch.stack(rows)
 
     def joined(self, outputs: list[Tensor]) -> Tensor | list[Tensor]:
-        """Return the restored frames [N, D, C, H, W] of several batches as those of one; a list where they are not all of one size."""
+        """Return the restored frames of several batches as one, [N, D, C, H, W], or as a list if they differ in size."""
         return torch.cat(outputs) if len({output.shape[1:] for output in outputs}) == 1 else outputs
 
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
-        """Return the metrics from the scores of all clips: the mean over the frames of each video, then over the videos."""
+        """Return the metrics from the scores of all clips: means over the frames of each video, then over the videos."""
         videos = [score[score[:, 0] == video, 1:].sum(0) for video in np.unique(score[:, 0])]
-        of_each = np.stack([sums[1:] / sums[0] for sums in videos if sums[0]])
-        return dict(zip(self.names, of_each.mean(0).tolist(), strict=False))
+        means = np.stack([sums[1:] / sums[0] for sums in videos if sums[0]])
+        return dict(zip(self.names, means.mean(0).tolist(), strict=False))
 
 
-def middle(frames: Tensor) -> Tensor:
-    """The KEPT x KEPT pixels in the middle of frames [N, C, H, W], uint8; smaller frames get zeros behind."""
-    h, w = (min(side, KEPT) for side in frames.shape[-2:])
+def middle_crop(frames: Tensor) -> Tensor:
+    """Return the CROP x CROP pixels in the middle of frames [N, C, H, W], uint8; smaller frames are filled up with zeros."""
+    h, w = (min(side, CROP) for side in frames.shape[-2:])
     top, left = (frames.shape[-2] - h) // 2, (frames.shape[-1] - w) // 2
-    cut = (eight_bit(frames[..., top : top + h, left : left + w]) * 255).to(torch.uint8)
-    return F.pad(cut, (0, KEPT - w, 0, KEPT - h))
+    crop = (to_eight_bit(frames[..., top : top + h, left : left + w]) * 255).to(torch.uint8)
+    return F.pad(crop, (0, CROP - w, 0, CROP - h))

@@ -1,4 +1,4 @@
-"""Prediction of a property of a whole graph: a class, or numbers."""
+"""Prediction of a property of a whole graph: a class or numbers."""
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ class GraphClassification(Task):
     """Classify graphs from the time mean o [G, K] of the outputs [T, G, K].
 
     loss "bce": one output for two classes, -y log s(o) - (1 - y) log(1 - s(o)); "ce": cross entropy of K outputs; "auto": bce for two
-    classes, ce for more. All in fp32 whatever the model's precision.
-    Raises UserError for an unknown loss and for data without classes, or with too many for bce.
+    classes, ce for more. Everything is computed in fp32 whatever the model's precision.
+    Raises: UserError for an unknown loss, for data without classes, and for data with too many classes for bce.
     """
 
     monitor = "Acc1"
@@ -28,7 +28,7 @@ class GraphClassification(Task):
         self.kind = loss
 
     def outputs(self, data: DataSet) -> int:
-        """The number of outputs that the classes of the data need."""
+        """Return the number of outputs that the classes of the data need."""
         count = len(data.classes)
         if count < 2:
             raise UserError(f"task=graph_classification: {data.name} has no classes to tell apart; use task=graph_regression.")
@@ -48,11 +48,11 @@ class GraphClassification(Task):
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: tuple[Data, Tensor]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: graphs "n", "Loss", right answers."""
+        """Return float64 sums over the batch on its device: the graphs "n", "Loss", and correct answers."""
         y = batch[1]
         n = torch.full((), len(y), dtype=torch.float64, device=y.device)
-        right = (self._classes(output) == y).sum(dtype=torch.float64)
-        return {"n": n, "Loss": loss.detach().double() * n, "Acc1": right}
+        correct = (self._classes(output) == y).sum(dtype=torch.float64)
+        return {"n": n, "Loss": loss.detach().double() * n, "Acc1": correct}
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
         """Return mean loss and accuracy in percent from summed `counts`."""
@@ -60,38 +60,39 @@ class GraphClassification(Task):
 
     @torch.no_grad()
     def predict(self, output: Tensor, batch: tuple[Data, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return predicted and true classes, int64 [G] each, and the probabilities: of the second class [G], or of all [G, K]."""
+        """Return predicted and true classes, int64 [G] each, and probabilities: of the second class [G], or of all classes [G, K]."""
         score = output[:, 0].sigmoid() if output.shape[1] == 1 else output.softmax(1)
         return self._classes(output), batch[1], score
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Return the outputs [G, K] of several batches as those of one."""
+        """Return the outputs of several batches as one, [G, K]."""
         return torch.cat(outputs)
 
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
-        """Return the area under the ROC curve, 0 to 1, of one class against the rest where there are more than two, and their mean.
+        """Return the area under the ROC curve, 0 to 1; with more than two classes, the mean over each class against the rest.
 
-        It is NaN where a class has no graph, and where a probability is.
+        It is NaN if a class has no graph, has all graphs, or if a probability is NaN.
         """
         from sklearn.metrics import roc_auc_score
 
         if score.ndim == 1:
             score = np.stack([1 - score, score], 1)
-        each = [(true == k, score[:, k]) for k in range(1 if score.shape[1] == 2 else 0, score.shape[1])]
-        if not np.isfinite(score).all() or any(is_k.all() or not is_k.any() for is_k, _ in each):
+        pairs = [(true == k, score[:, k]) for k in range(1 if score.shape[1] == 2 else 0, score.shape[1])]
+        if not np.isfinite(score).all() or any(is_k.all() or not is_k.any() for is_k, _ in pairs):
             return {"AUROC": float("nan")}
-        return {"AUROC": float(np.mean([roc_auc_score(is_k, of_k) for is_k, of_k in each]))}
+        return {"AUROC": float(np.mean([roc_auc_score(is_k, score_k) for is_k, score_k in pairs]))}
 
     def _classes(self, output: Tensor) -> Tensor:
         return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
 
 
 class GraphRegression(Task):
-    """Predict numbers of graphs from the time mean of the outputs [T, G, K], standardised by the training targets' mean and deviation.
+    """Predict K numbers for each graph from the time mean o of the outputs [T, G, K].
 
-    loss "l1" or "mse": mean |o - z| or (o - z)^2 with z = (y - mean) / std. The metrics are in the targets' own units; with several
-    targets each metric is their mean. All in fp32 whatever the model's precision.
-    Raises UserError for an unknown loss and for data without targets.
+    loss "l1" or "mse": mean |o - z| or (o - z)^2 with z = (y - mean) / std, standardised by the training targets. The metrics are in the
+    targets' own units; with several targets, each metric is the mean over them. Everything is computed in fp32 whatever the model's
+    precision.
+    Raises: UserError for an unknown loss, and for data without targets.
     """
 
     monitor = "MAE"
@@ -103,7 +104,7 @@ class GraphRegression(Task):
         self.kind = loss
 
     def outputs(self, data: DataSet) -> int:
-        """The number of targets of the data."""
+        """Return the number of targets of the data."""
         count = len(data.targets)
         if count == 0:
             raise UserError(
@@ -122,11 +123,11 @@ class GraphRegression(Task):
 
     @torch.no_grad()
     def counts(self, loss: Tensor, output: Tensor, batch: tuple[Data, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: graphs "n", "Loss", and of each target k what its metrics are made of."""
+        """Return float64 sums over the batch on its device: the graphs "n", "Loss", and the sums for the metrics of each target k."""
         y, mean = batch[1].double(), batch[2][0].double()
         n = torch.full((), len(y), dtype=torch.float64, device=y.device)
         error = output.double() - y
-        centred = y - mean  # the sum of squares of a target far from 0 would lose its variance
+        centred = y - mean  # for a target far from 0, the sum of squares would lose the variance
         sums = {"AE": error.abs(), "SE": error.square(), "y": centred, "yy": centred.square()}
         of_targets = {f"{name}{k}": value for name, values in sums.items() for k, value in enumerate(values.sum(0))}
         return {"n": n, "Loss": loss.detach().double() * n, **of_targets}
@@ -135,12 +136,12 @@ class GraphRegression(Task):
         """Return mean loss, MAE, RMSE and R2 = 1 - SE / sum (y - mean y)^2 from summed `counts`; R2 is NaN where all targets are equal."""
         n, targets = counts["n"], range(sum(name.startswith("SE") for name in counts))
         spread = [counts[f"yy{k}"] - counts[f"y{k}"] ** 2 / n for k in targets]
-        each = {
+        values = {
             "MAE": [counts[f"AE{k}"] / n for k in targets],
             "RMSE": [(counts[f"SE{k}"] / n) ** 0.5 for k in targets],
             "R2": [1 - counts[f"SE{k}"] / spread[k] if spread[k] > 0 else float("nan") for k in targets],
         }
-        return {"Loss": counts["Loss"] / n} | {name: sum(values) / len(values) for name, values in each.items()}
+        return {"Loss": counts["Loss"] / n} | {name: sum(of_targets) / len(of_targets) for name, of_targets in values.items()}
 
     @torch.no_grad()
     def predict(self, output: Tensor, batch: tuple[Data, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -148,5 +149,5 @@ class GraphRegression(Task):
         return (output[:, 0], batch[1][:, 0]) if output.shape[1] == 1 else (output, batch[1])
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Return the outputs [G, K] of several batches as those of one."""
+        """Return the outputs of several batches as one, [G, K]."""
         return torch.cat(outputs)

@@ -1,4 +1,4 @@
-"""Distance of frames as a network for recognition sees them (Johnson et al., ECCV 2016)."""
+"""The distance of frames in the features of a recognition network (Johnson et al., ECCV 2016)."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from snnexp.errors import UserError
 
 RELU3_3 = 16
-"""Layers of VGG16 up to and with its seventh ReLU."""
+"""The number of layers of VGG16 up to and including its seventh ReLU."""
 ALL_LAYERS = {f"features.{i}.{part}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28) for part in ("weight", "bias")}
-"""Names of the convolutions of VGG16 in torchvision's files."""
+"""The names of the convolutions of VGG16 in torchvision's files."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PerceptualLoss:
-    """Mean |difference| of two batches of frames after relu3_3 of VGG16 (Simonyan and Zisserman 2015), with torchvision's weights.
+    """The mean absolute difference of two batches of frames after relu3_3 of VGG16 (Simonyan and Zisserman 2015), torchvision's weights.
 
-    Raises: UserError if `weights` is not a file of these.
+    Raises: UserError if the file `weights` does not hold them.
     """
 
     def __init__(self, weights: str | Path) -> None:
@@ -26,28 +26,28 @@ class PerceptualLoss:
 
         with torch.device("meta"):
             self.net = vgg16(weights=None).features[:RELU3_3]
-        self.net.load_state_dict(features(Path(weights).expanduser(), list(self.net.state_dict())), assign=True)
+        self.net.load_state_dict(load_features(Path(weights).expanduser(), list(self.net.state_dict())), assign=True)
         self.net.eval().requires_grad_(False)
 
-    def __call__(self, seen: Tensor, truth: Tensor) -> Tensor:
-        """Frames [F, C, H, W] (0 to 1); grey ones count as three equal channels. A scalar, fp32."""
-        self.net.to(seen.device)
-        mean, std = (seen.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        first = self.net((seen - mean) / std)
+    def __call__(self, frames: Tensor, truth: Tensor) -> Tensor:
+        """Return the distance, a fp32 scalar, of frames [F, C, H, W] (0 to 1); grey frames count as three equal channels."""
+        self.net.to(frames.device)
+        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        first = self.net((frames - mean) / std)
         with torch.no_grad():
             second = self.net((truth - mean) / std)
         return F.l1_loss(first.float(), second.float())
 
 
-def features(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """The entries of VGG16's first layers in a file of torchvision's.
+def load_features(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Load the entries `names` of VGG16's layers from a file of torchvision's.
 
-    Raises: UserError.
+    Raises: UserError if the file is missing or does not hold them.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if more := sorted(name for name in saved if name.startswith("features.") and name not in ALL_LAYERS):
-            raise ValueError(f"{more[0]} is no layer of it; VGG19 begins with the same")
+        if extra := sorted(name for name in saved if name.startswith("features.") and name not in ALL_LAYERS):
+            raise ValueError(f"{extra[0]} is no layer of it; VGG19 begins with the same")
         if odd := next((name for name in names if not saved[f"features.{name}"].isfinite().all()), None):
             raise ValueError(f"features.{odd} holds NaN or infinite numbers")
         return {name: saved[f"features.{name}"].float() for name in names}

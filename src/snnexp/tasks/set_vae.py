@@ -1,4 +1,4 @@
-"""A variational autoencoder of sets, alone (pre-training) or with a head that predicts the outcome of a stay."""
+"""Losses of a variational autoencoder of sets, alone (pre-training) or with a head that predicts the outcome of a stay."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ BETA_SCHEDULES = ("linear", "cyclic", "capacity")
 
 
 @dataclass
-class Judged:
-    """What a batch came to, without gradient: reconstruction error and raw KL [M] of its sets, the stay [M] of each set, in training β, and
-    of a model with a head the cross entropy (a mean over stays), the logits [N, 2] and the representation [N, W] of the stays.
+class BatchResult:
+    """The results of a batch, without gradient.
+
+    They are the reconstruction error, the raw KL and the stay [M] of each set, in training β, and for a model with a head the cross entropy
+    (a mean over stays), the logits [N, 2] and the representations [N, W] of the stays.
     """
 
     error: Tensor
@@ -33,25 +35,26 @@ class Judged:
     logits: Tensor | None = None
     state: Tensor | None = None
 
-    def detach(self) -> "Judged":
-        """Itself: there is no gradient in it."""
+    def detach(self) -> "BatchResult":
+        """Return the object itself, which holds no gradient."""
         return self
 
 
 class SetVAELoss(Task):
-    """Reconstruction + beta KL of sets, the negative evidence lower bound of Kingma & Welling (2014) with a weight on the KL.
+    """Reconstruction + beta KL of sets: the negative evidence lower bound of Kingma & Welling (2014) with a weight on the KL.
 
-    Reconstruction: half the symmetric Chamfer distance, in squares, between a set's events and their reconstruction (`chamfer`), summed
-    over the events and averaged over sets; with beta it is, up to constants, that of a normal likelihood of variance beta.
-    KL: to N(0, 1), of each latent dimension of each level, averaged over the batch's sets; then the larger of it and `free_bits` nats
-    (Kingma et al. 2016), so that a dimension below its floor is left in peace; then the sum. The KL that is reported is without floor.
+    Reconstruction: half the symmetric Chamfer distance, with squared distances, between the events of a set and their reconstruction
+    (`chamfer`), summed over the events and averaged over sets. Up to constants, this is a normal likelihood of variance beta.
+    KL: from N(0, 1), for each latent dimension of each level, averaged over the sets of the batch; then the larger of it and `free_bits`
+    nats (Kingma et al. 2016), so that a dimension below this floor feels no gradient; then the sum. The reported KL has no floor.
 
-    A mean over the sets of a batch is what is minimised, with accumulation and on several devices the mean of such means. In evaluation
-    the loss is the bound itself, Recon + beta KL, without floor or capacity, so that it does not depend on how the samples are batched.
+    Training minimises the mean over the sets of a batch; with accumulation or several devices, the mean of these means. In evaluation the
+    loss is the bound itself, Recon + beta KL, without floor or capacity, so that it does not depend on how the samples are batched.
 
-    `beta_schedule` over `beta_steps` optimizer steps: "linear": from 0 to `beta`; "cyclic": that long is a cycle, which rises in its first
-    half and stays in its second (Fu et al. 2019); "capacity": beta |KL - C| with C rising from 0 to `capacity` nats per dimension (Burgess
-    et al. 2018). In evaluation beta (and C) has its final value. Everything in fp32 whatever the model's precision.
+    `beta_schedule` over `beta_steps` optimizer steps: "linear": beta rises from 0 to `beta`; "cyclic": beta rises in the first half of each
+    cycle of that length and stays in the second (Fu et al. 2019); "capacity": beta |KL - C|, where C rises from 0 to `capacity` nats per
+    dimension (Burgess et al. 2018). In evaluation beta (and C) has its final value. Everything is computed in fp32 whatever the model's
+    precision.
 
     `terms` holds the parts of the latest loss: Recon, KL, Beta (and CE, Weight).
     Raises: UserError for options that are not allowed.
@@ -80,90 +83,90 @@ class SetVAELoss(Task):
         self.terms: dict[str, Any] = {}
 
     def outputs(self, data: DataSet) -> int | None:
-        """None: a set autoencoder has no outputs but the sets.
+        """Return None, because a set autoencoder has no outputs besides the sets.
 
         Raises: UserError for data that are not stays.
         """
-        need_stays(data, "set_vae")
+        raise_if_not_stays(data, "set_vae")
         return None
 
-    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, Judged]:
-        """The loss, a fp32 scalar, and what the batch came to; `step` optimizer steps were done before."""
+    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, BatchResult]:
+        """Return the loss, a fp32 scalar, and the results of the batch; `step` is the number of optimizer steps done before."""
         stays, _ = batch
-        coded = model(stays)
-        return self.bound(coded, stays, step if torch.is_grad_enabled() else None)
+        output = model(stays)
+        return self.bound(output, stays, step if torch.is_grad_enabled() else None)
 
-    def bound(self, coded: Any, stays: "Stays", step: int | None) -> tuple[Tensor, Judged]:
-        """The negative evidence lower bound at a step (None: at the end of the schedule)."""
-        with torch.autocast(coded.mu.device.type, enabled=False):
-            errors = torch.stack([chamfer(at_least_fp32(decoded), coded.target, stays.runs) for decoded in coded.decoded]).mean(0)
-            mu, logvar = coded.mu, coded.logvar
+    def bound(self, output: Any, stays: "Stays", step: int | None) -> tuple[Tensor, BatchResult]:
+        """Return the negative evidence lower bound at a step (None: at the end of the schedule), and the results of the batch."""
+        with torch.autocast(output.mu.device.type, enabled=False):
+            errors = torch.stack([chamfer(at_least_fp32(decoded), output.target, stays.runs) for decoded in output.decoded]).mean(0)
+            mu, logvar = output.mu, output.logvar
             kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar)  # [L, M, D]
             rise = self.rise(step)
             beta = self.beta if self.beta_schedule == "capacity" else self.beta * rise
             reconstruction, floored = errors.mean(), kl.mean(1).clamp(min=self.free_bits).sum()
             if self.beta_schedule == "capacity":
                 floored = (floored - self.capacity * rise * kl.shape[0] * kl.shape[2]).abs()
-            judged = Judged(errors.detach(), kl.detach().sum((0, 2)), stays.stay, None if step is None else beta)
-            self.terms = {"Recon": reconstruction.detach(), "KL": judged.kl.mean(), "Beta": beta}
-            return reconstruction + beta * floored, judged
+            result = BatchResult(errors.detach(), kl.detach().sum((0, 2)), stays.stay, None if step is None else beta)
+            self.terms = {"Recon": reconstruction.detach(), "KL": result.kl.mean(), "Beta": beta}
+            return reconstruction + beta * floored, result
 
     def rise(self, step: int | None) -> float:
-        """How far the schedule has risen at a step, 0 to 1 (None: 1)."""
+        """Return how far the schedule has risen at a step, 0 to 1 (None: 1)."""
         if step is None or self.beta_steps == 0:
             return 1.0
         done = step / self.beta_steps
         return min(1.0, 2 * (done % 1)) if self.beta_schedule == "cyclic" else min(1.0, done)
 
     @torch.no_grad()
-    def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
-        """Return float64 sums over the batch on its device: stays "n", in training "Loss" and "Beta"; "sets", their "Recon" and "KL"."""
+    def counts(self, loss: Tensor, output: BatchResult, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
+        """Return float64 sums over the batch on its device: stays "n", "sets", their "Recon" and "KL", in training "Loss" and "Beta"."""
         device = output.error.device
 
-        def number(value: float) -> Tensor:
+        def scalar(value: float) -> Tensor:
             return torch.full((), value, dtype=torch.float64, device=device)
 
-        n = number(len(batch[1]))
+        n = scalar(len(batch[1]))
         return {
             "n": n,
             **({} if output.beta is None else {"Loss": loss.double() * n, "Beta": output.beta * n}),
-            "sets": number(len(output.error)),
+            "sets": scalar(len(output.error)),
             "Recon": output.error.sum(dtype=torch.float64),
             "KL": output.kl.sum(dtype=torch.float64),
         }
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
-        """Return the loss, in training β, and mean reconstruction error and raw KL over sets, from summed `counts`."""
+        """Return the loss, β if training, and the means of reconstruction error and raw KL over sets, from summed `counts`."""
         by_stays = {name: counts[name] / counts["n"] for name in ("Loss", "Beta") if name in counts}
         by_sets = {name: counts[name] / counts["sets"] for name in ("Recon", "KL")}
         return {"Loss": by_sets["Recon"] + self.beta * by_sets["KL"]} | by_stays | by_sets
 
     @torch.no_grad()
-    def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor]:
+    def predict(self, output: BatchResult, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean reconstruction error of the sets of each stay, fp32 [N], and the stays' outcomes, int64 [N]."""
         stays, y = batch
         total = output.error.new_zeros(len(y)).index_add(0, stays.stay, output.error)
         return total / stays.lengths, y
 
-    def joined(self, outputs: list[Judged]) -> Judged:
-        """Return what several batches came to as that of one; stays are counted through, and the cross entropy is the mean over them."""
-        counts = [int(one.stay.max()) + 1 for one in outputs]  # no stay is without a set
+    def joined(self, outputs: list[BatchResult]) -> BatchResult:
+        """Return the results of several batches as one; stays are numbered on, and the cross entropy is the mean over all stays."""
+        counts = [int(output.stay.max()) + 1 for output in outputs]  # every stay has a set
         firsts = np.cumsum([0, *counts[:-1]]).tolist()
-        stay = torch.cat([one.stay + first for one, first in zip(outputs, firsts, strict=True)])
-        of_sets = torch.cat([one.error for one in outputs]), torch.cat([one.kl for one in outputs]), stay
+        stay = torch.cat([output.stay + first for output, first in zip(outputs, firsts, strict=True)])
+        of_sets = torch.cat([output.error for output in outputs]), torch.cat([output.kl for output in outputs]), stay
         if outputs[0].logits is None:
-            return Judged(*of_sets, outputs[0].beta)
-        weighed = sum(one.cross_entropy * count for one, count in zip(outputs, counts, strict=True)) / sum(counts)
-        logits, states = torch.cat([one.logits for one in outputs]), torch.cat([one.state for one in outputs])
-        return Judged(*of_sets, outputs[0].beta, weighed, logits, states)
+            return BatchResult(*of_sets, outputs[0].beta)
+        mean = sum(output.cross_entropy * count for output, count in zip(outputs, counts, strict=True)) / sum(counts)
+        logits, states = torch.cat([output.logits for output in outputs]), torch.cat([output.state for output in outputs])
+        return BatchResult(*of_sets, outputs[0].beta, mean, logits, states)
 
 
 class StayOutcome(SetVAELoss):
-    """The loss of a set VAE + `weight` times the cross entropy of the stays' outcome.
+    """The loss of a set VAE + `weight` times the cross entropy of the outcome of the stays.
 
-    Of a model with several heads each learns for itself: in training the loss has the sum of their cross entropies. What is reported as CE
-    is that of the prediction, which the model makes of them.
-    `positive_weight` weighs the stays that had it: a number, "balanced" (survivors / deaths of the training split) or null (1).
+    If a model has several heads, each learns by itself: the training loss has the sum of their cross entropies. The reported CE is that of
+    the prediction that the model makes from all heads.
+    `positive_weight` is the weight of stays with the outcome: a number, "balanced" (survivors / deaths in the training split) or None (1).
     """
 
     monitor = "AUROC"
@@ -191,34 +194,37 @@ class StayOutcome(SetVAELoss):
         self.class_weights = [1.0, 1.0 if positive_weight is None or isinstance(positive_weight, str) else float(positive_weight)]
 
     def outputs(self, data: DataSet) -> int:
-        """Two: the outcome did not come, or did; what "balanced" means is read from the data here."""
-        need_stays(data, "stay_outcome")
+        """Return 2 (without and with the outcome), and take the weight of "balanced" from the data.
+
+        Raises: UserError for data that are not stays.
+        """
+        raise_if_not_stays(data, "stay_outcome")
         if self.positive_weight == "balanced" and 0 < data.positive < 1:
             self.class_weights[1] = (1 - data.positive) / data.positive
         return 2
 
-    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, Judged]:
-        """The loss, a fp32 scalar, and what the batch came to; `step` optimizer steps were done before."""
+    def loss(self, model: nn.Module, batch: tuple["Stays", Tensor], step: int) -> tuple[Tensor, BatchResult]:
+        """Return the loss, a fp32 scalar, and the results of the batch; `step` is the number of optimizer steps done before."""
         stays, y = batch
-        coded = model(stays)
-        bound, judged = self.bound(coded, stays, step if torch.is_grad_enabled() else None)
-        logits = at_least_fp32(coded.logits)
-        weights = torch.tensor(self.class_weights, device=logits.device)
+        output = model(stays)
+        bound, result = self.bound(output, stays, step if torch.is_grad_enabled() else None)
+        prediction = at_least_fp32(output.logits)
+        weights = torch.tensor(self.class_weights, device=prediction.device)
 
-        def cross_entropy(of: Tensor) -> Tensor:
-            return (F.cross_entropy(at_least_fp32(of), y, reduction="none") * weights[y]).mean()
+        def cross_entropy(logits: Tensor) -> Tensor:
+            return (F.cross_entropy(at_least_fp32(logits), y, reduction="none") * weights[y]).mean()
 
-        learned = sum(map(cross_entropy, coded.heads if torch.is_grad_enabled() and coded.heads else [logits]))
-        judged.cross_entropy, judged.logits, judged.state = cross_entropy(logits).detach(), logits.detach(), coded.state.detach()
-        self.terms |= {"CE": learned.detach(), "Weight": self.weight}
-        return bound + self.weight * learned, judged
+        total = sum(map(cross_entropy, output.heads if torch.is_grad_enabled() and output.heads else [prediction]))
+        result.cross_entropy, result.logits, result.state = cross_entropy(prediction).detach(), prediction.detach(), output.state.detach()
+        self.terms |= {"CE": total.detach(), "Weight": self.weight}
+        return bound + self.weight * total, result
 
     @torch.no_grad()
-    def counts(self, loss: Tensor, output: Judged, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
-        """Return, beside those of the bound, the sum over stays of the cross entropy and of right answers at a probability of 1/2."""
+    def counts(self, loss: Tensor, output: BatchResult, batch: tuple["Stays", Tensor]) -> dict[str, Tensor]:
+        """Return the sums of the bound, and over stays those of the cross entropy and of correct answers at a probability of 1/2."""
         sums = super().counts(loss, output, batch)
-        right = (output.logits.argmax(1) == batch[1]).sum(dtype=torch.float64)
-        return sums | {"CE": output.cross_entropy.double() * sums["n"], "Acc1": right}
+        correct = (output.logits.argmax(1) == batch[1]).sum(dtype=torch.float64)
+        return sums | {"CE": output.cross_entropy.double() * sums["n"], "Acc1": correct}
 
     def metrics(self, counts: dict[str, float]) -> dict[str, float]:
         """Return the means of the bound, the mean cross entropy, and accuracy in percent, from summed `counts`."""
@@ -228,12 +234,12 @@ class StayOutcome(SetVAELoss):
         return values | {"CE": cross_entropy, "Acc1": 100 * counts["Acc1"] / counts["n"]}
 
     @torch.no_grad()
-    def predict(self, output: Judged, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(self, output: BatchResult, batch: tuple["Stays", Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return predicted and true outcomes, int64 [N] each, and the probability of the outcome, fp32 [N]."""
         return output.logits.argmax(1), batch[1], output.logits.softmax(1)[:, 1]
 
     def ranking(self, true: np.ndarray, score: np.ndarray) -> dict[str, float]:
-        """Return the areas under the ROC and the precision-recall curve (average precision), 0 to 1; NaN where all stays ended alike."""
+        """Return the areas under the ROC and the precision-recall curve (average precision), 0 to 1; NaN if all stays have one outcome."""
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         if not np.isfinite(score).all() or true.all() or not true.any():
@@ -241,8 +247,8 @@ class StayOutcome(SetVAELoss):
         return {"AUROC": float(roc_auc_score(true, score)), "AUPRC": float(average_precision_score(true, score))}
 
 
-def need_stays(data: DataSet, task: str) -> None:
-    """Raises: UserError for data that are not stays of medical events."""
+def raise_if_not_stays(data: DataSet, task: str) -> None:
+    """Raise a UserError for data that are not stays of medical events."""
     if data.kind != "stays":
         raise UserError(
             f"task={task}: {data.name} are no stays of medical events; choose dataset=physionet2012, ehr_folder or synthetic_icu."

@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 
 from analysis.posterior.vae_files import history, posterior
+from snnexp.analysis.panels import add_panels
 from snnexp.analysis.posterior import collapse, collapse_plots, latent
 from snnexp.analysis.posterior.collapse import Evidence
-from snnexp.analysis.posterior.curves import Curves, curve
+from snnexp.analysis.posterior.curves import Curves, make_curve
 
 
 def evidence(*collapsed, **more):
     """Evidence from a made posterior with one level for each fraction that is collapsed."""
     mu, logvar = posterior(400, 20, levels=len(collapsed), collapsed=collapsed)
     joint = latent.mutual_information(np.concatenate(list(mu), 1), np.concatenate(list(logvar), 1))[0]
-    levels = [latent.measure(*one) for one in zip(mu, logvar, strict=True)]
-    return Evidence("run", "400 sets", levels, mutual_information=joint, legacy=collapse.legacy(logvar), **more)
+    levels = [latent.measure_level(*one) for one in zip(mu, logvar, strict=True)]
+    return Evidence("run", "400 sets", levels, mutual_information=joint, legacy=collapse.legacy_statistics(logvar), **more)
 
 
 def unwrapped(evidence):
-    return " ".join(collapse.text(evidence).split())
+    return " ".join(collapse.analysis_text(evidence).split())
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,11 @@ def test_the_three_are_told_apart_and_the_legacy_statistics_have_it_the_wrong_wa
     assert "0 of 20 units are active (0.0 %); 20 are not: their means hardly vary" in text
     assert "20 (100.0 %) are (ε,δ)-collapsed: the prior for (nearly) every set." in text
     assert "the old monitor would not raise its" in text and "inverted" in text and "What usually helps" in text
-    assert "What usually helps" not in collapse.text(found[0.0])
+    assert "What usually helps" not in collapse.analysis_text(found[0.0])
 
 
 def test_the_numbers_of_each_level(half):
-    text = collapse.text(half)
+    text = collapse.analysis_text(half)
     assert text.startswith("Posterior collapse: run\nVerdict: partly collapsed. 25 of 40 units are active (62.5 %)")
     row = {line[2:28].strip(): line[28:].split() for line in text.splitlines() if line.startswith("  ")}
     assert row["KL, nats per set"] == [f"{level.kl.sum():.4g}" for level in half.levels]
@@ -53,7 +54,7 @@ def test_the_numbers_of_each_level(half):
 
 
 def test_units_with_a_constant_code_are_not_active_and_not_collapsed():
-    level = latent.measure(np.full((50, 4), 2.0, np.float32), np.zeros((50, 4), np.float32))
+    level = latent.measure_level(np.full((50, 4), 2.0, np.float32), np.zeros((50, 4), np.float32))
     text = unwrapped(Evidence("run", "50 sets", [level]))
     assert "0 of 4 units are active (0.0 %); 4 are not: their means hardly vary" in text
     assert "they hold 8 of 8 nats of KL. 0 (0.0 %) are (ε,δ)-collapsed" in text
@@ -65,15 +66,15 @@ def test_history_and_alarms(tmp_path, half):
     path.write_text(path.read_text() + '{"step": 9}\n[1]\n{"step": 1200, "held_out"')
     half.history = collapse.read_history(path)
     assert half.history == rows
-    text = collapse.text(half)
+    text = collapse.analysis_text(half)
     assert "Over training (tracker=posterior, 5 updates, the fixed held-out subset)" in text
     last = rows[-1]["held_out"]
     assert re.search(rf"  KL, nats per set +\S+ at step 200, {last['kl']:.4g} at step 1,000\n", text)
     assert "verdict of the tracker     partly collapsed, since step 600" in text
     assert re.search(r"active_units: since step 200, and ceased after step 400: \S+ against the threshold 0.1", text)
-    only = Evidence("run", "x", collapse.last_levels(rows), history=rows)
+    only = Evidence("run", "x", collapse.levels_of_last_update(rows), history=rows)
     assert [level.active.sum() for level in only.levels] == [12, 12] and only.levels[0].variance is None
-    assert "62.5 %" not in collapse.text(only) and "24 of 40 units are active (60.0 %)" in collapse.text(only)
+    assert "62.5 %" not in collapse.analysis_text(only) and "24 of 40 units are active (60.0 %)" in collapse.analysis_text(only)
     half.history = []
 
 
@@ -81,15 +82,15 @@ def test_history_and_alarms(tmp_path, half):
 def test_a_history_of_another_form(tmp_path, row):
     (tmp_path / "a").write_text(json.dumps({"step": 1, "held_out": None, "window": row, "alarms": [1, {}], "verdict": 3}) + "\n")
     rows = collapse.read_history(tmp_path / "a")
-    assert collapse.last_levels(rows) == []
-    assert "not known" in collapse.text(Evidence("run", history=rows))
+    assert collapse.levels_of_last_update(rows) == []
+    assert "not known" in collapse.analysis_text(Evidence("run", history=rows))
 
 
 def test_a_kl_alone(half):
-    ours = Curves({"Train/KL": curve([(1, 2.0), (2, 1e-4)])})
-    assert collapse.verdict(Evidence("run", curves=ours)) == "collapsed"
-    assert "KL: 2 at optimizer step 1, lowest 0.0001 at 2" in collapse.text(Evidence("run", curves=ours))
-    theirs = Curves({"Train/KL": curve([(n, max(25.6, 40 - n)) for n in range(40)])}, ours=False)
+    from_snnexp = Curves({"Train/KL": make_curve([(1, 2.0), (2, 1e-4)])})
+    assert collapse.verdict(Evidence("run", curves=from_snnexp)) == "collapsed"
+    assert "KL: 2 at optimizer step 1, lowest 0.0001 at 2" in collapse.analysis_text(Evidence("run", curves=from_snnexp))
+    theirs = Curves({"Train/KL": make_curve([(n, max(25.6, 40 - n)) for n in range(40)])}, from_snnexp=False)
     text = unwrapped(Evidence("events", curves=theirs))
     assert "Verdict: not known" in text and "rests at 25.6" in text and "neither can show collapse" in text
     assert collapse.floor_of(np.arange(10.0) + 1) is None and collapse.floor_of(np.full(4, 3.0)) == 3
@@ -97,15 +98,15 @@ def test_a_kl_alone(half):
 
 def test_what_the_tracker_logged():
     logged = {"ActiveUnits": 0.5, "CollapsedUnits": 0.5, "MutualInformation": 4.0, "ActiveUnits_level0": 0.5, "CollapsedUnits_level0": 0.5}
-    curves = Curves({f"Posterior/{name}": curve([(200, 1.0), (400, value)]) for name, value in logged.items()})
+    curves = Curves({f"Posterior/{name}": make_curve([(200, 1.0), (400, value)]) for name, value in logged.items()})
     text = unwrapped(Evidence("events", curves=curves))
     assert "Verdict: partly collapsed. So say active units" in text and "Posterior/ActiveUnits: 1 at step 200, 0.5 at step 400" in text
 
 
 def test_a_number_stands_under_the_one_step_it_was_measured_at(tmp_path, half):
     half.history = history(tmp_path, dims=20)
-    half.curves = Curves({"Posterior/KL": curve([(250, 1.0)]), "Val/KL": curve([(250, 2.0)])})
-    text = collapse.text(half)
+    half.curves = Curves({"Posterior/KL": make_curve([(250, 1.0)]), "Val/KL": make_curve([(250, 2.0)])})
+    text = collapse.analysis_text(half)
     assert "Posterior/KL" not in text and "Val/KL: 2 at optimizer step 250" in text
     half.history, half.curves = [], Curves()
 
@@ -124,7 +125,7 @@ def test_a_tracker_that_says_otherwise(tmp_path, epoch, words):
     assert collapse.summary(found).findings == ["the posterior is collapsed: units 0 of 20 active (0.0 %), on 400 sets.", contrast]
     assert contrast in unwrapped(found)
     found.history[-1]["verdict"] = "collapsed"
-    assert len(collapse.summary(found).findings) == 1 and "tracker=posterior says" not in collapse.text(found)
+    assert len(collapse.summary(found).findings) == 1 and "tracker=posterior says" not in collapse.analysis_text(found)
 
 
 def test_findings(tmp_path):
@@ -139,12 +140,12 @@ def test_findings(tmp_path):
 
 def test_the_figure(tmp_path, half, monkeypatch):
     drawn = []
-    monkeypatch.setattr(collapse_plots, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)
+    monkeypatch.setattr(collapse_plots, "add_panels", lambda drawing, count: drawn.extend(add_panels(drawing, count)) or drawn)
     half.history = history(tmp_path, dims=20)
     assert collapse_plots.draw(half, "a $run", tmp_path / "collapse.png")
     kl, units, spread, active, over, variance = drawn
     lines = kl.get_lines()
-    np.testing.assert_allclose(lines[0].get_ydata(), np.maximum(np.sort(half.levels[0].kl)[::-1], collapse_plots.LEAST))
+    np.testing.assert_allclose(lines[0].get_ydata(), np.maximum(np.sort(half.levels[0].kl)[::-1], collapse_plots.SMALLEST_DRAWN))
     assert len(lines[1].get_xdata()) == 5 and lines[-1].get_ydata()[0] == latent.EPSILON  # of 20 five are not active
     assert units.get_lines()[1].get_xdata().tolist() == half.levels[1].spread.tolist()
     assert {"not active\nmean hardly varies", "active\nmean tells sets apart"} < {text.get_text() for text in units.texts}
@@ -158,6 +159,3 @@ def test_the_figure(tmp_path, half, monkeypatch):
     assert collapse_plots.draw(Evidence("run", history=half.history), "a", tmp_path / "b.png") and len(drawn) == 3
     assert not collapse_plots.draw(Evidence("run"), "a", tmp_path / "c.png")
     half.history = []
-
-
-panels = collapse_plots.panels

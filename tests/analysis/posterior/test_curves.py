@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.posterior.vae_files import make, row_of
 from snnexp.analysis.curves import read_log
+from snnexp.analysis.panels import add_panels
 from snnexp.analysis.posterior import curves as vae_curves
 
 
@@ -36,17 +37,17 @@ def figures(rows, tmp_path_factory):
 def test_the_log_is_read_over_steps(rows, tmp_path):
     run = make(tmp_path / "run", rows=rows)
     curves = vae_curves.from_log(read_log(run / "logs/metrics.jsonl"), {"epoch": 2, "metric": "Val/AUROC", "value": 0.7}, weight=0.5)
-    assert curves.unit == "optimizer step" and curves.best == (500, "best epoch, 2") and curves.ours
-    assert curves.named["Val/KL"][0].tolist() == [125 * n for n in range(1, 9)]
-    assert curves.named["Train/KL"][0].tolist() == [250, 500, 750, 1000]  # no Train in the middle of an epoch
-    assert curves.named["Beta"][1].tolist() == [row["Train/Beta"] for row in rows if "Train/Beta" in row]
-    assert curves.named["Val/Accuracy"][1][-1] == 87 and curves.named["Weight/CE"][1].tolist() == [0.5]
+    assert curves.unit == "optimizer step" and curves.best == (500, "best epoch, 2") and curves.from_snnexp
+    assert curves.by_name["Val/KL"][0].tolist() == [125 * n for n in range(1, 9)]
+    assert curves.by_name["Train/KL"][0].tolist() == [250, 500, 750, 1000]  # no Train in the middle of an epoch
+    assert curves.by_name["Beta"][1].tolist() == [row["Train/Beta"] for row in rows if "Train/Beta" in row]
+    assert curves.by_name["Val/Accuracy"][1][-1] == 87 and curves.by_name["Weight/CE"][1].tolist() == [0.5]
     assert curves.parts("KL") == ["Train", "Val"] and curves.parts("AUROC") == ["Val"]
 
 
 def test_without_steps_it_is_over_epochs():
     curves = vae_curves.from_log([{"epoch": 1, "Train/KL": 1.0}, {"epoch": 2, "Train/KL": None}], {"epoch": 2, "metric": "x"})
-    assert curves.unit == "epoch" and curves.best == (2, "best epoch, 2") and curves.named["Train/KL"][1].tolist() == [1.0]
+    assert curves.unit == "epoch" and curves.best == (2, "best epoch, 2") and curves.by_name["Train/KL"][1].tolist() == [1.0]
 
 
 def test_losses(figures, rows):
@@ -71,12 +72,12 @@ def test_the_title_of_performance_says_how_many(tmp_path, monkeypatch):
     titles, figure = [], vae_curves.figure
     monkeypatch.setattr(vae_curves, "figure", lambda path, width, height, title: titles.append(title) or figure(path, width, height, title))
     for count in (None, 1800):
-        curves = vae_curves.Curves({"Val/AUROC": curve_of_one}, validated=count)
+        curves = vae_curves.Curves({"Val/AUROC": curve_of_one}, validation_samples=count)
         assert vae_curves.draw_performance(curves, "a", tmp_path / "a.png")
     assert titles == ["a: performance", "a: performance (n = 1,800 in validation)"]
 
 
-curve_of_one = vae_curves.curve([(1, 0.5)])
+curve_of_one = vae_curves.make_curve([(1, 0.5)])
 
 
 def test_dynamics(figures, rows):
@@ -109,16 +110,13 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
 
 def test_a_dense_curve_is_smoothed_over_the_raw_one(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(vae_curves, "panels", lambda drawing, count: drawn.extend(panels(drawing, count)) or drawn)
+    monkeypatch.setattr(vae_curves, "add_panels", lambda drawing, count: drawn.extend(add_panels(drawing, count)) or drawn)
     steps = np.arange(20_000) * 50.0
-    curves = vae_curves.Curves({"Train/Loss": (steps, np.exp(-steps / 1e4) * 1e3 + 1)}, ours=False)
+    curves = vae_curves.Curves({"Train/Loss": (steps, np.exp(-steps / 1e4) * 1e3 + 1)}, from_snnexp=False)
     assert vae_curves.draw_losses(curves, "a", tmp_path / "loss.png") and not vae_curves.draw_performance(curves, "a", tmp_path / "p.png")
     raw, smooth = drawn[0].get_lines()
-    assert smooth.get_label() == "train, EMA of 400 points" and len(raw.get_xdata()) == vae_curves.MOST and raw.get_alpha() < 1
+    assert smooth.get_label() == "train, EMA of 400 points" and len(raw.get_xdata()) == vae_curves.MAX_DRAWN_POINTS and raw.get_alpha() < 1
     assert drawn[0].get_yscale() == "log" and drawn[0].get_ylabel() == "loss (as logged), log scale"
-
-
-panels = vae_curves.panels
 
 
 def test_one_epoch_and_no_numbers(tmp_path):

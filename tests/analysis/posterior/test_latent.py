@@ -13,7 +13,7 @@ from snnexp.rundir import RunDir
 @pytest.fixture(scope="module")
 def half():
     mu, logvar = posterior(600, 8, levels=1, collapsed=(0.5,))
-    return mu[0], logvar[0], latent.measure(mu[0], logvar[0])
+    return mu[0], logvar[0], latent.measure_level(mu[0], logvar[0])
 
 
 def test_units_are_told_apart(half):
@@ -28,7 +28,7 @@ def test_units_are_told_apart(half):
 @pytest.mark.parametrize(("fraction", "active"), [(1.0, 0), (0.0, 8)])
 def test_all_or_nothing(fraction, active):
     mu, logvar = posterior(400, 8, levels=1, collapsed=(fraction,))
-    level = latent.measure(mu[0], logvar[0])
+    level = latent.measure_level(mu[0], logvar[0])
     assert level.active.sum() == active and level.collapsed == fraction
     assert level.mutual_information < 0.01 if fraction else level.mutual_information > 3
 
@@ -43,7 +43,7 @@ def test_mutual_information_of_a_known_channel():
 
 
 def test_a_constant_code_is_not_active_though_it_has_a_kl():
-    level = latent.measure(np.full((50, 1), 2.0, np.float32), np.full((50, 1), -3.0, np.float32))
+    level = latent.measure_level(np.full((50, 1), 2.0, np.float32), np.full((50, 1), -3.0, np.float32))
     assert not level.active[0] and level.collapsed == 0 and level.kl[0] == pytest.approx(0.5 * (math.exp(-3) + 4 - 1 + 3), rel=1e-5)
 
 
@@ -123,6 +123,6 @@ def test_correlation_and_its_order():
     matrix = latent.correlation(mu)
     assert np.isnan(matrix[3]).all() and np.isnan(matrix[:, 3]).all()
     assert matrix[0, 2] > 0.98 and matrix[1, 4] > 0.98 and matrix[0, 1] < 0.1
-    ordered, active = latent.order(matrix, np.array([True, True, True, False, True]))
+    ordered, active = latent.order_dimensions(matrix, np.array([True, True, True, False, True]))
     assert active == 4 and ordered[-1] == 3 and sorted(ordered) == [0, 1, 2, 3, 4]
     assert {frozenset(map(int, ordered[:2])), frozenset(map(int, ordered[2:4]))} == {frozenset({0, 2}), frozenset({1, 4})}

@@ -19,13 +19,13 @@ def draw(tmp_path_factory):
         latents(folder / "test_latents.npz", **options)
         read = latent.read(folder / "test_latents.npz")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(latent_plots, "umap_is_there", lambda: False)
+            patch.setattr(latent_plots, "umap_is_installed", lambda: False)
             patch.setattr(
                 Figure,
                 "savefig",
                 lambda self, path, **k: (figures.update({Path(path.name).name[1:].rsplit(".", 2)[0]: self}), save(self, path, **k)),
             )
-            names = latent_plots.draw(read, latent.levels(read), "a $run", folder)
+            names = latent_plots.draw(read, latent.measure_levels(read), "a $run", folder)
         assert names == list(figures) == ["latent_space_pca.png", "reconstruction_errors.png", "latent_correlation.png"]
         return read, figures
 
@@ -84,7 +84,7 @@ def test_titles_name_the_epoch(draw):
     read, titles, figure = latent.read(folder / "test_latents.npz"), [], latent_plots.figure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latent_plots, "figure", lambda path, width, height, title: titles.append(title) or figure(path, width, height, title))
-        latent_plots.draw(read, latent.levels(read), "a run", folder)
+        latent_plots.draw(read, latent.measure_levels(read), "a run", folder)
     assert len(titles) == 3 and all(title.endswith(", weights of epoch 5") for title in titles)
 
 
@@ -114,7 +114,7 @@ def test_without_a_head_and_with_one_set(draw):
 
 def test_umap_is_chosen_where_it_is_and_points_are_enough(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(latent_plots, "umap_is_there", lambda: True)
+    monkeypatch.setattr(latent_plots, "umap_is_installed", lambda: True)
     monkeypatch.setattr(latent_plots, "draw_space", lambda latents, title, path, with_umap: asked.append((path.name, with_umap)))
     for name in ("draw_errors", "draw_correlation"):
         monkeypatch.setattr(latent_plots, name, lambda *arguments: None)

@@ -18,10 +18,10 @@ def posterior(sets, dims, levels=2, collapsed=(0.25, 0.5), seed=0):
     logvar = np.empty((levels, sets, dims), np.float32)
     for level in range(levels):
         dead = round(dims * collapsed[level % len(collapsed)])
-        said = generator.standard_normal((sets, dims))
-        said[:, 1::2] = 0.7 * said[:, 0 : 2 * (dims // 2) : 2] + 0.7 * said[:, 1::2]
+        informative = generator.standard_normal((sets, dims))
+        informative[:, 1::2] = 0.7 * informative[:, 0 : 2 * (dims // 2) : 2] + 0.7 * informative[:, 1::2]
         scale = np.linspace(0.98, 0.4, dims)  # the last say less than the first, less surely
-        mu[level] = scale * said
+        mu[level] = scale * informative
         logvar[level] = np.log(1 - scale**2) + 0.2 * generator.standard_normal((sets, dims))
         mu[level][:, dims - dead :] = 1e-3 * generator.standard_normal((sets, dead))
         logvar[level][:, dims - dead :] = 1e-3 * generator.standard_normal((sets, dead))

@@ -53,7 +53,7 @@ def test_a_large_network(tmp_path, drawn):
     words = [text.get_text() for axes in figures["pruning_layers.png"].axes for text in axes.texts]
     assert "1,536 → 1,076 (70 %)" in words and "12 → 9 (75 %)" in words and len(words) == len(SPIKFORMER)
     labels = [axes.get_ylabel() for axes in figures["spike_maps.png"].axes if axes.get_ylabel()]
-    assert len(labels) == plots.MOST_MAPS and labels[0] == "sps.stages.0.lif" and "blocks.0.attention\n(heads)" in labels
+    assert len(labels) == plots.MAX_MAP_LAYERS and labels[0] == "sps.stages.0.lif" and "blocks.0.attention\n(heads)" in labels
 
 
 def rgb(name):
@@ -104,7 +104,7 @@ def test_graphs_many_layers_and_a_layer_of_one_unit(tmp_path, drawn):
     arrays = dict(np.load(run / "spike_maps.npz"))
     np.savez(run / "spike_maps.npz", **{name: array[:, :1] if array.ndim else array for name, array in arrays.items()})
     figures = drawn(run)
-    assert len(figures["pruning.png"].axes) == plots.MOST_PANELS
+    assert len(figures["pruning.png"].axes) == plots.MAX_PANELS
     assert ", 60 of 71 layers" in figures["pruning.png"].get_suptitle()
 
 

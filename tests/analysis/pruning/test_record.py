@@ -15,14 +15,14 @@ def record_of(content, path=None, problems=None):
 
 def layer(scores, kept, of="channels", size=None, units=None):
     units = list(range(len(scores))) if units is None else units
-    told = {"of": of, "size": size or len(units), "units": units, "scores": list(scores), "kept": kept}
-    return record_of({"steps": [{"epoch": 0, "layers": {"a": told}}]}).steps[0].layers["a"]
+    content = {"of": of, "size": size or len(units), "units": units, "scores": list(scores), "kept": kept}
+    return record_of({"steps": [{"epoch": 0, "layers": {"a": content}}]}).steps[0].layers["a"]
 
 
 def one(scores, kept, **settings):
     """A record of one layer `a` and one step."""
-    told = {"of": "channels", "size": len(scores), "units": list(range(len(scores))), "scores": scores, "kept": kept}
-    return record_of({"floor": 0.1, "steps": [{"epoch": 0, "layers": {"a": told | settings}}]})
+    content = {"of": "channels", "size": len(scores), "units": list(range(len(scores))), "scores": scores, "kept": kept}
+    return record_of({"floor": 0.1, "steps": [{"epoch": 0, "layers": {"a": content | settings}}]})
 
 
 # ---- reading
@@ -40,7 +40,7 @@ def test_a_whole_record(tmp_path):
     }
     assert record.map_steps == 4 and list(record.stages) == ["dense", "pruned", "final"] and record.speedup["step"] == 1.62
     one = record.steps[0].layers["a.1.lif"]
-    assert one.kept == 10 and one.units.tolist() == list(range(20)) and one.stays.sum() == 10
+    assert one.kept == 10 and one.units.tolist() == list(range(20)) and one.is_kept.sum() == 10
 
 
 def test_nothing():
@@ -60,7 +60,8 @@ def test_what_is_missing_is_said(tmp_path):
     assert problems == ["spike_maps.npz: there is none, so no spike maps can be shown."]
     content = pruning()
     del content["stages"]["final"], content["speedup"]
-    assert "  missing   the stage final, the speed-up (not yet there, or not written)" in records.text(record_of(content)).splitlines()
+    lines = records.pruning_text(record_of(content)).splitlines()
+    assert "  missing   the stage final, the speed-up (not yet there, or not written)" in lines
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_damaged_steps_and_stages():
     ]  # fmt: skip
     assert "'units' is missing" in problems[3]
     for strange in ({"steps": 3}, {"steps": {}}, {"stages": [1]}, {"speedup": 7}, {"calibration": "x", "ratio": "y", "source": 3}):
-        assert records.text(record_of(good | strange)) and records.findings(record_of(good | strange)) is not None
+        assert records.pruning_text(record_of(good | strange)) and records.findings(record_of(good | strange)) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"[1, 2]"])
@@ -134,7 +135,8 @@ def test_the_cut_is_between_the_removed_and_the_kept():
     assert layer([0.1, 0.4, 0.2, 0.3], [0, 1]).cut is None  # no score parts them
     assert layer([0.1, 0.4], [0, 1]).cut is None
     assert layer([0.0, 0.0, 0.5], [1, 2]).cut == 0.0  # units of one score on both sides
-    assert layer([0.0, 0.0], [1]).arbitrary and not layer([0.0, 0.1], [1]).arbitrary and not layer([0.0], [0]).arbitrary
+    assert layer([0.0, 0.0], [1]).has_equal_scores
+    assert not layer([0.0, 0.1], [1]).has_equal_scores and not layer([0.0], [0]).has_equal_scores
 
 
 def test_the_histogram_counts_every_unit_once_and_does_not_mix_the_colours():
@@ -164,21 +166,21 @@ def test_layers_of_one_kind_stand_in_a_row():
     order = ["sps.stages.0.lif", "sps.stages.1.lif", "sps.stages.2.lif"]
     order += [name for i in range(4) for name in (f"blocks.{i}.attention", f"blocks.{i}.mlp.lif1")] + ["embedding"]
     assert sorted(order) == sorted(SPIKFORMER)
-    assert records.arrange(order) == [
+    assert records.arrange_rows(order) == [
         ["sps.stages.0.lif", "sps.stages.1.lif", "sps.stages.2.lif", "embedding"],
         [f"blocks.{i}.attention" for i in range(4)],
         [f"blocks.{i}.mlp.lif1" for i in range(4)],
     ]
-    assert records.arrange(list(VGGSNN)) == [list(VGGSNN)[:4], list(VGGSNN)[4:]]
-    assert records.arrange(["a.0", "b", "c"]) == [["a.0", "b", "c"]]
+    assert records.arrange_rows(list(VGGSNN)) == [list(VGGSNN)[:4], list(VGGSNN)[4:]]
+    assert records.arrange_rows(["a.0", "b", "c"]) == [["a.0", "b", "c"]]
     resnet = ["stem", *(f"blocks.{n}.lif1" for n in range(8)), "fc"]
-    assert records.arrange(resnet) == [resnet[1:5], resnet[5:9], ["stem", "fc"]]
-    assert [len(row) for row in records.arrange([f"layer_{word}" for word in "abcdefghij"])] == [4, 4, 2]
+    assert records.arrange_rows(resnet) == [resnet[1:5], resnet[5:9], ["stem", "fc"]]
+    assert [len(row) for row in records.arrange_rows([f"layer_{word}" for word in "abcdefghij"])] == [4, 4, 2]
 
 
 def test_units_before_and_after():
     found = records.changes(record_of(pruning(ratio=0.5)))
-    assert [(name, c.of, c.size, c.before, c.after, c.at_floor) for name, c in found.items()] == [
+    assert [(name, c.kind, c.size, c.before, c.after, c.at_floor) for name, c in found.items()] == [
         ("a.0.lif", "channels", 8, 8, 4, False), ("a.1.lif", "channels", 20, 20, 10, False), ("b.attention", "heads", 4, 4, 2, False),
     ]  # fmt: skip
     gradual = record_of(pruning(ratios=(0.1, 0.3, 0.9), source=None))
@@ -189,7 +191,7 @@ def test_units_before_and_after():
 
 def test_of_a_network_that_was_pruned_before():
     one = layer([0.1, 0.2, 0.3], [5, 9], units=[2, 5, 9], size=12)
-    record = records.Pruning({}, [records.Step(0, 0.3, None, {"a": one})])
+    record = records.PruningRecord({}, [records.Step(0, 0.3, None, {"a": one})])
     change = records.changes(record)["a"]
     assert (change.size, change.before, change.after) == (12, 3, 2)
 
@@ -210,10 +212,10 @@ def test_maps_of_the_best_kept_and_the_worst_removed():
     arrays = np.arange(4)[:, None, None] * np.ones((4, 2, 2))
     record = one([0.3, 0.1, 0.4, 0.2], [0, 2])
     record.maps["a"] = arrays
-    kept, removed = records.chosen_maps(record, "a", 6)
+    kept, removed = records.choose_maps(record, "a", 6)
     assert [(unit, score, array[0, 0]) for unit, score, array in kept] == [(2, 0.4, 2), (0, 0.3, 0)]
     assert [(unit, score, array[0, 0]) for unit, score, array in removed] == [(1, 0.1, 1), (3, 0.2, 3)]
-    assert [len(part) for part in records.chosen_maps(record, "a", 1)] == [1, 1]
+    assert [len(part) for part in records.choose_maps(record, "a", 1)] == [1, 1]
 
 
 def test_maps_of_gradual_pruning_have_the_score_of_the_last_step_that_a_unit_was_there_for():
@@ -223,7 +225,7 @@ def test_maps_of_gradual_pruning_have_the_score_of_the_last_step_that_a_unit_was
     ]
     record = record_of({"steps": steps})
     record.maps["a"] = np.zeros((3, 2, 2))
-    kept, removed = records.chosen_maps(record, "a", 6)
+    kept, removed = records.choose_maps(record, "a", 6)
     assert [entry[:2] for entry in kept] == [(1, 0.9)] and [entry[:2] for entry in removed] == [(0, 0.1), (2, 0.7)]
 
 
@@ -231,7 +233,7 @@ def test_maps_of_gradual_pruning_have_the_score_of_the_last_step_that_a_unit_was
 
 
 def test_the_block_of_the_report():
-    lines = records.text(record_of(pruning(ratio=0.5, accuracy=90.0))).splitlines()
+    lines = records.pruning_text(record_of(pruning(ratio=0.5, accuracy=90.0))).splitlines()
     assert lines[:6] == [
         "Pruning (criterion spike_map)",
         "  source    /runs/dense/checkpoints/checkpoint_best.pth",
@@ -254,7 +256,7 @@ def test_the_block_of_the_report():
 
 
 def test_the_block_of_gradual_pruning():
-    text = records.text(record_of(pruning(ratio=0.5, ratios=(0.1, 0.3), source=None, ranking="global", round_to=8)))
+    text = records.pruning_text(record_of(pruning(ratio=0.5, ratios=(0.1, 0.3), source=None, ranking="global", round_to=8)))
     assert "source    none: pruned while it was trained" in text and "steps     2, epochs 3 to 6" in text
     assert "asked     ratio 0.5 of all layers together, so far 0.3, floor 0.1, multiples of 8 channels" in text
     assert "missing" not in text and "pruned " not in text.splitlines()[8]

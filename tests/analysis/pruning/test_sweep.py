@@ -97,10 +97,10 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
     change(chosen, "config.json", choices={"pruner": "spike_map"})
     sweep = collected(tmp_path)
     assert sum(point.runs for points in sweep.lines.values() for point in points) == 1 and sweep.pruned == 7
-    told = dict(line.split(": ", 1) for line in sweep.left_out)
-    assert told["a_running"] == "interrupted" and told["b_damaged"].startswith("unreadable, ") and len(told) == 7
-    assert told["d_chosen"] == "nothing was pruned in it: there is no pruning.json."
-    reasons = " ".join(told.values())
+    reasons = dict(line.split(": ", 1) for line in sweep.left_out)
+    assert reasons["a_running"] == "interrupted" and reasons["b_damaged"].startswith("unreadable, ") and len(reasons) == 7
+    assert reasons["d_chosen"] == "nothing was pruned in it: there is no pruning.json."
+    reasons = " ".join(reasons.values())
     assert "pruning.json cannot be read" in reasons and "no test Acc1 of the pruned network." in reasons
     assert reasons.count("its pruning.json has no parameters of the pruned network.") == 2
 
@@ -182,8 +182,8 @@ def test_a_figure_over_a_wide_range_is_logarithmic(tmp_path, figures):
 
 def test_words(tmp_path):
     swept(tmp_path)
-    text = pruning_sweep.text(collected(tmp_path), tmp_path, 1, ["report.txt"])
+    text = pruning_sweep.sweep_text(collected(tmp_path), tmp_path, 1, ["report.txt"])
     assert text.startswith(f"Pruning sweep {tmp_path}: 1 run, test Acc1\n") and "Some points" not in text and "Left out" not in text
     change(swept(tmp_path), "result.json", protocol="another")
-    text = pruning_sweep.text(collected(tmp_path), tmp_path, 2, [])
+    text = pruning_sweep.sweep_text(collected(tmp_path), tmp_path, 2, [])
     assert "Some points have several runs of one seed" in text and "Not the same protocol" in text and "    another\n" in text

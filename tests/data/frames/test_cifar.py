@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from data.video import layouts
-from snnexp.data.frames.cifar import CIFAR10, CIFAR100, unpickled
+from snnexp.data.frames.cifar import CIFAR10, CIFAR100, unpickle
 from snnexp.errors import MissingData, UserError
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_cifar10_batches(tmp_path: Path, protocol: int) -> None:
     written = layouts.cifar(tmp_path / "cifar-10-batches-py", 10, 20, protocol)
-    made = CIFAR10(root=tmp_path)
-    assert made.shape == (3, 32, 32) and made.classes == layouts.CIFAR10
-    assert made.splits == {"train": 90, "val": 10, "test": 20}
-    x, y = made.view("test").__getitems__([(0, i) for i in range(20)])
+    data_set = CIFAR10(root=tmp_path)
+    assert data_set.shape == (3, 32, 32) and data_set.classes == layouts.CIFAR10
+    assert data_set.splits == {"train": 90, "val": 10, "test": 20}
+    x, y = data_set.view("test").__getitems__([(0, i) for i in range(20)])
     assert np.array_equal(x.numpy(), written["test_batch"]) and y.tolist() == [i % 10 for i in range(20)]
-    assert np.array_equal(made.entry.samples[40:60], written["data_batch_3"])
-    assert "100 of 50,000 train" in made.protocol
+    assert np.array_equal(data_set.entry.samples[40:60], written["data_batch_3"])
+    assert "100 of 50,000 train" in data_set.protocol
 
 
 def test_archive_is_read_in_place_and_gives_the_same(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_torchvision_reads_the_same(tmp_path: Path, monkeypatch) -> None:
     layouts.cifar(tmp_path / "cifar-10-batches-py", 10, 20)
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    theirs = datasets.CIFAR10(tmp_path, train=True)
-    assert np.array_equal(CIFAR10(root=tmp_path).entry.samples[:100].transpose(0, 2, 3, 1), theirs.data)
+    reference = datasets.CIFAR10(tmp_path, train=True)
+    assert np.array_equal(CIFAR10(root=tmp_path).entry.samples[:100].transpose(0, 2, 3, 1), reference.data)
 
 
 class Evil:
@@ -66,9 +66,9 @@ def test_foreign_code_is_not_run(tmp_path: Path) -> None:
         ("numpy._core.multiarray", "fromfile"),
     ):
         with pytest.raises(UserError, match=f"asks for {module}.{name}"):
-            unpickled(f"c{module}\n{name}\n.".encode(), "x")
+            unpickle(f"c{module}\n{name}\n.".encode(), "x")
     with pytest.raises(UserError, match="codec rot13"):
-        unpickled(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.", "x")
+        unpickle(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.", "x")
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ from snnexp.errors import MissingData, UserError
 
 def test_published_layout(tmp_path: Path) -> None:
     written = layouts.cifar10_dvs(tmp_path, per_class=12)
-    made = CIFAR10DVS(root=tmp_path, T=5, size=48)
-    assert made.shape == (5, 2, 48, 48) and made.classes == layouts.CIFAR10
+    data_set = CIFAR10DVS(root=tmp_path, T=5, size=48)
+    assert data_set.shape == (5, 2, 48, 48) and data_set.classes == layouts.CIFAR10
     # ceil(0.9 * 12) = 11 of each class are train + val, by number: 10 and 11 come after 2, not after 1.
-    assert made.splits == {"train": 100, "val": 10, "test": 10}
-    test = made.view("test")
+    assert data_set.splits == {"train": 100, "val": 10, "test": 10}
+    test = data_set.view("test")
     x, y = test.__getitems__([(0, i) for i in range(10)])
     assert y.tolist() == list(range(10))
     for label, name in enumerate(layouts.CIFAR10):
         assert np.array_equal(x[:, label].numpy(), frame(written[f"{name}_11"], 5, 48, (128, 128)))
-    assert np.bincount(made.view("val").labels).tolist() == [1] * 10
-    assert "first 90 %" in made.protocol and "NOT the published data (120 of 10,000 recordings)" in made.protocol
+    assert np.bincount(data_set.view("val").labels).tolist() == [1] * 10
+    assert "first 90 %" in data_set.protocol and "NOT the published data (120 of 10,000 recordings)" in data_set.protocol
 
 
 def test_ninety_percent_are_counted_in_whole_numbers(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_download_fetches_the_missing_zips_with_the_published_checksums(tmp_path
         shutil.copy(tmp_path / "server" / "download" / path.name, path)
 
     monkeypatch.setattr("snnexp.data.frames.cifar10_dvs.fetch", fetch)
-    made = CIFAR10DVS(root=tmp_path / "here", T=2, size=8, download=True)
-    assert sum(made.splits.values()) == 8 + 2 * 3
+    data_set = CIFAR10DVS(root=tmp_path / "here", T=2, size=8, download=True)
+    assert sum(data_set.splits.values()) == 8 + 2 * 3
     assert asked == {
         "bird.zip": (["https://ndownloader.figshare.com/files/7712794"], "a9c207c91c55b9dc2002dc21c684d785"),
         "truck.zip": (["https://ndownloader.figshare.com/files/7712839"], "89f3922fd147d9aeff89e76a2b0b70a7"),

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snnexp.data.frames.digits_dvs import DARK, MARGIN, THRESHOLD, DigitsDVS, digits, resampling, saccades, simulate
+from snnexp.data.frames.digits_dvs import DARK, MARGIN, THRESHOLD, DigitsDVS, gaze_path, interpolation_matrices, scikit_digits, simulate
 from snnexp.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_second_construction_finds_the_first(small: DigitsDVS) -> None:
 
 
 def test_recording_depends_on_sensor_seed_and_index_only() -> None:
-    images, _ = digits()
+    images, _ = scikit_digits()
     whole = simulate(images[:6], 16, 3, 0)
     alone = simulate(images[4:5], 16, 3, 4)[0]
     for key in "txyp":
@@ -50,7 +50,7 @@ def test_recording_depends_on_sensor_seed_and_index_only() -> None:
 
 
 def test_events_are_ordered_on_the_sensor_and_within_the_saccades() -> None:
-    for events in simulate(digits()[0][:8], 24, 0, 0):
+    for events in simulate(scikit_digits()[0][:8], 24, 0, 0):
         assert (np.diff(events.t) >= 0).all() and events.t[0] >= 0 and events.t[-1] <= 300_000
         assert events.x.min() >= 0 and events.x.max() < 24 and events.y.max() < 24
         assert 500 < len(events) < 10_000 and 0.3 < events.p.mean() < 0.7
@@ -60,11 +60,12 @@ def test_events_follow_the_threshold(monkeypatch) -> None:
     """Without noise and mismatch the events of a pixel add up to its change of ln luminance, within a threshold."""
     monkeypatch.setattr("snnexp.data.frames.digits_dvs.NOISE_HZ", 0.0)
     monkeypatch.setattr("snnexp.data.frames.digits_dvs.MISMATCH", 0.0)
-    image = digits()[0][:1]
+    image = scikit_digits()[0][:1]
     events = simulate(image, 24, 0, 0)[0]
-    times, gaze = saccades()
+    times, gaze = gaze_path()
     for step in (6, 12, 20, 36):
-        seen = [resampling(gaze[[0, step], 1], 24)[k] @ image[0] @ resampling(gaze[[0, step], 0], 24)[k].T for k in (0, 1)]
+        rows, columns = (interpolation_matrices(gaze[[0, step], axis], 24) for axis in (1, 0))
+        seen = [rows[k] @ image[0] @ columns[k].T for k in (0, 1)]
         change = np.log(np.maximum(seen[1], 0) + DARK) - np.log(np.maximum(seen[0], 0) + DARK)
         now = events.t <= times[step]
         signs = np.zeros((24, 24))
@@ -80,7 +81,7 @@ def test_uniform_scene_is_silent_but_for_noise() -> None:
 def test_scene_is_upright_and_inside_the_margin() -> None:
     image = np.zeros((8, 8))
     image[0, 7] = 1.0  # top right
-    still = resampling(np.zeros(1), 64)[0]
+    still = interpolation_matrices(np.zeros(1), 64)[0]
     y, x = np.unravel_index((still @ image @ still.T).argmax(), (64, 64))
     assert y < 16 and x > 48
     column = still @ np.ones(8)

@@ -18,18 +18,18 @@ from snnexp.errors import MissingData, UserError
 
 def test_published_layout(tmp_path: Path) -> None:
     written = layouts.dvs128_gesture(tmp_path / "DvsGesture")
-    made = DVS128Gesture(root=tmp_path, T=4, size=32)
-    assert made.classes == CLASSES and len(CLASSES) == 11 and made.shape == (4, 2, 32, 32)
+    data_set = DVS128Gesture(root=tmp_path, T=4, size=32)
+    assert data_set.classes == CLASSES and len(CLASSES) == 11 and data_set.shape == (4, 2, 32, 32)
     # 3 training users with 2 sessions of 11 trials, one of the users for validation; 2 test users.
-    assert made.splits == {"train": 44, "val": 22, "test": 44}
-    x, y = made.view("test").__getitems__([(0, i) for i in range(11)])
+    assert data_set.splits == {"train": 44, "val": 22, "test": 44}
+    x, y = data_set.view("test").__getitems__([(0, i) for i in range(11)])
     assert y.tolist() == list(range(11))
     events = written["user04_lab.aedat"]
     for trial in (0, 7):
-        wanted = events.between(trial * 110_000, trial * 110_000 + 100_000)
-        assert 0 < len(wanted) < len(events)
-        assert np.array_equal(x[:, trial].numpy(), frame(wanted, 4, 32, (128, 128)))
-    assert "val is 1 of 3 training users" in made.protocol and "66 of 1,176 train" in made.protocol
+        expected = events.between(trial * 110_000, trial * 110_000 + 100_000)
+        assert 0 < len(expected) < len(events)
+        assert np.array_equal(x[:, trial].numpy(), frame(expected, 4, 32, (128, 128)))
+    assert "val is 1 of 3 training users" in data_set.protocol and "66 of 1,176 train" in data_set.protocol
 
 
 def test_archive_is_unpacked_once_and_gives_the_same(tmp_path: Path) -> None:
@@ -43,16 +43,16 @@ def test_archive_is_unpacked_once_and_gives_the_same(tmp_path: Path) -> None:
 
 def test_single_training_user_is_split_by_trial(tmp_path: Path) -> None:
     layouts.dvs128_gesture(tmp_path, users=1, test_users=1)
-    made = DVS128Gesture(root=tmp_path, T=2, val_fraction=0.5)
-    assert made.splits == {"train": 11, "val": 11, "test": 22} and "one training user" in made.protocol
+    data_set = DVS128Gesture(root=tmp_path, T=2, val_fraction=0.5)
+    assert data_set.splits == {"train": 11, "val": 11, "test": 22} and "one training user" in data_set.protocol
 
 
 def test_trial_without_events_is_empty_frames(tmp_path: Path) -> None:
     layouts.dvs128_gesture(tmp_path, users=2)
     csv = tmp_path / "user01_lab_labels.csv"
     csv.write_text("class,startTime_usec,endTime_usec\n3,900000000,900000001\n")
-    made = DVS128Gesture(root=tmp_path, T=2)
-    assert made.entry.samples[0].sum() == 0 and made.entry.labels[0] == 2
+    data_set = DVS128Gesture(root=tmp_path, T=2)
+    assert data_set.entry.samples[0].sum() == 0 and data_set.entry.labels[0] == 2
 
 
 def test_not_there(tmp_path: Path) -> None:
@@ -104,17 +104,17 @@ def test_damaged_archive(tmp_path: Path) -> None:
 
 def test_trials_cut_beforehand(tmp_path: Path) -> None:
     written = layouts.dvs128_precut(tmp_path)
-    made = DVS128Gesture(root=tmp_path, T=4, size=32)
+    data_set = DVS128Gesture(root=tmp_path, T=4, size=32)
     # 3 users train with 2 sessions of 11 trials, less the one that is not there; one of the users for validation; 2 test users.
-    assert sum(made.splits.values()) == 65 + 44 and made.splits["test"] == 44 and made.splits["val"] in (21, 22)
-    x, y = made.view("test").__getitems__([(0, i) for i in range(22)])
+    assert sum(data_set.splits.values()) == 65 + 44 and data_set.splits["test"] == 44 and data_set.splits["val"] in (21, 22)
+    x, y = data_set.view("test").__getitems__([(0, i) for i in range(22)])
     assert y.tolist() == [*range(11), *range(11)]  # by number: 10 comes after 9
     for i, name in ((2, "user04_fluorescent_led/2"), (21, "user04_lab/10")):
         column, row, polarity, t = written[name].T
         events = Events(1000 * t, column, row, polarity)
         assert np.array_equal(x[:, i].numpy(), frame(events, 4, 32, (128, 128)))
-    assert "trials as cut in figshare 38022171 and 38020584, times in ms (1,341 of the 1,464" in made.protocol
-    assert "65 of 1,077 train, 44 of 264 test" in made.protocol
+    assert "trials as cut in figshare 38022171 and 38020584, times in ms (1,341 of the 1,464" in data_set.protocol
+    assert "65 of 1,077 train, 44 of 264 test" in data_set.protocol
 
 
 def test_the_original_goes_before_what_was_cut(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_data_fetches_the_trials_and_names_their_source(published: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.run(["data", "dataset=dvs128_gesture", f"data_dir={published}", "T=3"]) == 0
-    said = capsys.readouterr().out
-    assert "44 test; test users as published" in said and "trials as cut in figshare 38022171 and 38020584" in said
+    message = capsys.readouterr().out
+    assert "44 test; test users as published" in message and "trials as cut in figshare 38022171 and 38020584" in message
     root = published / "dvs128_gesture"
     assert sorted(path.name for path in (root / "extract").iterdir()) == ["ibmGestureTest", "ibmGestureTrain"]
     plain = DVS128Gesture(root=published.parent / "plain", T=3)

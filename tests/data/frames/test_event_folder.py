@@ -27,21 +27,21 @@ def test_class_folders_with_all_formats(tmp_path: Path) -> None:
         for i, ending in enumerate((".aedat", ".bin", ".npz", ".npy")):
             write(tmp_path / name / f"{i}{ending}", events)
     (tmp_path / "left" / "notes.txt").write_text("not a recording")
-    made = EventFolder(root=tmp_path, T=3, size=10, sensor=[30, 40], test_fraction=0.25, val_fraction=0.25)
-    assert made.classes == ("left", "right") and made.splits == {"train": 4, "val": 2, "test": 2}
-    wanted = frame(events, 3, 10, (30, 40))
-    assert all(np.array_equal(sample, wanted) for sample in made.entry.samples)
-    assert "sensor of 40x30 pixels" in made.protocol
+    data_set = EventFolder(root=tmp_path, T=3, size=10, sensor=[30, 40], test_fraction=0.25, val_fraction=0.25)
+    assert data_set.classes == ("left", "right") and data_set.splits == {"train": 4, "val": 2, "test": 2}
+    expected = frame(events, 3, 10, (30, 40))
+    assert all(np.array_equal(sample, expected) for sample in data_set.entry.samples)
+    assert "sensor of 40x30 pixels" in data_set.protocol
 
 
 def test_split_folders_share_one_numbering(tmp_path: Path) -> None:
     for part, classes in (("Train", ("c2", "c10", "c1")), ("valid", ("c10",)), ("test", ("c1", "c10"))):
         for i, name in enumerate(classes):
             write(tmp_path / part / name / "a.npz", layouts.some_events(50, (8, 8), i))
-    made = EventFolder(root=tmp_path, T=2, size=4)
-    assert made.classes == ("c1", "c2", "c10") and made.splits == {"train": 3, "val": 1, "test": 2}
-    assert made.view("val").labels.tolist() == [2] and made.view("test").labels.tolist() == [0, 2]
-    assert "val and test as given" in made.protocol
+    data_set = EventFolder(root=tmp_path, T=2, size=4)
+    assert data_set.classes == ("c1", "c2", "c10") and data_set.splits == {"train": 3, "val": 1, "test": 2}
+    assert data_set.view("val").labels.tolist() == [2] and data_set.view("test").labels.tolist() == [0, 2]
+    assert "val and test as given" in data_set.protocol
 
 
 def test_sensor_is_found_and_remembered(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_sensor_is_found_and_remembered(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.npz", events)
     write(tmp_path / "b" / "1.npz", Events(events.t, events.x // 2, events.y // 2, events.p))
     for _ in range(2):
-        made = EventFolder(root=tmp_path, T=2, size=10)
-        assert made.sensor == (20, 30) and "30x20 pixels (the smallest that holds all training events)" in made.protocol
+        data_set = EventFolder(root=tmp_path, T=2, size=10)
+        assert data_set.sensor == (20, 30) and "30x20 pixels (the smallest that holds all training events)" in data_set.protocol
     with pytest.raises(UserError, match="size is 48x48, but the sensor has 20x30"):
         EventFolder(root=tmp_path, T=2)
     with pytest.raises(UserError, match="outside the sensor of 20x20"):
@@ -116,9 +116,9 @@ def test_new_recording_makes_a_new_cache(tmp_path: Path) -> None:
 
 
 def test_real_recordings(real_nmnist: Path) -> None:
-    made = EventFolder(root=real_nmnist, T=2, size=34)
-    assert made.sensor == (34, 34) and sum(made.splits.values()) == 1000
-    assert made.classes == tuple("0123456789")
+    data_set = EventFolder(root=real_nmnist, T=2, size=34)
+    assert data_set.sensor == (34, 34) and sum(data_set.splits.values()) == 1000
+    assert data_set.classes == tuple("0123456789")
 
 
 def test_what_cannot_be_used(tmp_path: Path) -> None:

@@ -108,51 +108,51 @@ def all_of(data: EventFrames) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", DATA)
 def test_every_data_set_of_events_has_the_three(make: Callable[..., EventFrames], tmp_path: Path) -> None:
-    made = {name: make(tmp_path, normalise=name) for name in ("rms", "none", "frame_max")}
-    rms, raw, maximum = (all_of(data) for data in made.values())
+    data_set = {name: make(tmp_path, normalise=name) for name in ("rms", "none", "frame_max")}
+    rms, raw, maximum = (all_of(data) for data in data_set.values())
     assert torch.equal(raw, raw.round()) and raw.max() >= 2
-    torch.testing.assert_close(rms * made["rms"].std.view(-1, 1, 1), raw)
+    torch.testing.assert_close(rms * data_set["rms"].std.view(-1, 1, 1), raw)
     assert maximum.max() <= 1 + 1e-6
     torch.testing.assert_close(maximum * 255, (maximum * 255).round(), rtol=0, atol=1e-4)
     bright = maximum.amax((2, 3, 4))[raw.amax((2, 3, 4)) > 0]
     assert (bright > 0).all()
 
     assert torch.equal(all_of(make(tmp_path)), rms)  # as ever
-    assert made["rms"].entry.directory == made["none"].entry.directory != made["frame_max"].entry.directory
+    assert data_set["rms"].entry.directory == data_set["none"].entry.directory != data_set["frame_max"].entry.directory
     assert len(list((tmp_path / "cache").glob("*/samples.npy"))) == 2
     assert torch.equal(all_of(make(tmp_path, normalise="frame_max")), maximum)  # from the cache
-    assert len({str(data.digests) for data in made.values()}) == 1  # the same samples
-    ends = {name: data.protocol.removeprefix(made["rms"].protocol) for name, data in made.items()}
+    assert len({str(data.digests) for data in data_set.values()}) == 1  # the same samples
+    ends = {name: data.protocol.removeprefix(data_set["rms"].protocol) for name, data in data_set.items()}
     assert ends == {"rms": "", "none": ", raw counts", "frame_max": ", each by its maximum in 8 bits"}
 
 
 def test_a_recording_from_file_to_network_is_tets(tmp_path: Path) -> None:
     written = layouts.cifar10_dvs(tmp_path, per_class=10, number=3000)
-    made = CIFAR10DVS(root=tmp_path, T=10, size=48, normalise="frame_max")
-    view = made.view("test")
-    x = made.prepare(view.__getitems__([(0, i) for i in range(10)]))[0]
+    data_set = CIFAR10DVS(root=tmp_path, T=10, size=48, normalise="frame_max")
+    view = data_set.view("test")
+    x = data_set.prepare(view.__getitems__([(0, i) for i in range(10)]))[0]
     for label, name in enumerate(layouts.CIFAR10):
         torch.testing.assert_close(x[:, label], reference(frame(written[f"{name}_9"], 10, 128, (128, 128)), 48), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("make", [folder, digits_dvs])
 def test_a_run_goes_on_with_its_own_and_an_older_one_with_rms(make: Callable[..., EventFrames], tmp_path: Path) -> None:
-    made = {name: make(tmp_path, normalise=name) for name in ("rms", "none", "frame_max")}
-    for name, data in made.items():
+    data_set = {name: make(tmp_path, normalise=name) for name in ("rms", "none", "frame_max")}
+    for name, data in data_set.items():
         state = data.state_dict()
         assert state["normalise"] == name
-        for other, it in made.items():
+        for other, it in data_set.items():
             assert it.same_samples(state)
             if other == name:
                 it.load_state_dict(state)
             else:
                 with pytest.raises(UserError, match=f"trained with dataset.normalise={name}, but the frames of .* are made with {other}"):
                     it.load_state_dict(state)
-    older = made["rms"].state_dict()
+    older = data_set["rms"].state_dict()
     del older["normalise"]
-    made["rms"].load_state_dict(older)
+    data_set["rms"].load_state_dict(older)
     with pytest.raises(UserError, match="Give dataset.normalise=rms"):
-        made["frame_max"].load_state_dict(older)
+        data_set["frame_max"].load_state_dict(older)
 
 
 def test_another_word_is_refused(tmp_path: Path) -> None:

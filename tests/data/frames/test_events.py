@@ -71,12 +71,12 @@ def test_fewer_events_than_frames(framing: str, number: int) -> None:
 def test_frames_equal_a_loop_over_events(framing: str) -> None:
     # M frames of N events: frame j begins at event j * floor(N / M), or at t_0 + j * floor((t_N-1 - t_0) / M); the last takes the rest.
     events, number, frames = layouts.some_events(5003, (34, 34), 3), 5003, 7
-    wanted = np.zeros((frames, 2, 34, 34), dtype=np.int64)
+    expected = np.zeros((frames, 2, 34, 34), dtype=np.int64)
     duration = (int(events.t[-1]) - int(events.t[0])) // frames
     for i in range(number):
         j = i // (number // frames) if framing == "count" else (int(events.t[i]) - int(events.t[0])) // duration
-        wanted[min(j, frames - 1), events.p[i], events.y[i], events.x[i]] += 1
-    assert np.array_equal(frame(events, frames, 34, (34, 34), framing), wanted)
+        expected[min(j, frames - 1), events.p[i], events.y[i], events.x[i]] += 1
+    assert np.array_equal(frame(events, frames, 34, (34, 34), framing), expected)
 
 
 @pytest.mark.parametrize(

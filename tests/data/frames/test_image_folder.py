@@ -19,9 +19,9 @@ def test_class_folders(tmp_path: Path) -> None:
     images = {(name, i): chance.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("cat", "dog") for i in range(10)}
     for (name, i), pixels in images.items():
         write(tmp_path / name / f"{i}.png", pixels)
-    made = ImageFolder(root=tmp_path, size=16, val_fraction=0.25, test_fraction=0.2)
-    assert made.classes == ("cat", "dog") and made.shape == (3, 16, 16) and made.splits == {"train": 12, "val": 4, "test": 4}
-    assert np.array_equal(made.entry.samples[13], images["dog", 3].transpose(2, 0, 1))
+    data_set = ImageFolder(root=tmp_path, size=16, val_fraction=0.25, test_fraction=0.2)
+    assert data_set.classes == ("cat", "dog") and data_set.shape == (3, 16, 16) and data_set.splits == {"train": 12, "val": 4, "test": 4}
+    assert np.array_equal(data_set.entry.samples[13], images["dog", 3].transpose(2, 0, 1))
 
 
 def test_scaled_and_cut_to_the_middle_square(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_scaled_and_cut_to_the_middle_square(tmp_path: Path) -> None:
     wide[:, 20:40] = (200, 100, 50)  # the middle square
     for name in "ab":
         write(tmp_path / name / "1.png", wide)
-    made = ImageFolder(root=tmp_path, size=10)
-    assert (made.entry.samples[0, :, 2:8, 2:8].reshape(3, -1) == [[200], [100], [50]]).all()
+    data_set = ImageFolder(root=tmp_path, size=10)
+    assert (data_set.entry.samples[0, :, 2:8, 2:8].reshape(3, -1) == [[200], [100], [50]]).all()
 
 
 def test_grey_and_colour_are_converted(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_protocol_says_which_parts_there_are_not(tmp_path: Path) -> None:
     for name in "ab":
         for i in range(5):
             write(tmp_path / name / f"{i}.png", np.full((8, 8), 10 * i))
-    made = ImageFolder(root=tmp_path, size=8, val_fraction=0, test_fraction=0)
-    assert "10 train / 0 val / 0 test; no val part, no test part; 8x8" in made.protocol
-    made = ImageFolder(root=tmp_path, size=8, val_fraction=0)
-    assert "8 train / 0 val / 2 test; test is 10% of all" in made.protocol and "no val part; 8x8" in made.protocol
+    data_set = ImageFolder(root=tmp_path, size=8, val_fraction=0, test_fraction=0)
+    assert "10 train / 0 val / 0 test; no val part, no test part; 8x8" in data_set.protocol
+    data_set = ImageFolder(root=tmp_path, size=8, val_fraction=0)
+    assert "8 train / 0 val / 2 test; test is 10% of all" in data_set.protocol and "no val part; 8x8" in data_set.protocol
 
 
 def test_a_replaced_image_of_equal_length_is_read_again(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_replaced_image_of_equal_length_is_read_again(tmp_path: Path) -> None:
 
 
 def test_real_images(real_images: Path) -> None:
-    made = ImageFolder(root=real_images)
-    assert made.splits == {"train": 4500, "val": 500, "test": 1000} and len(made.classes) == 10
-    assert "test as given" in made.protocol
+    data_set = ImageFolder(root=real_images)
+    assert data_set.splits == {"train": 4500, "val": 500, "test": 1000} and len(data_set.classes) == 10
+    assert "test as given" in data_set.protocol
     path = sorted((real_images / "test" / "bird").iterdir())[0]
-    x, y = made.view("test").__getitems__([(0, 200)])
-    assert made.classes[y.item()] == "bird"
+    x, y = data_set.view("test").__getitems__([(0, 200)])
+    assert data_set.classes[y.item()] == "bird"
     assert np.array_equal(x[0].numpy().transpose(1, 2, 0), np.asarray(Image.open(path)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from snnexp.data.cache import Source, prepared
-from snnexp.data.frames.augment import Augmentation
+from snnexp.data.cache import Source, load_or_build_samples
+from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.labelled import LabelledSamples
 from snnexp.errors import UserError
 
@@ -16,7 +16,7 @@ from snnexp.errors import UserError
 def data(root: Path, samples: np.ndarray, sources=(("a", 7),), **changes) -> LabelledSamples:
     labels = np.arange(len(samples)) % 2
     named = [Source(name, 1, checksum) for name, checksum in sources]
-    entry = prepared(root, {}, named, len(samples), samples.shape[1:], lambda notes: [(samples, labels)], "test")
+    entry = load_or_build_samples(root, {}, named, len(samples), samples.shape[1:], lambda notes: [(samples, labels)], "test")
     numbers = np.arange(len(samples))
     arguments = {
         "name": "test",
@@ -26,7 +26,7 @@ def data(root: Path, samples: np.ndarray, sources=(("a", 7),), **changes) -> Lab
         "entry": entry,
         "rows": {"train": numbers[:-2], "val": numbers[-2:-1], "test": numbers[-1:]},
         "seed": 0,
-        "augmentation": Augmentation(flip=True, roll=1),
+        "augmentation": FrameAugmentation(flip=True, roll=1),
         "centred": False,
     }
     return LabelledSamples(**(arguments | changes))
@@ -38,12 +38,12 @@ def clips() -> np.ndarray:
 
 
 def test_batch_of_clips_is_time_first(tmp_path: Path, clips: np.ndarray) -> None:
-    made = data(tmp_path, clips)
-    x, y = made.view("train", augment=False).__getitems__([(0, 4), (3, 1), (0, 0)])
+    data_set = data(tmp_path, clips)
+    x, y = data_set.view("train", augment=False).__getitems__([(0, 4), (3, 1), (0, 0)])
     assert x.dtype == torch.uint8 and x.shape == (3, 3, 2, 6, 5)
     assert np.array_equal(x.numpy(), clips[[4, 1, 0]].swapaxes(0, 1))
     assert y.dtype == torch.int64 and y.tolist() == [0, 1, 0]
-    assert made.shape == (3, 2, 6, 5) and made.splits == {"train": 6, "val": 1, "test": 1}
+    assert data_set.shape == (3, 2, 6, 5) and data_set.splits == {"train": 6, "val": 1, "test": 1}
 
 
 def test_batch_of_images(tmp_path: Path, clips: np.ndarray) -> None:
@@ -53,10 +53,10 @@ def test_batch_of_images(tmp_path: Path, clips: np.ndarray) -> None:
 
 
 def test_views(tmp_path: Path, clips: np.ndarray) -> None:
-    made = data(tmp_path, clips)
-    assert made.view("all").labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    data_set = data(tmp_path, clips)
+    assert data_set.view("all").labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
     with pytest.raises(UserError, match="split is 'dev'; allowed are train, val, test and all"):
-        made.view("dev")
+        data_set.view("dev")
 
 
 def test_a_batch_of_no_samples_is_empty(tmp_path: Path, clips: np.ndarray) -> None:
@@ -80,10 +80,10 @@ def test_augmentation_is_the_same_whoever_fetches(tmp_path: Path, clips: np.ndar
 
 
 def test_pickled_view_maps_the_file_again(tmp_path: Path, clips: np.ndarray) -> None:
-    made = data(tmp_path, np.repeat(clips, 100, axis=0))
-    view = made.view("train")
+    data_set = data(tmp_path, np.repeat(clips, 100, axis=0))
+    view = data_set.view("train")
     for split in ("val", "test", "all"):
-        other = made.view(split, augment=True)
+        other = data_set.view(split, augment=True)
         key = [(2, len(other) - 1)]
         assert torch.equal(pickle.loads(pickle.dumps(other)).__getitems__(key)[0], other.__getitems__(key)[0])
     copy = pickle.loads(pickle.dumps(view))
@@ -95,16 +95,16 @@ def test_events_are_scaled_by_the_training_part_only_and_zero_stays(tmp_path: Pa
     clips = np.zeros((4, 1, 2, 2, 2), dtype=np.uint8)
     clips[:2, :, 0] = 3
     clips[2:] = 100  # val and test
-    made = data(tmp_path, clips)
-    assert made.mean.tolist() == [0, 0] and made.std.tolist() == [3, 1]
-    x, y = made.prepare((torch.from_numpy(clips[:1].swapaxes(0, 1)), torch.tensor([1])))
+    data_set = data(tmp_path, clips)
+    assert data_set.mean.tolist() == [0, 0] and data_set.std.tolist() == [3, 1]
+    x, y = data_set.prepare((torch.from_numpy(clips[:1].swapaxes(0, 1)), torch.tensor([1])))
     assert x.dtype == torch.float32 and x[0, 0, 0].tolist() == [[1, 1], [1, 1]] and x[0, 0, 1].sum() == 0 and y.tolist() == [1]
 
 
 def test_images_are_centred(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4)).astype(np.uint8)
-    made = data(tmp_path, images, centred=True)
-    x, _ = made.prepare(made.view("train").__getitems__([(0, i) for i in range(48)]))
+    data_set = data(tmp_path, images, centred=True)
+    x, _ = data_set.prepare(data_set.view("train").__getitems__([(0, i) for i in range(48)]))
     assert torch.allclose(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(x.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
     given = data(tmp_path, images, centred=True, mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0])
@@ -121,10 +121,10 @@ def test_impossible_normalisation(tmp_path: Path, clips: np.ndarray, change: dic
 def test_wide_counts_reach_the_model(tmp_path: Path) -> None:
     clips = np.zeros((4, 1, 2, 2, 2), dtype=np.int64)
     clips[:, :, 0] = 60_000
-    made = data(tmp_path, clips)
-    x, y = made.view("train", augment=True).__getitems__([(0, 0), (0, 1)])
+    data_set = data(tmp_path, clips)
+    x, y = data_set.view("train", augment=True).__getitems__([(0, 0), (0, 1)])
     assert x.dtype == torch.uint16
-    assert made.prepare((x, y))[0][0, 0, 0, 0, 0] == 1.0
+    assert data_set.prepare((x, y))[0][0, 0, 0, 0, 0] == 1.0
 
 
 def test_state_carries_the_normalisation_and_guards_the_classes(tmp_path: Path, clips: np.ndarray) -> None:
@@ -172,14 +172,14 @@ def saved(state: dict, directory: Path) -> Path:
 
 def test_no_training_part(tmp_path: Path, clips: np.ndarray) -> None:
     none = np.empty(0, dtype=np.int64)
-    made = data(tmp_path, clips, rows={"train": none, "val": none, "test": np.arange(8)})
-    assert made.std.tolist() == [1, 1] and made.splits["train"] == 0
+    data_set = data(tmp_path, clips, rows={"train": none, "val": none, "test": np.arange(8)})
+    assert data_set.std.tolist() == [1, 1] and data_set.splits["train"] == 0
 
 
 def test_fetching_is_cheap(tmp_path: Path) -> None:
-    made = data(tmp_path, np.random.default_rng(0).integers(0, 7, (64, 10, 2, 48, 48)).astype(np.uint8))
-    made.augmentation = Augmentation(flip=True, roll=5)
-    view = made.view("train", augment=True)
+    data_set = data(tmp_path, np.random.default_rng(0).integers(0, 7, (64, 10, 2, 48, 48)).astype(np.uint8))
+    data_set.augmentation = FrameAugmentation(flip=True, roll=5)
+    view = data_set.view("train", augment=True)
     times = []
     for epoch in range(30):
         start = time.perf_counter()
@@ -193,38 +193,40 @@ RECIPE = {"rand_augment": "rand-m9-n1-mstd0.4-inc1", "mixup": 0.5, "mixup_epochs
 
 def photographs(root: Path, **changes) -> LabelledSamples:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8)).astype(np.uint8)
-    return data(root, images, centred=True, augmentation=Augmentation(flip=True, **(RECIPE | changes)))
+    return data(root, images, centred=True, augmentation=FrameAugmentation(flip=True, **(RECIPE | changes)))
 
 
 def test_a_mixed_batch_has_partners_and_a_share(tmp_path: Path) -> None:
-    made = photographs(tmp_path, rand_augment=None, erasing=0.0)
-    view, keys = made.view("train", augment=True), [(1, i) for i in (4, 9, 2, 31)]
+    data_set = photographs(tmp_path, rand_augment=None, erasing=0.0)
+    view, keys = data_set.view("train", augment=True), [(1, i) for i in (4, 9, 2, 31)]
     x, y, other, share = view.__getitems__(keys)
     assert x.dtype == torch.float32 and y.tolist() == [0, 1, 0, 1] and other.tolist() == [1, 0, 1, 0] and 0.5 <= share < 1
     plain = photographs(tmp_path, rand_augment=None, erasing=0.0, mixup=0.0).view("train", augment=True).__getitems__(keys)[0].float()
     assert torch.allclose(x, share * plain + (1 - share) * plain.flip(0))
-    normal, *labels = made.prepare((x, y, other, share))
-    assert torch.allclose(normal, (x - made.mean.view(3, 1, 1)) / made.std.view(3, 1, 1), atol=1e-5)
+    normal, *labels = data_set.prepare((x, y, other, share))
+    assert torch.allclose(normal, (x - data_set.mean.view(3, 1, 1)) / data_set.std.view(3, 1, 1), atol=1e-5)
     assert [id(part) for part in labels] == [id(y), id(other), id(share)]
     assert len(view.__getitems__([(2, i) for i in (4, 9)])) == 2  # mixup ends after two epochs
 
 
 def test_the_mean_that_an_erased_rectangle_gets_is_0_once_normalised(tmp_path: Path) -> None:
-    made = photographs(tmp_path, rand_augment=None, mixup=0.0, erasing=1.0)
-    x, _ = made.prepare(made.view("train", augment=True).__getitems__([(0, i) for i in range(40)]))
+    data_set = photographs(tmp_path, rand_augment=None, mixup=0.0, erasing=1.0)
+    x, _ = data_set.prepare(data_set.view("train", augment=True).__getitems__([(0, i) for i in range(40)]))
     holes = (x.abs() < 1e-6).all(1).flatten(1).sum(1)
     assert (holes > 0).sum() >= 38 and holes.max() < 30
     clips = np.full((4, 1, 2, 6, 6), 3, dtype=np.uint8)
-    events = data(tmp_path / "b", clips, mean=[1.0, 1.0], augmentation=Augmentation(erasing=1.0))
+    events = data(tmp_path / "b", clips, mean=[1.0, 1.0], augmentation=FrameAugmentation(erasing=1.0))
     assert (events.prepare(events.view("train", augment=True).__getitems__([(0, 0), (0, 1)]))[0] == 0).any()
 
 
 def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: Path) -> None:
-    made = photographs(tmp_path)
+    data_set = photographs(tmp_path)
     for split in ("train", "val", "test", "all"):
-        x, y = made.view(split).__getitems__([(0, 0)])
-        assert x.dtype == torch.uint8 and np.array_equal(x[0], made.entry.samples[made.rows["train" if split == "all" else split][0]])
-    view, keys = made.view("train", augment=True), [[(epoch, 3 * n + i) for i in range(8)] for epoch in range(3) for n in range(4)]
+        x, y = data_set.view(split).__getitems__([(0, 0)])
+        assert x.dtype == torch.uint8 and np.array_equal(
+            x[0], data_set.entry.samples[data_set.rows["train" if split == "all" else split][0]]
+        )
+    view, keys = data_set.view("train", augment=True), [[(epoch, 3 * n + i) for i in range(8)] for epoch in range(3) for n in range(4)]
     here = [view.__getitems__(batch) for batch in keys]
     assert [len(batch) for batch in here] == [4] * 8 + [2] * 4
     there = DataLoader(view, batch_sampler=keys[::-1], collate_fn=lambda batch: batch, num_workers=2)
@@ -248,7 +250,7 @@ def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: P
 )
 def test_impossible_recipes(change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Augmentation(**change)
+        FrameAugmentation(**change)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +268,8 @@ def test_operations_that_timm_does_not_have(tmp_path: Path, names: list[str], wo
 def test_clips_are_warped_and_mixed_without_rounding(tmp_path: Path) -> None:
     clips = np.random.default_rng(0).integers(0, 7, (20, 3, 2, 12, 12)).astype(np.uint8)
     keys = [(0, i) for i in range(16)]
-    made = [data(tmp_path, clips, augmentation=Augmentation(warp=True, mixup=mixup)) for mixup in (0.0, 0.5)]
-    (warped, _), (x, y, other, share) = (each.view("train", augment=True).__getitems__(keys) for each in made)
-    assert warped.dtype == torch.uint8 and not torch.equal(warped, made[0].view("train").__getitems__(keys)[0])
+    data_set = [data(tmp_path, clips, augmentation=FrameAugmentation(warp=True, mixup=mixup)) for mixup in (0.0, 0.5)]
+    (warped, _), (x, y, other, share) = (each.view("train", augment=True).__getitems__(keys) for each in data_set)
+    assert warped.dtype == torch.uint8 and not torch.equal(warped, data_set[0].view("train").__getitems__(keys)[0])
     assert torch.allclose(x, share * warped.float() + (1 - share) * warped.flip(1).float()) and torch.equal(other, y.flip(0))
     assert (x != x.round()).any()

@@ -14,29 +14,29 @@ from snnexp.errors import MissingData, UserError
 @pytest.mark.parametrize("place", [".", "download", "raw", "MNIST/raw"])
 def test_published_layout(tmp_path: Path, compressed: bool, place: str) -> None:
     written = layouts.mnist(tmp_path / "root" / place if place != "." else tmp_path / "root", 60, 20, compressed)
-    made = MNIST(root=tmp_path / "root")
-    assert made.shape == (1, 28, 28) and made.splits == {"train": 50, "val": 10, "test": 20}
-    x, y = made.view("test").__getitems__([(0, i) for i in range(20)])
+    data_set = MNIST(root=tmp_path / "root")
+    assert data_set.shape == (1, 28, 28) and data_set.splits == {"train": 50, "val": 10, "test": 20}
+    x, y = data_set.view("test").__getitems__([(0, i) for i in range(20)])
     assert np.array_equal(x[:, 0].numpy(), written["t10k_images"]) and np.array_equal(y.numpy(), written["t10k_labels"])
-    assert "60 of 60,000 train" in made.protocol
-    train = written["train_images"][made.rows["train"]]
-    assert made.mean.item() == pytest.approx(train.mean(), rel=1e-5) and made.std.item() == pytest.approx(train.std(), rel=1e-5)
+    assert "60 of 60,000 train" in data_set.protocol
+    train = written["train_images"][data_set.rows["train"]]
+    assert data_set.mean.item() == pytest.approx(train.mean(), rel=1e-5) and data_set.std.item() == pytest.approx(train.std(), rel=1e-5)
 
 
 def test_torchvision_reads_the_same(tmp_path: Path) -> None:
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     layouts.mnist(tmp_path / "a", 30, 10, False)
-    for name, theirs in (("train-images-idx3-ubyte", read_image_file), ("train-labels-idx1-ubyte", read_label_file)):
+    for name, reference in (("train-images-idx3-ubyte", read_image_file), ("train-labels-idx1-ubyte", read_label_file)):
         path = tmp_path / "a" / name
-        assert np.array_equal(parse_idx(path, 3 if "images" in name else 1), theirs(str(path)).numpy())
+        assert np.array_equal(parse_idx(path, 3 if "images" in name else 1), reference(str(path)).numpy())
 
 
 def test_other_size_and_published_constants(tmp_path: Path) -> None:
     layouts.mnist(tmp_path / "a", 30, 10, True)
-    made = FashionMNIST(root=tmp_path / "a", size=32, mean=[0.5], std=[0.25])
-    assert made.shape == (1, 32, 32) and made.mean.item() == 127.5 and made.std.item() == 63.75
-    assert made.classes[9] == "ankle_boot" and len(made.classes) == 10
+    data_set = FashionMNIST(root=tmp_path / "a", size=32, mean=[0.5], std=[0.25])
+    assert data_set.shape == (1, 32, 32) and data_set.mean.item() == 127.5 and data_set.std.item() == 63.75
+    assert data_set.classes[9] == "ankle_boot" and len(data_set.classes) == 10
 
 
 def test_missing(tmp_path: Path) -> None:

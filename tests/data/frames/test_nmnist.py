@@ -17,12 +17,12 @@ from snnexp.errors import MissingData, UserError
 def test_published_layout(tmp_path: Path) -> None:
     layouts.nmnist(tmp_path, "Train", 10, 0)
     layouts.nmnist(tmp_path, "Test", 2, 5000)
-    made = NMNIST(root=tmp_path, T=3)
-    assert made.shape == (3, 2, 34, 34) and made.splits == {"train": 90, "val": 10, "test": 20}
-    x, y = made.view("test").__getitems__([(0, 7)])
+    data_set = NMNIST(root=tmp_path, T=3)
+    assert data_set.shape == (3, 2, 34, 34) and data_set.splits == {"train": 90, "val": 10, "test": 20}
+    x, y = data_set.view("test").__getitems__([(0, 7)])
     data = (tmp_path / "Test" / "3" / "00002.bin").read_bytes()
     assert y.item() == 3 and np.array_equal(x[:, 0].numpy(), frame(parse_atis(data, ""), 3, 34, (34, 34)))
-    assert "test as given" in made.protocol and "20 of 10,000 Test" in made.protocol
+    assert "test as given" in data_set.protocol and "20 of 10,000 Test" in data_set.protocol
 
 
 def test_zips_give_the_same(tmp_path: Path) -> None:
@@ -36,13 +36,13 @@ def test_zips_give_the_same(tmp_path: Path) -> None:
 
 
 def test_real_recordings_without_a_test_part(real_nmnist: Path) -> None:
-    made = NMNIST(root=real_nmnist, T=4, size=34)
-    assert sum(made.splits.values()) == 1000 and made.splits["test"] == 100
-    assert np.bincount(made.entry.labels).tolist() == [97, 116, 99, 93, 105, 92, 94, 117, 87, 100]
-    assert "test is 10% of train (no test part was there)" in made.protocol and "1,000 of 60,000 Train" in made.protocol
+    data_set = NMNIST(root=real_nmnist, T=4, size=34)
+    assert sum(data_set.splits.values()) == 1000 and data_set.splits["test"] == 100
+    assert np.bincount(data_set.entry.labels).tolist() == [97, 116, 99, 93, 105, 92, 94, 117, 87, 100]
+    assert "test is 10% of train (no test part was there)" in data_set.protocol and "1,000 of 60,000 Train" in data_set.protocol
     events = sum(path.stat().st_size // 5 for path in real_nmnist.glob("Train/*/*.bin"))
-    assert made.entry.sums[:, 0].sum() == events == made.entry.samples.sum(dtype=np.int64)
-    per_frame = made.entry.samples[0].sum(axis=(1, 2, 3))
+    assert data_set.entry.sums[:, 0].sum() == events == data_set.entry.samples.sum(dtype=np.int64)
+    per_frame = data_set.entry.samples[0].sum(axis=(1, 2, 3))
     assert per_frame.max() - per_frame.min() < 4
 
 
@@ -83,8 +83,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_data_fetches_the_archives_and_names_their_source(published: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.run(["data", "dataset=nmnist", f"data_dir={published}", "T=3"]) == 0
-    said = capsys.readouterr().out
-    assert "nmnist: 20 train / 10 val / 30 test; test as given" in said and "Train.zip and Test.zip of Mendeley Data 468j46mzdv" in said
+    message = capsys.readouterr().out
+    assert (
+        "nmnist: 20 train / 10 val / 30 test; test as given" in message and "Train.zip and Test.zip of Mendeley Data 468j46mzdv" in message
+    )
     assert sorted(path.name for path in (published / "nmnist" / "download").glob("*.zip")) == ["Test.zip", "Train.zip"]
     plain = NMNIST(root=published.parent / "plain", T=3)
     assert "Mendeley" not in plain.protocol

@@ -10,11 +10,11 @@ from PIL import Image
 from snnexp.data.frames.rand_augment import (
     apply_rand_augment,
     erase,
-    kept_generators,
+    make_rand_augment,
+    map_pixels,
     mixup,
-    own_share,
-    rand_augment,
-    resampled,
+    mixup_share,
+    preserve_generators,
     seed_generators,
     warp,
 )
@@ -29,7 +29,7 @@ def images(number: int, channels: int = 3) -> np.ndarray:
 
 def changed(x: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray, policy: str = POLICY) -> np.ndarray:
     out = x.copy()
-    apply_rand_augment(out, rand_augment(policy, FILL[: x.shape[1]], 16), seed, epochs, indices)
+    apply_rand_augment(out, make_rand_augment(policy, FILL[: x.shape[1]], 16), seed, epochs, indices)
     return out
 
 
@@ -61,11 +61,11 @@ def test_rand_augment_depends_on_seed_epoch_index_and_nothing_else(channels: int
 
 def test_rand_augment_is_timms_from_the_same_generators() -> None:
     x = images(1)
-    transform = rand_augment("rand-m9-n2-p1-inc1", FILL, 16)
-    with kept_generators():
+    transform = make_rand_augment("rand-m9-n2-p1-inc1", FILL, 16)
+    with preserve_generators():
         seed_generators(0.25)
         want = np.asarray(transform(Image.fromarray(x[0].transpose(1, 2, 0)))).transpose(2, 0, 1)
-    with kept_generators():
+    with preserve_generators():
         seed_generators(0.25)
         assert np.array_equal(np.asarray(transform(Image.fromarray(x[0].transpose(1, 2, 0)))).transpose(2, 0, 1), want)
     assert not np.array_equal(want, x[0])
@@ -73,7 +73,7 @@ def test_rand_augment_is_timms_from_the_same_generators() -> None:
 
 def test_only_the_chosen_operations_occur_as_often_and_as_strongly_as_described() -> None:
     names = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]  # those of Spikformer's recipe
-    transform, done = rand_augment(POLICY, FILL, 16, names), []
+    transform, done = make_rand_augment(POLICY, FILL, 16, names), []
     for operation in transform.ops:
 
         def watched(image, *level, name=operation.name, function=operation.aug_fn, **how):
@@ -110,14 +110,14 @@ def test_a_chosen_operation_is_that_of_the_image_library() -> None:
 
 def turned_at_random(x: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
     out = x.copy()
-    apply_rand_augment(out, rand_augment("rand-m10-n1-p1", FILL, 16, ["Rotate"]), 3, epochs, indices)
+    apply_rand_augment(out, make_rand_augment("rand-m10-n1-p1", FILL, 16, ["Rotate"]), 3, epochs, indices)
     return out
 
 
 def test_without_a_choice_they_are_timms_fifteen() -> None:
     from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS
 
-    assert [operation.name for operation in rand_augment(POLICY, FILL, 16).ops] == _RAND_INCREASING_TRANSFORMS
+    assert [operation.name for operation in make_rand_augment(POLICY, FILL, 16).ops] == _RAND_INCREASING_TRANSFORMS
 
 
 def test_what_moves_in_is_the_fill() -> None:
@@ -131,9 +131,9 @@ def test_global_generators_stay_where_they_were() -> None:
     before = generators()
     changed(images(8), 0, np.zeros(8, dtype=int), np.arange(8))
     erased(8, 0, 0)
-    own_share(0.5, 1.0, 0, 0, 0)
+    mixup_share(0.5, 1.0, 0, 0, 0)
     assert generators() == before
-    with pytest.raises(RuntimeError), kept_generators():
+    with pytest.raises(RuntimeError), preserve_generators():
         seed_generators(0.5)
         raise RuntimeError
     assert generators() == before
@@ -177,23 +177,23 @@ def test_mixup_is_timms() -> None:
     from timm.data.mixup import Mixup
 
     x = torch.randn(6, 3, 4, 4)
-    theirs = Mixup(mixup_alpha=0.5, label_smoothing=0.1, num_classes=10)
-    theirs._params_per_batch = lambda: (0.8, False)
+    reference = Mixup(mixup_alpha=0.5, label_smoothing=0.1, num_classes=10)
+    reference._params_per_batch = lambda: (0.8, False)
     ours = mixup(x.numpy(), 0.8)
-    torch.testing.assert_close(torch.from_numpy(ours), theirs(x, torch.arange(6))[0])
+    torch.testing.assert_close(torch.from_numpy(ours), reference(x, torch.arange(6))[0])
 
 
 def test_the_share_is_the_larger_part_of_a_beta_variable() -> None:
-    shares = np.array([own_share(0.5, 1.0, 0, epoch, index) for epoch in range(20) for index in range(100)])
+    shares = np.array([mixup_share(0.5, 1.0, 0, epoch, index) for epoch in range(20) for index in range(100)])
     assert shares.min() >= 0.5 and shares.max() <= 1
     # Beta(1/2, 1/2) is the arcsine law: P(max(p, 1 - p) < s) = 4/pi asin(sqrt(s)) - 1.
     for s in (0.6, 0.75, 0.9):
         assert (shares < s).mean() == pytest.approx(4 / np.pi * np.arcsin(np.sqrt(s)) - 1, abs=0.03)
-    assert own_share(0.5, 1.0, 0, 3, 7) == own_share(0.5, 1.0, 0, 3, 7) != own_share(0.5, 1.0, 0, 4, 7)
-    assert own_share(0.5, 1.0, 1, 3, 7) != own_share(0.5, 1.0, 0, 3, 7) != own_share(0.5, 1.0, 0, 3, 8)
-    half = np.array([own_share(0.5, 0.5, 0, 0, index) for index in range(1000)])
+    assert mixup_share(0.5, 1.0, 0, 3, 7) == mixup_share(0.5, 1.0, 0, 3, 7) != mixup_share(0.5, 1.0, 0, 4, 7)
+    assert mixup_share(0.5, 1.0, 1, 3, 7) != mixup_share(0.5, 1.0, 0, 3, 7) != mixup_share(0.5, 1.0, 0, 3, 8)
+    half = np.array([mixup_share(0.5, 0.5, 0, 0, index) for index in range(1000)])
     assert 0.45 < (half == 1).mean() < 0.55
-    assert own_share(0.5, 0.0, 0, 0, 0) == 1
+    assert mixup_share(0.5, 0.0, 0, 0, 0) == 1
 
 
 def warped(number: int, epoch: int = 0, side: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -220,10 +220,10 @@ def test_warps_are_torchvisions(size: int) -> None:
     x = torch.from_numpy(np.random.default_rng(0).integers(1, 9, (3, 2, size, size))).float()
     angle, shear = 20.0, 0.2
     turn = np.array([[np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))], [np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))]])
-    theirs = [TF.rotate(x, sign * angle) for sign in (1, -1)]
-    ours = resampled(x.numpy(), turn)
-    assert max((ours == other.numpy()).mean() for other in theirs) > 0.995  # a tie may go to either pixel
-    theirs = [TF.affine(x, 0.0, [0, 0], 1.0, [sign * np.rad2deg(np.arctan(shear)), 0.0]) for sign in (1, -1)]
-    ours = resampled(x.numpy(), np.array([[1, 0], [shear, 1]]))
-    assert max((ours == other.numpy()).mean() for other in theirs) > 0.995
-    assert np.array_equal(resampled(x.numpy(), np.eye(2)), x.numpy())
+    reference = [TF.rotate(x, sign * angle) for sign in (1, -1)]
+    ours = map_pixels(x.numpy(), turn)
+    assert max((ours == other.numpy()).mean() for other in reference) > 0.995  # a tie may go to either pixel
+    reference = [TF.affine(x, 0.0, [0, 0], 1.0, [sign * np.rad2deg(np.arctan(shear)), 0.0]) for sign in (1, -1)]
+    ours = map_pixels(x.numpy(), np.array([[1, 0], [shear, 1]]))
+    assert max((ours == other.numpy()).mean() for other in reference) > 0.995
+    assert np.array_equal(map_pixels(x.numpy(), np.eye(2)), x.numpy())

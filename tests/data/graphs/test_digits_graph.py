@@ -5,32 +5,32 @@ import pytest
 import torch
 from torch_geometric.utils import contains_self_loops, is_undirected
 
-from snnexp.data.frames.digits_dvs import digits
+from snnexp.data.frames.digits_dvs import scikit_digits
 from snnexp.data.graphs.digits_graph import DigitsGraph, pixel_graphs
 from snnexp.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> DigitsGraph:
+def data(tmp_path_factory: pytest.TempPathFactory) -> DigitsGraph:
     return DigitsGraph(root=tmp_path_factory.mktemp("digits"))
 
 
-def test_contract(made: DigitsGraph) -> None:
-    assert made.shape == ("V", 3) and made.classes == tuple("0123456789") and made.targets == ()
-    assert made.provides == {"num_features": 3, "atom_types": None, "bond_types": None}
-    assert made.splits == {"train": 1259, "val": 269, "test": 269} and "split_seed 0" in made.protocol
-    graphs, y = made.prepare(made.view("train", augment=True).__getitems__([(0, i) for i in range(1259)]))
+def test_contract(data: DigitsGraph) -> None:
+    assert data.shape == ("V", 3) and data.classes == tuple("0123456789") and data.targets == ()
+    assert data.provides == {"num_features": 3, "atom_types": None, "bond_types": None}
+    assert data.splits == {"train": 1259, "val": 269, "test": 269} and "split_seed 0" in data.protocol
+    graphs, y = data.prepare(data.view("train", augment=True).__getitems__([(0, i) for i in range(1259)]))
     graphs.validate()
     assert graphs.x.dtype == torch.float32 and graphs.edge_attr is None and y.shape == (1259,)
     assert is_undirected(graphs.edge_index) and not contains_self_loops(graphs.edge_index)
-    assert made.sizes("all").min() >= 10 and made.sizes("all").max() <= 64
+    assert data.sizes("all").min() >= 10 and data.sizes("all").max() <= 64
 
 
-def test_a_graph_is_its_pixels(made: DigitsGraph) -> None:
-    images, labels = digits()
-    made.rows["val"] = np.arange(len(images))
+def test_a_graph_is_its_pixels(data: DigitsGraph) -> None:
+    images, labels = scikit_digits()
+    data.rows["val"] = np.arange(len(images))
     for index in (0, 17, 1796):
-        graphs, y = made.view("val").__getitems__([(0, index)])
+        graphs, y = data.view("val").__getitems__([(0, index)])
         image = np.zeros((8, 8))
         column, row = ((graphs.x[:, k].numpy() + 1) * 3.5 for k in (1, 2))
         place = np.stack([row, column], axis=1).round().astype(int)
@@ -43,13 +43,13 @@ def test_a_graph_is_its_pixels(made: DigitsGraph) -> None:
 def test_a_pixel_alone_has_no_edge() -> None:
     image = np.zeros((1, 8, 8))
     image[0, 0, 0], image[0, 7, 7], image[0, 7, 6] = 1.0, 0.5, 0.25
-    block = pixel_graphs(image, np.array([1]))
-    assert block.nodes.tolist() == [3] and block.edges.tolist() == [[1, 2], [2, 1]]
-    assert block.values.tolist() == [[1.0, -1.0, -1.0], [0.25, pytest.approx(5 / 7), 1.0], [0.5, 1.0, 1.0]]
+    chunk = pixel_graphs(image, np.array([1]))
+    assert chunk.nodes.tolist() == [3] and chunk.edges.tolist() == [[1, 2], [2, 1]]
+    assert chunk.values.tolist() == [[1.0, -1.0, -1.0], [0.25, pytest.approx(5 / 7), 1.0], [0.5, 1.0, 1.0]]
 
 
-def test_split_moves_with_its_own_seed_only(made: DigitsGraph) -> None:
-    other = DigitsGraph(root=made.directory, split_seed=1)
-    assert other.entry.directory == made.entry.directory and not np.array_equal(other.rows["test"], made.rows["test"])
+def test_split_moves_with_its_own_seed_only(data: DigitsGraph) -> None:
+    other = DigitsGraph(root=data.directory, split_seed=1)
+    assert other.entry.directory == data.entry.directory and not np.array_equal(other.rows["test"], data.rows["test"])
     with pytest.raises(UserError, match="dataset.val_fraction"):
-        DigitsGraph(root=Path(made.directory), val_fraction=-0.1)
+        DigitsGraph(root=Path(data.directory), val_fraction=-0.1)

@@ -38,24 +38,24 @@ def written(root: Path, folder: str = "pcqm4m-v2", lines: dict[int, str] | None 
 
 
 def test_graphs_targets_and_split(tmp_path: Path) -> None:
-    made = PCQM4Mv2(root=written(tmp_path), val_fraction=0.1)
-    assert made.splits == {"train": 45, "val": 5, "test": 10} and made.targets == ("homolumogap",)
-    assert made.provides == {"num_features": 9, "atom_types": [119, 9, 11, 12, 9, 5, 8, 2, 2], "bond_types": [22, 6, 2]}
-    assert made.rows["test"].tolist() == list(range(50, 60))
-    assert np.array_equal(np.union1d(made.rows["train"], made.rows["val"]), np.arange(50))
-    assert made.protocol == (
+    data = PCQM4Mv2(root=written(tmp_path), val_fraction=0.1)
+    assert data.splits == {"train": 45, "val": 5, "test": 10} and data.targets == ("homolumogap",)
+    assert data.provides == {"num_features": 9, "atom_types": [119, 9, 11, 12, 9, 5, 8, 2, 2], "bond_types": [22, 6, 2]}
+    assert data.rows["test"].tolist() == list(range(50, 60))
+    assert np.array_equal(np.union1d(data.rows["train"], data.rows["val"]), np.arange(50))
+    assert data.protocol == (
         "pcqm4mv2: 45 train / 5 val / 10 test; test is the official valid part (the labels of test-dev and test-challenge are hidden), "
         "val 10% of the official train, split_seed 0; NOT the published data (50 of 3,378,606 train, 10 of 73,545 valid): results cannot "
         "be compared with published ones"
     )
     for split in ("train", "val", "test"):
-        view = made.view(split)
-        for i, row in enumerate(made.rows[split]):
+        view = data.view(split)
+        for i, row in enumerate(data.rows[split]):
             graphs, y = view.__getitems__([(0, i)])
-            theirs = from_smiles(SMILES[row])
-            assert torch.equal(graphs.x, theirs.x) and torch.equal(graphs.edge_index, theirs.edge_index)
-            assert torch.equal(graphs.edge_attr, theirs.edge_attr) and y.tolist() == [[row / 8]]
-    assert torch.allclose(made.scale[:, 0], torch.tensor([made.rows["train"].mean() / 8, made.rows["train"].std() / 8]).float())
+            reference = from_smiles(SMILES[row])
+            assert torch.equal(graphs.x, reference.x) and torch.equal(graphs.edge_index, reference.edge_index)
+            assert torch.equal(graphs.edge_attr, reference.edge_attr) and y.tolist() == [[row / 8]]
+    assert torch.allclose(data.scale[:, 0], torch.tensor([data.rows["train"].mean() / 8, data.rows["train"].std() / 8]).float())
 
 
 @pytest.mark.parametrize("place", ["pcqm4m-v2", "", "raw/pcqm4m-v2", "pcqm4m-v2.zip", "download/pcqm4m-v2.zip"])

@@ -28,12 +28,12 @@ def table(folder: Path, content: str = TABLE) -> Path:
     return folder / "mine.csv"
 
 
-def made(tmp_path: Path, content: str = TABLE, **options) -> SmilesCSV:
+def data_set(tmp_path: Path, content: str = TABLE, **options) -> SmilesCSV:
     return SmilesCSV(**({"root": tmp_path / "kept", "file": table(tmp_path, content), "target": "gap", "split": "part"} | options))
 
 
 def test_the_same_graphs_as_pytorch_geometric(tmp_path: Path) -> None:
-    data = made(tmp_path)
+    data = data_set(tmp_path)
     assert data.provides == {"num_features": 9, "atom_types": [119, 9, 11, 12, 9, 5, 8, 2, 2], "bond_types": [22, 6, 2]}
     assert (
         data.rows["train"].tolist() == [0, 1, 4, 5, 6, 9] and data.rows["val"].tolist() == [2, 7] and data.rows["test"].tolist() == [3, 8]
@@ -42,27 +42,27 @@ def test_the_same_graphs_as_pytorch_geometric(tmp_path: Path) -> None:
     data.rows["test"] = np.arange(10)
     for k, smiles in enumerate(SMILES):
         graphs, y = data.view("test").__getitems__([(0, k)])
-        theirs = from_smiles(smiles)
-        assert torch.equal(graphs.x, theirs.x) and torch.equal(graphs.edge_index, theirs.edge_index)
-        assert torch.equal(graphs.edge_attr, theirs.edge_attr) and y.tolist() == [[k / 4]]
+        reference = from_smiles(smiles)
+        assert torch.equal(graphs.x, reference.x) and torch.equal(graphs.edge_index, reference.edge_index)
+        assert torch.equal(graphs.edge_attr, reference.edge_attr) and y.tolist() == [[k / 4]]
     assert list((tmp_path / "kept" / "cache").iterdir()) and not (tmp_path / "cache").exists()
 
 
 def test_several_targets_classes_and_a_random_split(tmp_path: Path) -> None:
-    several = made(tmp_path, target=["mass", "gap"], split=None)
+    several = data_set(tmp_path, target=["mass", "gap"], split=None)
     assert several.targets == ("mass", "gap") and several.view("all").__getitems__([(0, 0)])[1].shape == (1, 2)
     assert several.splits == {"train": 8, "val": 1, "test": 1} and "split_seed 42" in several.protocol
-    classes = made(tmp_path, target="group", classes=True)
+    classes = data_set(tmp_path, target="group", classes=True)
     assert classes.classes == ("a", "b") and classes.targets == () and classes.entry.arrays["y"].tolist() == [0, 1] * 5
-    numbered = made(tmp_path, TABLE.replace(",a,", ",10,").replace(",b,", ",9,"), target="group", classes=True)
+    numbered = data_set(tmp_path, TABLE.replace(",a,", ",10,").replace(",b,", ",9,"), target="group", classes=True)
     assert numbered.classes == ("9", "10") and numbered.entry.arrays["y"].tolist() == [1, 0] * 5
     with pytest.raises(UserError, match=r"dataset.target is \['gap', 'mass'\]; with dataset.classes=true one column"):
-        made(tmp_path, target=["gap", "mass"], classes=True)
+        data_set(tmp_path, target=["gap", "mass"], classes=True)
 
 
 def test_lines_as_other_programs_write_them(tmp_path: Path) -> None:
-    expected = made(tmp_path / "a")
-    other = made(tmp_path / "b", "\ufeff" + TABLE.replace("\n", "\r\n") + "\r\n")
+    expected = data_set(tmp_path / "a")
+    other = data_set(tmp_path / "b", "\ufeff" + TABLE.replace("\n", "\r\n") + "\r\n")
     assert other.same_samples(expected.state_dict())
 
 
@@ -90,13 +90,13 @@ def test_lines_as_other_programs_write_them(tmp_path: Path) -> None:
 )
 def test_a_table_that_cannot_be_read(tmp_path: Path, change: tuple[str, str], options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        made(tmp_path, TABLE.replace(*change), **options)
+        data_set(tmp_path, TABLE.replace(*change), **options)
 
 
 def test_what_is_not_given_or_not_there(tmp_path: Path, monkeypatch) -> None:
     for options in ({"file": None}, {"target": None}, {"file": tmp_path / "no.csv"}):
         with pytest.raises(MissingData, match="dataset.file=PATH dataset.target=COLUMN.*snnexp data dataset=smiles_csv"):
-            made(tmp_path, **options)
+            data_set(tmp_path, **options)
     (tmp_path / "mine.csv").write_bytes(b"smiles,gap\nC,\xff\n")
     with pytest.raises(UserError, match="no text in UTF-8"):
         SmilesCSV(root=tmp_path, file=tmp_path / "mine.csv", target="gap")
@@ -104,27 +104,27 @@ def test_what_is_not_given_or_not_there(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(
         UserError, match=r"smiles_csv reads SMILES with RDKit, which is not installed. Install it with: pip install 'snnexp"
     ):
-        made(tmp_path)
+        data_set(tmp_path)
 
 
 def test_many_molecules_are_read_by_several_processes(tmp_path: Path, monkeypatch) -> None:
-    expected = made(tmp_path / "a")
+    expected = data_set(tmp_path / "a")
     monkeypatch.setattr(molecules, "CHUNK", 2)
     monkeypatch.setattr(molecules, "FEW_CHUNKS", 3)
-    assert made(tmp_path / "b").same_samples(expected.state_dict())
+    assert data_set(tmp_path / "b").same_samples(expected.state_dict())
     with pytest.raises(UserError, match=r"mine\.csv:8: RDKit reads no molecule in the SMILES 'X'"):
-        made(tmp_path / "c", TABLE.replace("C#N", "X"))
+        data_set(tmp_path / "c", TABLE.replace("C#N", "X"))
 
 
 def test_real_molecules(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = real(tmp_path_factory, "zinc7k") / "zinc_7k.csv"
     lines = path.read_text().splitlines()
     content = "\n".join([lines[0], *lines[1:201], *lines[5001:5021], *lines[6001:6021]]) + "\n"
-    data = made(tmp_path, content, target="y_normalised", split="split")
+    data = data_set(tmp_path, content, target="y_normalised", split="split")
     assert data.splits == {"train": 200, "val": 20, "test": 20}
     rows = list(csv.DictReader(content.splitlines()))
     graphs, y = data.view("all").__getitems__([(0, k) for k in range(240)])
     assert y.flatten().tolist() == pytest.approx([float(row["y_normalised"]) for row in rows], abs=1e-6)
     for k in (0, 100, 239):
-        theirs = from_smiles(rows[k]["smiles"])
-        assert torch.equal(graphs.x[graphs.ptr[k] : graphs.ptr[k + 1]], theirs.x)
+        reference = from_smiles(rows[k]["smiles"])
+        assert torch.equal(graphs.x[graphs.ptr[k] : graphs.ptr[k + 1]], reference.x)

@@ -41,15 +41,15 @@ def tiny(root: Path, **options) -> TUSet:
     return TUSet(**({"root": root, "name": "TINY", "val_fraction": 0.0, "test_fraction": 0.0, "node_labels": "index"} | options))
 
 
-def whole(made: TUSet) -> tuple:
-    return made.view("all").__getitems__([(0, i) for i in range(sum(made.splits.values()))])
+def whole(data_set: TUSet) -> tuple:
+    return data_set.view("all").__getitems__([(0, i) for i in range(sum(data_set.splits.values()))])
 
 
 def test_what_the_text_says(tmp_path: Path) -> None:
-    made = tiny(written(tmp_path))
-    graphs, y = whole(made)
-    assert made.classes == ("-1", "5") and y.tolist() == [1, 0, 1] and made.targets == ()
-    assert made.provides == {"num_features": 1, "atom_types": [3], "bond_types": [2]}
+    data_set = tiny(written(tmp_path))
+    graphs, y = whole(data_set)
+    assert data_set.classes == ("-1", "5") and y.tolist() == [1, 0, 1] and data_set.targets == ()
+    assert data_set.provides == {"num_features": 1, "atom_types": [3], "bond_types": [2]}
     assert graphs.x.tolist() == [[0], [1], [0], [0], [2], [1]] and graphs.ptr.tolist() == [0, 3, 5, 6]
     assert graphs.edge_index.tolist() == [[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]] and graphs.edge_attr.flatten().tolist() == [
         0,
@@ -59,8 +59,10 @@ def test_what_the_text_says(tmp_path: Path) -> None:
         0,
         0,
     ]
-    assert made.state_dict()["node_values"] == [[3, 7, 9]] and made.state_dict()["edge_values"] == [[0, 4]]
-    assert made.protocol.startswith("TINY: 3 train / 0 val / 0 test of 3 graphs; random split with 0% val and 0% test, stratified by class")
+    assert data_set.state_dict()["node_values"] == [[3, 7, 9]] and data_set.state_dict()["edge_values"] == [[0, 4]]
+    assert data_set.protocol.startswith(
+        "TINY: 3 train / 0 val / 0 test of 3 graphs; random split with 0% val and 0% test, stratified by class"
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,18 +90,18 @@ def test_where_it_may_lie(tmp_path: Path, place: str) -> None:
         shutil.make_archive(str(tmp_path / "set" / place[:-4]), "zip", tmp_path / "made", "TINY")
     else:
         written(tmp_path / "set" / place)
-    made = tiny(tmp_path / "set")
-    assert whole(made)[0].x.tolist() == [[0], [1], [0], [0], [2], [1]]
+    data_set = tiny(tmp_path / "set")
+    assert whole(data_set)[0].x.tolist() == [[0], [1], [0], [0], [2], [1]]
     assert sorted(path.name for path in (tmp_path / "set" / "cache").iterdir()) == [
-        made.entry.directory.name,
-        f"{made.entry.directory.name}.lock",
+        data_set.entry.directory.name,
+        f"{data_set.entry.directory.name}.lock",
     ]
 
 
 def test_onehot_degree_and_attributes(tmp_path: Path) -> None:
-    made = tiny(written(tmp_path, node_attributes="0.5, 1\n1,2\n-1.5,3\n2,4\n3,5\n4,6e-1\n"), node_labels="onehot", degree=True)
-    graphs, _ = whole(made)
-    assert made.provides == {"num_features": 3 + 3 + 2, "atom_types": None, "bond_types": None} and graphs.edge_attr is None
+    data_set = tiny(written(tmp_path, node_attributes="0.5, 1\n1,2\n-1.5,3\n2,4\n3,5\n4,6e-1\n"), node_labels="onehot", degree=True)
+    graphs, _ = whole(data_set)
+    assert data_set.provides == {"num_features": 3 + 3 + 2, "atom_types": None, "bond_types": None} and graphs.edge_attr is None
     assert graphs.x[2].tolist() == [1, 0, 0, 0, 1, 0, -1.5, 3] and graphs.x[5].tolist() == [0, 1, 0, 1, 0, 0, 4, pytest.approx(0.6)]
     assert tiny(tmp_path, node_labels="onehot").shape == ("V", 5)
     with pytest.raises(UserError, match="node_labels=index: the nodes of TINY have 2 real attributes"):
@@ -111,27 +113,27 @@ def test_nodes_without_any_feature(tmp_path: Path) -> None:
     for form in ("index", "onehot"):
         with pytest.raises(UserError, match="neither labels nor attributes. Give them their degree: dataset.degree=true"):
             tiny(tmp_path, node_labels=form)
-    made = tiny(tmp_path, degree=True)
-    assert made.provides == {"num_features": 1, "atom_types": [3], "bond_types": None}
-    assert whole(made)[0].x.flatten().tolist() == [1, 2, 1, 1, 1, 0]
+    data_set = tiny(tmp_path, degree=True)
+    assert data_set.provides == {"num_features": 1, "atom_types": [3], "bond_types": None}
+    assert whole(data_set)[0].x.flatten().tolist() == [1, 2, 1, 1, 1, 0]
 
 
 def test_real_targets(tmp_path: Path) -> None:
     written(tmp_path, graph_attributes="0.5\n-2\n1e3\n")
     assert tiny(tmp_path).classes == ("-1", "5")  # labels go first
-    made = tiny(tmp_path, target="attributes")
-    assert made.classes == () and made.targets == ("y",) and whole(made)[1].tolist() == [[0.5], [-2], [1000]]
-    assert "stratified" not in made.protocol
+    data_set = tiny(tmp_path, target="attributes")
+    assert data_set.classes == () and data_set.targets == ("y",) and whole(data_set)[1].tolist() == [[0.5], [-2], [1000]]
+    assert "stratified" not in data_set.protocol
     several = tiny(written(tmp_path / "b", graph_labels=None, graph_attributes="1, 2\n3,4\n5,6\n"))
     assert several.targets == ("y1", "y2") and whole(several)[1].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert torch.allclose(several.scale, torch.tensor([[3.0, 4.0], [(8 / 3) ** 0.5] * 2]))
 
 
 def test_loops_and_repeated_edges_are_left_out_and_named(tmp_path: Path) -> None:
-    made = tiny(written(tmp_path, A="1,2\n2,1\n1,1\n2,1\n2,3\n4,5\n", edge_labels="0\n0\n4\n9\n4\n0\n"))
-    graphs, _ = whole(made)
+    data_set = tiny(written(tmp_path, A="1,2\n2,1\n1,1\n2,1\n2,3\n4,5\n", edge_labels="0\n0\n4\n9\n4\n0\n"))
+    graphs, _ = whole(data_set)
     assert graphs.edge_index.tolist() == [[0, 1, 1, 3], [1, 0, 2, 4]] and graphs.edge_attr.flatten().tolist() == [0, 0, 1, 0]
-    assert "1 loops and 1 repeated edges left out; 2 edges go one way only" in made.protocol
+    assert "1 loops and 1 repeated edges left out; 2 edges go one way only" in data_set.protocol
     alone = tiny(written(tmp_path / "b", A="", edge_labels=""), degree=True)
     assert whole(alone)[0].edge_index.shape == (2, 0) and whole(alone)[0].x[:, 1].tolist() == [0] * 6
 
@@ -216,9 +218,9 @@ def test_impossible_options(tmp_path: Path, options: dict, words: str) -> None:
 
 
 def test_given_splits_are_kept_unless_a_fold_is_asked_for(tmp_path: Path) -> None:
-    made = tiny(written(tmp_path, splits="train 3 3\r\nvalidation 1 1\n\n"))
-    assert [made.rows[split].tolist() for split in ("train", "val", "test")] == [[2], [0], []]
-    assert "1 train / 1 val / 0 test of 3 graphs; split as given with the set, 1 graphs in none" in made.protocol
+    data_set = tiny(written(tmp_path, splits="train 3 3\r\nvalidation 1 1\n\n"))
+    assert [data_set.rows[split].tolist() for split in ("train", "val", "test")] == [[2], [0], []]
+    assert "1 train / 1 val / 0 test of 3 graphs; split as given with the set, 1 graphs in none" in data_set.protocol
     fold = tiny(tmp_path, cv_folds=3, cv_fold=1)
     assert fold.splits["test"] == 1 and "test is fold 1 of 3 (counted from 0)" in fold.protocol
 
@@ -282,44 +284,44 @@ def by_pyg(folder: Path, name: str, tmp_path: Path) -> tuple:
 
 
 def test_real_mutag(real_tu: Path, tmp_path: Path) -> None:
-    made = TUSet(root=real_tu, name="MUTAG")
-    assert made.shape == ("V", 7) and made.classes == ("-1", "1") and np.bincount(made.entry.arrays["y"]).tolist() == [63, 125]
-    assert made.protocol == (
+    data_set = TUSet(root=real_tu, name="MUTAG")
+    assert data_set.shape == ("V", 7) and data_set.classes == ("-1", "1") and np.bincount(data_set.entry.arrays["y"]).tolist() == [63, 125]
+    assert data_set.protocol == (
         "MUTAG: 151 train / 19 val / 18 test of 188 graphs; random split with 10% val and 10% test, stratified by class, split_seed 42"
     )
     embedded = TUSet(root=real_tu, name="MUTAG", node_labels="index")
     assert embedded.provides == {"num_features": 1, "atom_types": [7], "bond_types": [4]}
-    assert embedded.same_samples(made.state_dict())
+    assert embedded.same_samples(data_set.state_dict())
     same_as_pyg(embedded, *by_pyg(real_tu / "MUTAG", "MUTAG", tmp_path))
 
 
 def test_real_nci1_with_carriage_returns(real_tu: Path, tmp_path: Path) -> None:
     assert b"\r\n" in (real_tu / "NCI1" / "NCI1_A.txt").read_bytes()[:20]
-    made = TUSet(root=real_tu, name="NCI1", degree=True)
-    assert made.shape == ("V", 37 + 5) and np.bincount(made.entry.arrays["y"]).tolist() == [2053, 2057]
-    assert made.splits == {"train": 3288, "val": 411, "test": 411} and "NOT the published" not in made.protocol
-    assert made.state_dict()["node_values"] == [list(range(1, 38)), list(range(5))]
+    data_set = TUSet(root=real_tu, name="NCI1", degree=True)
+    assert data_set.shape == ("V", 37 + 5) and np.bincount(data_set.entry.arrays["y"]).tolist() == [2053, 2057]
+    assert data_set.splits == {"train": 3288, "val": 411, "test": 411} and "NOT the published" not in data_set.protocol
+    assert data_set.state_dict()["node_values"] == [list(range(1, 38)), list(range(5))]
     same_as_pyg(TUSet(root=real_tu, name="NCI1"), *by_pyg(real_tu / "NCI1", "NCI1", tmp_path))
 
 
 def test_real_molecules_with_a_target(real_zinc: Path, tmp_path: Path) -> None:
     start = time.perf_counter()
-    made = TUSet(root=real_zinc, name="ZINC7K", node_labels="index")
+    data_set = TUSet(root=real_zinc, name="ZINC7K", node_labels="index")
     assert time.perf_counter() - start < 5  # alone on a machine 0.2 s
-    assert made.splits == {"train": 5000, "val": 1000, "test": 1000} and made.targets == ("y",) and made.classes == ()
-    assert made.provides == {"num_features": 1, "atom_types": [17], "bond_types": [3]}
-    assert made.scale.flatten().tolist() == pytest.approx([-0.0552, 2.1349], abs=1e-3)
-    same_as_pyg(made, *by_pyg(real_zinc, "ZINC7K", tmp_path))
+    assert data_set.splits == {"train": 5000, "val": 1000, "test": 1000} and data_set.targets == ("y",) and data_set.classes == ()
+    assert data_set.provides == {"num_features": 1, "atom_types": [17], "bond_types": [3]}
+    assert data_set.scale.flatten().tolist() == pytest.approx([-0.0552, 2.1349], abs=1e-3)
+    same_as_pyg(data_set, *by_pyg(real_zinc, "ZINC7K", tmp_path))
 
 
-def same_as_pyg(made: TUSet, data, slices: dict) -> None:
+def same_as_pyg(data_set: TUSet, data, slices: dict) -> None:
     """Every graph is the one that PyTorch Geometric reads."""
     count = len(slices["y"]) - 1
-    made.rows["test"] = np.arange(count)
-    graphs, y = made.view("test").__getitems__([(0, i) for i in range(count)])
+    data_set.rows["test"] = np.arange(count)
+    graphs, y = data_set.view("test").__getitems__([(0, i) for i in range(count)])
     first = torch.repeat_interleave(slices["x"][:-1], slices["edge_index"].diff())
     assert torch.equal(graphs.ptr, slices["x"]) and torch.equal(graphs.edge_index, data.edge_index + first)
-    if made.onehot:
+    if data_set.onehot:
         assert torch.equal(graphs.x, data.x)
     else:
         assert torch.equal(graphs.x[:, 0], data.x.argmax(1)) and torch.equal(graphs.edge_attr[:, 0], data.edge_attr.argmax(1))
@@ -341,12 +343,12 @@ def test_a_set_that_is_not_as_large_as_published(real_tu: Path, tmp_path: Path) 
 def test_folds_of_real_graphs(real_tu: Path) -> None:
     folds = [TUSet(root=real_tu, name="MUTAG", cv_fold=k) for k in range(10)]
     labels = folds[0].entry.arrays["y"]
-    assert np.array_equal(np.sort(np.concatenate([made.rows["test"] for made in folds])), np.arange(188))
-    for k, made in enumerate(folds):
-        assert np.array_equal(np.sort(np.concatenate(list(made.rows.values()))), np.arange(188))
-        assert np.bincount(labels[made.rows["test"]]).tolist() in ([6, 12], [6, 13], [7, 12], [7, 13])
-        assert np.bincount(labels[made.rows["val"]])[0] == 6 and 16 <= made.splits["val"] <= 18
-        assert f"test is fold {k} of 10 (counted from 0), val 10% of the rest to choose the epoch, stratified" in made.protocol
-    assert {made.splits["test"] for made in folds} == {18, 19}
+    assert np.array_equal(np.sort(np.concatenate([data_set.rows["test"] for data_set in folds])), np.arange(188))
+    for k, data_set in enumerate(folds):
+        assert np.array_equal(np.sort(np.concatenate(list(data_set.rows.values()))), np.arange(188))
+        assert np.bincount(labels[data_set.rows["test"]]).tolist() in ([6, 12], [6, 13], [7, 12], [7, 13])
+        assert np.bincount(labels[data_set.rows["val"]])[0] == 6 and 16 <= data_set.splits["val"] <= 18
+        assert f"test is fold {k} of 10 (counted from 0), val 10% of the rest to choose the epoch, stratified" in data_set.protocol
+    assert {data_set.splits["test"] for data_set in folds} == {18, 19}
     other = TUSet(root=real_tu, name="MUTAG", cv_fold=0, split_seed=1)
     assert not np.array_equal(other.rows["test"], folds[0].rows["test"]) and not other.same_samples(folds[0].state_dict())

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch_geometric import datasets
 
-from snnexp.data.cache import loose
-from snnexp.data.graphs.zinc import ZINC, unpickled
+from snnexp.data.cache import file_source
+from snnexp.data.graphs.zinc import ZINC, unpickle
 from snnexp.data.source_files import File
 from snnexp.errors import MissingData, UserError
 
@@ -45,20 +45,20 @@ def written(folder: Path, index: bool = True) -> dict[str, list[dict]]:
 @pytest.mark.parametrize("subset", [True, False])
 def test_the_same_graphs_as_pytorch_geometric(tmp_path: Path, subset: bool) -> None:
     written(tmp_path / "raw")
-    made = ZINC(root=tmp_path, subset=subset)
-    assert made.name == ("zinc" if subset else "zinc_full")
-    assert made.provides == {"num_features": 1, "atom_types": [28], "bond_types": [4]} and made.targets == ("penalised logP",)
-    assert made.splits == ({split: len(chosen) for split, chosen in CHOSEN.items()} if subset else COUNTS)
+    data = ZINC(root=tmp_path, subset=subset)
+    assert data.name == ("zinc" if subset else "zinc_full")
+    assert data.provides == {"num_features": 1, "atom_types": [28], "bond_types": [4]} and data.targets == ("penalised logP",)
+    assert data.splits == ({split: len(chosen) for split, chosen in CHOSEN.items()} if subset else COUNTS)
     for split in COUNTS:
-        theirs = datasets.ZINC(str(tmp_path), subset=subset, split=split)
-        view = made.view(split)
-        assert len(view) == len(theirs)
-        for i, expected in enumerate(theirs):
+        reference = datasets.ZINC(str(tmp_path), subset=subset, split=split)
+        view = data.view(split)
+        assert len(view) == len(reference)
+        for i, expected in enumerate(reference):
             graphs, y = view.__getitems__([(0, i)])
             assert torch.equal(graphs.x, expected.x) and torch.equal(graphs.edge_index, expected.edge_index)
             assert torch.equal(graphs.edge_attr.flatten(), expected.edge_attr) and torch.equal(y.flatten(), expected.y)
     of = "4 of 10,000 train, 2 of 1,000 val, 3 of 1,000 test" if subset else "30 of 220,011 train, 12 of 24,445 val, 9 of 5,000 test"
-    assert f"split as published; NOT the published data ({of})" in made.protocol
+    assert f"split as published; NOT the published data ({of})" in data.protocol
 
 
 @pytest.mark.parametrize("place", ["molecules.zip", "download/molecules.zip", "molecules", "raw", ""])
@@ -106,7 +106,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path, function, arguments: tuple, 
     path = tmp_path / "train.pickle"
     path.write_bytes(pickle.dumps([Attack(function, *arguments)], protocol=2))
     with pytest.raises(UserError, match=words):
-        unpickled(File(loose(path), 0, path))
+        unpickle(File(file_source(path), 0, path))
 
 
 def test_a_storage_within_is_not_executed_either(tmp_path: Path) -> None:

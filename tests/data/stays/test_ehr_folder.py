@@ -47,8 +47,13 @@ def test_stays_in_folders_of_their_split(tmp_path: Path, inner: str) -> None:
     stays, y = data.view("train").__getitems__([(0, 1), (0, 0)])
     assert y.tolist() == [1, 0] and stays.runs == [(2, 4)] and stays.minute.tolist() == [0, 10, 0, 10]
     assert stays.variable.tolist() == [1, 0, 0, 0, 1, 0, 0, 0]
-    wanted = [(41 - 39) / 2, *((np.array([74, 84, 94]) - 82) / heart.std()), (37 - 39) / 2, *((np.array([70, 80, 90]) - 82) / heart.std())]
-    assert stays.value.tolist() == pytest.approx(wanted, abs=1e-5)
+    expected = [
+        (41 - 39) / 2,
+        *((np.array([74, 84, 94]) - 82) / heart.std()),
+        (37 - 39) / 2,
+        *((np.array([70, 80, 90]) - 82) / heart.std()),
+    ]
+    assert stays.value.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_sets_by_index_come_at_the_last_of_their_minutes(tmp_path: Path) -> None:
@@ -120,17 +125,17 @@ def test_missing_values_and_rows_at_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("2,0\n10,1\n3,1\n", r"test/4\.parquet: .*oc\.csv has no outcome of 4"),
         ("2,0\n10,1\n3,1\n4,\n", r"oc\.csv:5: in_hospital_mortality of 4 is ''; it must be 0 or 1"),
         ("2,0\n10,1\n3,1\n4,0\n4,1\n", r"oc\.csv:6: in_hospital_mortality of 4 is '1'; it must be 0 or 1, and the same if twice"),
     ],
 )
-def test_a_missing_outcome_is_never_a_survivor(tmp_path: Path, lines: str, said: str) -> None:
+def test_a_missing_outcome_is_never_a_survivor(tmp_path: Path, lines: str, message: str) -> None:
     divided(tmp_path)
     outcomes(tmp_path, lines)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         EHRFolder(root=tmp_path)
     assert "; skipped 1 " in EHRFolder(root=tmp_path, strict=False).protocol
 
@@ -151,10 +156,10 @@ def test_the_protocol_counts_the_stays_that_are_used(tmp_path: Path) -> None:
     divided(tmp_path)
     stay(tmp_path / "train" / "10.parquet", [("HR", 80.0, 2881.0)])  # died, and nothing was measured in time
     data = EHRFolder(root=tmp_path)
-    said = (
+    message = (
         "1 train / 1 val / 1 test stays, 1 of 3 died; no stay of the training split died: AUROC is not defined and nothing can be learned; "
     )
-    assert data.protocol.startswith(f"ehr_folder {tmp_path.name}: {said}") and data.protocol.endswith(
+    assert data.protocol.startswith(f"ehr_folder {tmp_path.name}: {message}") and data.protocol.endswith(
         "; 1 stays without any event left out"
     )
 

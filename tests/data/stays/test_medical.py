@@ -11,7 +11,7 @@ import torch
 
 from snnexp.data.cache import Source
 from snnexp.data.stays.medical import MedicalStays, read_embeddings
-from snnexp.data.stays.stay_arrays import Block, prepared_stays, without
+from snnexp.data.stays.stay_arrays import StayChunk, load_or_build_stays, remove_variables
 from snnexp.errors import MissingData, UserError
 
 Event = tuple[float, int, float]
@@ -23,10 +23,10 @@ SECOND = [(5, TEMP, 36.0), (5, VENT, 1.0), (10, HR, 70.0)]
 THIRD = [(0, AGE, 70.0), (0, TEMP, 39.0), (3000, HR, 60.0)]
 
 
-def block(stays: list[list[Event]], y: list[int], describing: list[int]) -> Block:
+def block(stays: list[list[Event]], y: list[int], describing: list[int]) -> StayChunk:
     events = [event for stay in stays for event in stay]
     minute, variable, value = (np.array([event[k] for event in events]) for k in range(3))
-    return Block(
+    return StayChunk(
         counts=np.array([len(stay) for stay in stays]),
         describing=np.array(describing),
         variable=variable.astype(np.int64),
@@ -38,12 +38,14 @@ def block(stays: list[list[Event]], y: list[int], describing: list[int]) -> Bloc
     )
 
 
-def made(folder: Path, stays: list[list[Event]], y: list[int], describing: list[int] | None = None, rows=None, **options) -> MedicalStays:
+def make_data(
+    folder: Path, stays: list[list[Event]], y: list[int], describing: list[int] | None = None, rows=None, **options
+) -> MedicalStays:
     """A data set of some stays, all of them for training unless `rows` says otherwise; the first events of minute 0 of AGE describe it."""
     found = describing if describing is not None else [sum(m == 0 and v == AGE for m, v, _ in stay) for stay in stays]
     names = options.pop("variables", NAMES)
     stamp = zlib.crc32(repr((stays, y, found, names)).encode())
-    entry = prepared_stays(folder, {}, [Source("made", 0, stamp)], lambda notes: [block(stays, y, found)], "made", len(names))
+    entry = load_or_build_stays(folder, {}, [Source("made", 0, stamp)], lambda notes: [block(stays, y, found)], "made", len(names))
     rows = rows or {"train": np.arange(len(stays)), "val": [], "test": []}
     return MedicalStays(name="made", title="made", words="as drawn", directory=folder, entry=entry, rows=rows, variables=names, **options)
 
@@ -53,10 +55,10 @@ def batch(data: MedicalStays, indices: list[int], split: str = "train"):
 
 
 def three(tmp_path: Path, **options) -> MedicalStays:
-    return made(tmp_path, [FIRST, SECOND, THIRD], [0, 1, 1], clip=100.0, **options)
+    return make_data(tmp_path, [FIRST, SECOND, THIRD], [0, 1, 1], clip=100.0, **options)
 
 
-RAW = {"given": {name: (0.0, 1.0) for name in ("Age", "HR", "Temp")} | {"MechVent": (0.0, 1.0)}}
+RAW = {"given_statistics": {name: (0.0, 1.0) for name in ("Age", "HR", "Temp")} | {"MechVent": (0.0, 1.0)}}
 
 
 def test_the_batch_of_three_stays_number_by_number(tmp_path: Path) -> None:
@@ -83,19 +85,19 @@ def test_statistics_are_those_of_the_training_split_before_the_horizon(tmp_path:
     assert stays.value.tolist() == pytest.approx([(70 - 85) / heart.std(), (36 - 37.5) / temp.std(), 1.0])  # what is always 1 stays 1
     assert batch(data, [2])[0].value[0] == pytest.approx((np.log(71) - age.mean()) / age.std())
     assert data.positive == pytest.approx(2 / 3) and data.state_dict()["positive"] == data.positive
-    assert made(tmp_path, [FIRST], [0], clip=0.5).view("train").__getitems__([(0, 0)])[0].value.abs().max() <= 1.0
-    assert batch(made(tmp_path, [FIRST, SECOND], [0, 1], clip=0.5), [0, 1])[0].value.abs().max() == 0.5
+    assert make_data(tmp_path, [FIRST], [0], clip=0.5).view("train").__getitems__([(0, 0)])[0].value.abs().max() <= 1.0
+    assert batch(make_data(tmp_path, [FIRST, SECOND], [0, 1], clip=0.5), [0, 1])[0].value.abs().max() == 0.5
 
 
 def test_a_stay_that_is_no_training_stay_changes_no_number_of_the_others(tmp_path: Path) -> None:
     rows = {"train": [0, 1], "val": [], "test": [2]}
     other = [(0, AGE, 1.0), (0, TEMP, -500.0), (7, HR, 1e6), (7, VENT, 0.0)]
-    one, two = (made(tmp_path / name, [FIRST, SECOND, last], [0, 1, 1], rows=rows) for name, last in (("a", THIRD), ("b", other)))
+    one, two = (make_data(tmp_path / name, [FIRST, SECOND, last], [0, 1, 1], rows=rows) for name, last in (("a", THIRD), ("b", other)))
     assert one.scale.mean.tolist() == two.scale.mean.tolist() and one.scale.std.tolist() == two.scale.std.tolist()
     (a, _), (b, _) = batch(one, [0, 1]), batch(two, [0, 1])
     assert torch.equal(a.value, b.value) and one.positive == two.positive == 0.5
     assert not one.same_samples(two.state_dict()) and one.same_samples(one.state_dict())
-    shifted = made(tmp_path / "c", [[(m, v, x + 1) for m, v, x in FIRST], SECOND, THIRD], [0, 1, 1], rows=rows)
+    shifted = make_data(tmp_path / "c", [[(m, v, x + 1) for m, v, x in FIRST], SECOND, THIRD], [0, 1, 1], rows=rows)
     assert shifted.scale.mean.tolist() != one.scale.mean.tolist()
 
 
@@ -111,7 +113,7 @@ def test_a_stay_that_is_no_training_stay_changes_no_number_of_the_others(tmp_pat
     ],
 )
 def test_too_long_a_stay_keeps_its_descriptors_and_its_last_events(tmp_path: Path, longest: int | None, left: list[Event]) -> None:
-    data = made(tmp_path, [FIRST, SECOND], [0, 1], max_sequence_length=longest, clip=1e3, **RAW)
+    data = make_data(tmp_path, [FIRST, SECOND], [0, 1], max_sequence_length=longest, clip=1e3, **RAW)
     stays, _ = batch(data, [0])
     assert sorted(zip(stays.variable.tolist(), stays.value.tolist(), strict=True)) == sorted((v, x) for _, v, x in left)
     assert stays.lengths.tolist() == [len({m for m, _, _ in left})] == data.lengths("train")[:1].tolist()
@@ -142,7 +144,7 @@ def test_random_stays_as_a_slow_reading_of_the_rules_has_them(tmp_path: Path, ho
     for stay in stays[:30]:
         stay[:0] = [(0, AGE, float(draw.normal()))] * int(draw.integers(1, 4))
     describing = [sum(v == AGE for _, v, _ in stay) for stay in stays]
-    data = made(tmp_path, stays, [0, 1] * 20, describing, horizon_hours=hours, max_sequence_length=longest, clip=100.0, **RAW)
+    data = make_data(tmp_path, stays, [0, 1] * 20, describing, horizon_hours=hours, max_sequence_length=longest, clip=100.0, **RAW)
     expected = [slowly(stay, number, hours, longest) for stay, number in zip(stays, describing, strict=True)]
     there = [sets for sets in expected if sets]
     assert data.lengths("train").tolist() == [len(sets) for sets in there]
@@ -166,7 +168,7 @@ def test_random_stays_as_a_slow_reading_of_the_rules_has_them(tmp_path: Path, ho
 
 def test_the_horizon_includes_its_hour_and_stays_without_events_are_left_out(tmp_path: Path) -> None:
     stays = [[(60, HR, 1.0), (60.5, HR, 2.0)], [(61, HR, 3.0)], [(0, AGE, 4.0), (2, HR, 5.0)]]
-    data = made(tmp_path, stays, [0, 1, 1], horizon_hours=1)
+    data = make_data(tmp_path, stays, [0, 1, 1], horizon_hours=1)
     assert data.splits == {"train": 2, "val": 0, "test": 0} and data.sizes("train").tolist() == [1, 2]
     assert data.protocol.startswith("made: 2 train / 0 val / 0 test stays, 1 of 2 died; as drawn; events")  # of three, two of whom died
     assert "events up to 1 h (2 later ones left out)" in data.protocol and "1 stays without any event left out" in data.protocol
@@ -177,7 +179,7 @@ def test_another_run_lends_its_variables_and_its_statistics(tmp_path: Path) -> N
     run = three(tmp_path / "run", variables=("Temp2", "HR", "Temp", "MechVent"), describing=[0, 0, 0])
     with pytest.raises(UserError, match=r"made in .* has 1 variables that the run was not trained with: Age\. .*dataset.strict=false"):
         three(tmp_path / "own").load_state_dict(run.state_dict())
-    data = made(tmp_path / "own", [FIRST, SECOND, THIRD, [(0, AGE, 33.0)]], [0, 1, 1, 0], strict=False)
+    data = make_data(tmp_path / "own", [FIRST, SECOND, THIRD, [(0, AGE, 33.0)]], [0, 1, 1, 0], strict=False)
     data.load_state_dict(run.state_dict())
     assert data.variables == run.variables and data.provides["num_variables"] == 4 and data.positive == run.positive
     assert data.splits["train"] == 3 and data.lengths("train").tolist() == [3, 2, 1] and data.sizes("train").tolist() == [5, 3, 1]
@@ -188,7 +190,7 @@ def test_another_run_lends_its_variables_and_its_statistics(tmp_path: Path) -> N
     assert stays.value[0].item() == pytest.approx((80 - 85) / np.std([80, 90, 100, 70]))
     assert torch.equal(torch.from_numpy(data.scale.std), run.state_dict()["std"])
 
-    turned = made(tmp_path / "turned", [FIRST], [0], clip=100.0)
+    turned = make_data(tmp_path / "turned", [FIRST], [0], clip=100.0)
     state = turned.state_dict() | {
         "variables": list(NAMES[::-1]),
         "mean": torch.tensor([0.0, 1, 2, 3]),
@@ -205,9 +207,9 @@ def test_another_run_lends_its_variables_and_its_statistics(tmp_path: Path) -> N
 def test_taking_variables_out_is_as_if_they_had_never_been(tmp_path: Path) -> None:
     stays = [FIRST, SECOND, THIRD, [(1, HR, 2.0)]]
     left = [[event for event in stay if event[1] != HR] for stay in stays]
-    entry = made(tmp_path / "all", stays, [0, 1, 1, 0]).stored
-    wanted = made(tmp_path / "left", left, [0, 1, 1, 0]).stored
-    for name, array in without(entry, np.arange(4) == HR).items():
+    entry = make_data(tmp_path / "all", stays, [0, 1, 1, 0]).stored
+    wanted = make_data(tmp_path / "left", left, [0, 1, 1, 0]).stored
+    for name, array in remove_variables(entry, np.arange(4) == HR).items():
         assert array.tolist() == wanted[name].tolist(), name
 
 
@@ -217,23 +219,23 @@ def test_the_digests_of_earlier_runs_remain(tmp_path: Path) -> None:
 
 def test_stays_with_one_outcome_say_that_there_is_nothing_to_learn(tmp_path: Path) -> None:
     rows = {"train": [0, 1], "val": [], "test": [2]}
-    said = " of the training split died: AUROC is not defined and nothing can be learned; as drawn"
+    message = " of the training split died: AUROC is not defined and nothing can be learned; as drawn"
     for y, who in (([0, 0, 1], "1 of 3 died; no stay"), ([1, 1, 0], "2 of 3 died; every stay")):
-        data = made(tmp_path, [FIRST, SECOND, THIRD], y, rows=rows)
-        assert data.protocol.startswith(f"made: 2 train / 0 val / 1 test stays, {who}{said}") and data.positive == y[0]
-    assert "learned" not in made(tmp_path, [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows).protocol
-    assert "learned" not in made(tmp_path, [FIRST], [0], rows={"train": [], "val": [], "test": [0]}).protocol
+        data = make_data(tmp_path, [FIRST, SECOND, THIRD], y, rows=rows)
+        assert data.protocol.startswith(f"made: 2 train / 0 val / 1 test stays, {who}{message}") and data.positive == y[0]
+    assert "learned" not in make_data(tmp_path, [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows).protocol
+    assert "learned" not in make_data(tmp_path, [FIRST], [0], rows={"train": [], "val": [], "test": [0]}).protocol
 
 
 def test_more_descriptors_than_a_byte_counts_are_all_kept(tmp_path: Path) -> None:
     stay = [(0, AGE, float(k)) for k in range(300)] + [(5, HR, 70.0), (6, HR, 71.0)]
-    data = made(tmp_path, [stay], [0], max_sequence_length=301)
+    data = make_data(tmp_path, [stay], [0], max_sequence_length=301)
     assert data.stored["describing"].tolist() == [300] and data.sizes("train").tolist() == [301] and data.lengths("train").tolist() == [2]
 
 
 def test_a_stay_is_known_again_by_its_own_events_alone(tmp_path: Path) -> None:
     rows = {"train": [0], "val": [1], "test": [2]}
-    run = made(tmp_path / "run", [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows)
+    run = make_data(tmp_path / "run", [FIRST, SECOND, THIRD], [0, 1, 1], rows=rows)
     names = [zlib.crc32(name.encode()) for name in NAMES]
     known = [
         (len(stay) << 32) + zlib.crc32(b"".join(struct.pack("<Iff", names[v], x, m) for m, v, x in stay)) for stay in (FIRST, SECOND, THIRD)
@@ -246,7 +248,7 @@ def test_a_stay_is_known_again_by_its_own_events_alone(tmp_path: Path) -> None:
     # Elsewhere: another order, other numbers of variables, other outcomes, another horizon; one differs in one value, one is empty.
     turned = [[(m, 3 - v, x) for m, v, x in stay] for stay in (THIRD, SECOND, [*FIRST[:-1], (20, TEMP, 38.5)], [], FIRST)]
     options = {"variables": NAMES[::-1], "describing": [0] * 5, "horizon_hours": 0.25, "max_sequence_length": 2, "strict": False}
-    data = made(tmp_path / "other", turned, [0] * 5, rows={"train": [], "val": [0], "test": [1, 2, 3, 4]}, **options)
+    data = make_data(tmp_path / "other", turned, [0] * 5, rows={"train": [], "val": [0], "test": [1, 2, 3, 4]}, **options)
     assert data.splits["test"] == 3 and [data.seen_before(state, split) for split in ("train", "val", "test", "all")] == [0, 0, 2, 2]
     data.load_state_dict(state | {name: state[name][1:] for name in ("variables", "mean", "std", "log")})  # leaves Age out of these data
     assert "(Age) left out" in data.protocol and data.seen_before(state, "test") == 2
@@ -258,20 +260,20 @@ def test_a_stay_is_known_again_by_its_own_events_alone(tmp_path: Path) -> None:
 def test_vectors_of_names_follow_the_variables(tmp_path: Path) -> None:
     table = tmp_path / "cached.csv"
     table.write_text("variable,0,1\nTemp,3,-3\nAge,1,-1\nHR,2,-2\nother,9,9\nMechVent,4,-4\n")
-    data = made(tmp_path, [FIRST], [0], embeddings=table)
+    data = make_data(tmp_path, [FIRST], [0], embeddings=table)
     assert data.provides["embeddings"].tolist() == [[1, -1], [2, -2], [3, -3], [4, -4]]
     data.load_state_dict(data.state_dict() | {"variables": list(NAMES[::-1])})
     assert data.provides["embeddings"].tolist() == [[4, -4], [3, -3], [2, -2], [1, -1]]
-    assert made(tmp_path, [FIRST], [0]).provides["embeddings"] is None
+    assert make_data(tmp_path, [FIRST], [0]).provides["embeddings"] is None
     table.write_text("Temp,3,-3\nAge,1,-1\n")
     with pytest.raises(UserError, match=r"no vector of HR, MechVent \(2 of 4 variables\)"):
-        made(tmp_path, [FIRST], [0], embeddings=table)
-    for content, said in (
+        make_data(tmp_path, [FIRST], [0], embeddings=table)
+    for content, message in (
         ("Temp,3\nAge,x\n", ":2: a value of 'Age' is no number"),
         ("Temp,3\nAge,1,2\n", ":2: 'Age' has 2 numbers, not 1"),
     ):
         table.write_text(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_embeddings(table)
     with pytest.raises(MissingData, match="no such file"):
         read_embeddings(tmp_path / "none.csv")
@@ -292,13 +294,13 @@ def test_a_batch_moves_and_a_view_goes_to_a_worker_as_a_name(tmp_path: Path) -> 
 @pytest.mark.parametrize("option", ["horizon_hours", "max_sequence_length", "clip"])
 def test_an_option_out_of_range_is_refused(tmp_path: Path, option: str) -> None:
     with pytest.raises(UserError, match=f"dataset.{option} is 0; allowed are numbers above 0"):
-        made(tmp_path, [FIRST], [0], **{option: 0})
+        make_data(tmp_path, [FIRST], [0], **{option: 0})
     with pytest.raises(UserError, match="split is 'validation'; allowed are train, val, test and all"):
-        made(tmp_path, [FIRST], [0]).view("validation")
+        make_data(tmp_path, [FIRST], [0]).view("validation")
 
 
 def test_a_variable_that_training_never_saw_stays_as_it_is(tmp_path: Path) -> None:
-    data = made(tmp_path, [SECOND, [(1, AGE, 4.0)]], [0, 1], rows={"train": [0], "val": [], "test": [1]})
+    data = make_data(tmp_path, [SECOND, [(1, AGE, 4.0)]], [0, 1], rows={"train": [0], "val": [], "test": [1]})
     assert batch(data, [0], "test")[0].value.tolist() == [4.0]
-    nobody = made(tmp_path, [SECOND, THIRD], [1, 1], rows={"train": [], "val": [], "test": [0, 1]})
+    nobody = make_data(tmp_path, [SECOND, THIRD], [1, 1], rows={"train": [], "val": [], "test": [0, 1]})
     assert nobody.positive == 0.0 and nobody.scale.mean.tolist() == [0] * 4 and len(nobody.view("test")) == 2

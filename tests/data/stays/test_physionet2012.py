@@ -111,10 +111,10 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_malformed_line_is_refused_with_file_and_line_or_skipped(tmp_path: Path, kind: str) -> None:
-    old, new, said = WRONG[kind]
+    old, new, message = WRONG[kind]
     ten(tmp_path)
     record(tmp_path / "set-a", 132539, BODY.replace(old, new))
-    with pytest.raises(UserError, match=said + r".*dataset\.strict=false"):
+    with pytest.raises(UserError, match=message + r".*dataset\.strict=false"):
         PhysioNet2012(root=tmp_path)
     data = PhysioNet2012(root=tmp_path, strict=False)
     assert "; skipped 1 malformed lines" in data.protocol
@@ -134,10 +134,10 @@ STAYS = {
 
 @pytest.mark.parametrize("kind", STAYS)
 def test_a_stay_at_fault_is_refused_or_skipped(tmp_path: Path, kind: str) -> None:
-    content, said, skipped = STAYS[kind]
+    content, message, skipped = STAYS[kind]
     ten(tmp_path)
     (tmp_path / "set-a" / "132539.txt").write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         PhysioNet2012(root=tmp_path)
     data = PhysioNet2012(root=tmp_path, strict=False)
     assert f"; skipped 1 {skipped}" in data.protocol and len(data.view("all")) == 9
@@ -145,17 +145,17 @@ def test_a_stay_at_fault_is_refused_or_skipped(tmp_path: Path, kind: str) -> Non
 
 def test_a_header_that_is_missing_and_line_ends_of_windows(tmp_path: Path) -> None:
     ten(tmp_path)
-    wanted = PhysioNet2012(root=tmp_path)
+    expected = PhysioNet2012(root=tmp_path)
     for path in (tmp_path / "set-a").iterdir():
         path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("\n", "\r\n").replace(",HR,73", ", HR , 73").encode())
     data = PhysioNet2012(root=tmp_path)
-    assert data.entry.directory != wanted.entry.directory and data.entry.checksums == wanted.entry.checksums
+    assert data.entry.directory != expected.entry.directory and data.entry.checksums == expected.entry.checksums
     path = tmp_path / "set-a" / "132540.txt"
     path.write_text(path.read_text(encoding="utf-8-sig").replace("Time,Parameter,Value\n", ""))
     with pytest.raises(UserError, match="132540.txt:1: '00:00,RecordID,132540' is not the header Time,Parameter,Value"):
         PhysioNet2012(root=tmp_path)
     lenient = PhysioNet2012(root=tmp_path, strict=False)
-    assert "skipped 1 missing headers" in lenient.protocol and raw(lenient, 1) == raw(wanted, 1)
+    assert "skipped 1 missing headers" in lenient.protocol and raw(lenient, 1) == raw(expected, 1)
 
 
 def test_an_outcome_that_is_missing_is_never_a_survivor(tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ def test_all_three_sets_are_fetched_if_none_is_there(tmp_path: Path, monkeypatch
         asked.append(urls[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         letter = path.name.removesuffix(".txt").removesuffix(".tar.gz")[-1]
-        made = ten(tmp_path / "server", letter, 1000 + 100 * "abc".index(letter))
+        data_set = ten(tmp_path / "server", letter, 1000 + 100 * "abc".index(letter))
         if path.suffix == ".txt":
-            return shutil.copy(made / path.name, path)
+            return shutil.copy(data_set / path.name, path)
         with tarfile.open(path, "w:gz") as archive:
-            archive.add(made / f"set-{letter}", f"set-{letter}")
+            archive.add(data_set / f"set-{letter}", f"set-{letter}")
         return path
 
     monkeypatch.setattr("snnexp.data.stays.physionet2012.fetch", fetch)
@@ -364,7 +364,7 @@ def test_the_real_stays(real_stays: Path) -> None:
     times = []
     for _ in range(3):
         began = time.process_time()
-        fingerprints(data.prepared, VARIABLES)
+        fingerprints(data.prepared_arrays, VARIABLES)
         times.append(time.process_time() - began)
     assert min(times) < 0.2
     times = []

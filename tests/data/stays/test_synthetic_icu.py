@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from snnexp.data.stays.synthetic_icu import VARIABLES, SyntheticICU, auroc, expected_auroc, made
+from snnexp.data.stays.synthetic_icu import VARIABLES, SyntheticICU, auroc, expected_auroc, make_stays
 from snnexp.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_the_best_auroc_is_the_one_it_says(tmp_path: Path) -> None:
     odds, y = data.log_odds["test"], data.stored["y"][data.rows["test"]]
     assert auroc(odds, y) == pytest.approx(roc_auc_score(y, odds)) == pytest.approx(0.934, abs=5e-4)
     assert "Bayes AUROC (of the true odds) 0.905 on val, 0.934 on test, 0.899 expected" in data.protocol
-    many = made(20_000, seed=5)
+    many = make_stays(20_000, seed=5)
     assert expected_auroc(many.more["log_odds"]) == pytest.approx(roc_auc_score(many.y, many.more["log_odds"]), abs=0.01)
     assert many.y.mean() == pytest.approx((1 / (1 + np.exp(-many.more["log_odds"]))).mean(), abs=0.01)  # the odds are calibrated
     assert expected_auroc(many.more["log_odds"]) == pytest.approx(0.90, abs=0.01)

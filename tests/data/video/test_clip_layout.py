@@ -125,7 +125,7 @@ def test_clips_without_parts_are_never_in_two_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option, value, said",
+    "option, value, message",
     [
         ("blurry", "train/blur", r"dataset\.blurry is 'train/blur'; allowed is a path below dataset\.root in which one folder"),
         ("sharp", "{clip}/{clip}/sharp", "one folder is called {clip}"),
@@ -138,9 +138,9 @@ def test_clips_without_parts_are_never_in_two_splits(tmp_path: Path) -> None:
         ("test_clips", ["z"], "test_clips names z, which .* does not hold; it has a"),
     ],
 )
-def test_what_is_no_layout_is_said(option: str, value: object, said: str, tmp_path: Path) -> None:
+def test_what_is_no_layout_is_said(option: str, value: object, message: str, tmp_path: Path) -> None:
     put_clip(tmp_path / "train" / "a" / "blur", tmp_path / "train" / "a" / "sharp", 3)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         VideoFolders(root=tmp_path, **DVD | {option: value})
 
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
-from snnexp.data.video.clips import PIXELS, Augmentation, Recording, VideoClips, moved, samples_of
+from snnexp.data.video.clips import PIXELS, ClipAugmentation, Recording, VideoClips, apply_moves, cut_into_samples
 from snnexp.data.video.photo_pan import PhotoPan
-from snnexp.data.video.spike_camera import Box, Representation, Stream, middle_tfi_of, packed_rows, tfi_of, tfp_of
+from snnexp.data.video.spike_camera import Box, Representation, Stream, middle_tfi_of, pack_rows, tfi_of, tfp_of
 from snnexp.data.video.spike_reds import SpikeREDS
 from snnexp.data.video.video_folders import VideoFolders
 from snnexp.engine.loader import budget
@@ -29,7 +29,7 @@ class Made(Recording):
         self.name, self.frames, self.size, self.seed = name, frames, size, seed
         self.pictures = chance.integers(0, 256, (2, frames, 3, *size), dtype=np.uint8)
         self.fired = (chance.random((4 * frames, *(sensor or size))) < 0.3).astype(np.uint8)
-        self.stream = Stream(packed_rows(self.fired), *(sensor or size))
+        self.stream = Stream(pack_rows(self.fired), *(sensor or size))
         self.known, self.shortest = np.ones(frames, dtype=bool), 4 * frames
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
@@ -53,11 +53,11 @@ class Silent(Made):
 def clips(recordings: list[Recording] | None = None, **options: Any) -> VideoClips:
     recordings = recordings or [Made(f"clip{k}", 6, (20, 24), k) for k in range(4)]
     representation = options.pop("representation", Representation("tfp", 9, 3))
-    augmentation = options.pop("augmentation", Augmentation(crop=8, crops=16))
+    augmentation = options.pop("augmentation", ClipAugmentation(crop=8, crops=16))
     samples = {
-        "train": samples_of(recordings, [0, 1], 3, 3),
-        "val": samples_of(recordings, [2], 3, None),
-        "test": samples_of(recordings, range(3, len(recordings)), 3, None),
+        "train": cut_into_samples(recordings, [0, 1], 3, 3),
+        "val": cut_into_samples(recordings, [2], 3, None),
+        "test": cut_into_samples(recordings, range(3, len(recordings)), 3, None),
     }
     settings = {"name": "made", "protocol": "", "directory": Path("nowhere"), "frames": 3, "channels": 3, "tfp_window": 4, "seed": 0}
     return VideoClips(
@@ -67,17 +67,17 @@ def clips(recordings: list[Recording] | None = None, **options: Any) -> VideoCli
 
 def test_training_clips_have_a_stride_and_judged_ones_cover_every_frame_once() -> None:
     recordings = [Made("a", 7, (8, 8), 0)]
-    assert [s.first for s in samples_of(recordings, [0], 3, 3)] == [0, 3]
-    assert [s.first for s in samples_of(recordings, [0], 3, 2)] == [0, 2, 4]
-    assert all(all(s.known) for s in samples_of(recordings, [0], 3, 2))
-    judged = samples_of(recordings, [0], 3, None)
+    assert [s.first for s in cut_into_samples(recordings, [0], 3, 3)] == [0, 3]
+    assert [s.first for s in cut_into_samples(recordings, [0], 3, 2)] == [0, 2, 4]
+    assert all(all(s.known) for s in cut_into_samples(recordings, [0], 3, 2))
+    judged = cut_into_samples(recordings, [0], 3, None)
     assert [(s.first, s.known) for s in judged] == [(0, (True,) * 3), (3, (True,) * 3), (4, (False, False, True))]
     assert [s.name for s in judged] == ["a_000000", "a_000003", "a_000004"]
-    assert [s.name for s in samples_of(recordings, [0], 7, None)] == ["a"]
+    assert [s.name for s in cut_into_samples(recordings, [0], 7, None)] == ["a"]
     recordings[0].known[5] = False
-    assert [s.known for s in samples_of(recordings, [0], 3, None)][1:] == [(True, True, False), (False, False, True)]
+    assert [s.known for s in cut_into_samples(recordings, [0], 3, None)][1:] == [(True, True, False), (False, False, True)]
     with pytest.raises(UserError, match="a has 7 frames, dataset.frames is 8"):
-        samples_of(recordings, [0], 8, None)
+        cut_into_samples(recordings, [0], 8, None)
 
 
 def test_what_is_not_augmented_is_the_whole_frame() -> None:
@@ -110,7 +110,7 @@ def test_frames_that_are_judged_elsewhere_are_empty() -> None:
 
 
 def test_a_training_crop_is_one_square_of_all_that_belongs_to_a_clip() -> None:
-    data = clips(augmentation=Augmentation(crop=8, crops=50, flip=False, reverse=False))
+    data = clips(augmentation=ClipAugmentation(crop=8, crops=50, flip=False, reverse=False))
     view = data.view("train", augment=True)
     assert len(view) == data.splits["train"] == 4 * 50 and data.shape == (3, 3, 8, 8)
     blurry, sharp, spikes, known, video = view.__getitems__([(1, index) for index in range(200)])
@@ -131,10 +131,10 @@ def test_a_training_crop_is_one_square_of_all_that_belongs_to_a_clip() -> None:
 
 @pytest.mark.parametrize("kind", ["raw", "voxel", "tfp", "tfi"])
 def test_all_of_a_clip_moves_together_bit_for_bit(kind: str) -> None:
-    still = clips(augmentation=Augmentation(8, 16, flip=False, reverse=False), representation=Representation(kind, 9, 3))
-    moving = clips(augmentation=Augmentation(8, 16), representation=Representation(kind, 9, 3))
+    still = clips(augmentation=ClipAugmentation(8, 16, flip=False, reverse=False), representation=Representation(kind, 9, 3))
+    moving = clips(augmentation=ClipAugmentation(8, 16), representation=Representation(kind, 9, 3))
     for data in (still, moving):  # of a middle frame of a recording, so that no window is moved
-        data.samples["train"] = samples_of(data.recordings, [0, 1], 3, 1)[2:3] * 2
+        data.samples["train"] = cut_into_samples(data.recordings, [0, 1], 3, 1)[2:3] * 2
         data.recordings[0].known[3] = False
         data.samples["train"] = [type(s)(s.recording, s.first, s.region, (True, False, True), s.name) for s in data.samples["train"]]
     keys = [(3, index) for index in range(32)]
@@ -143,10 +143,10 @@ def test_all_of_a_clip_moves_together_bit_for_bit(kind: str) -> None:
     choices = [(bool(m & 1), bool(m & 2), bool(m & 4), bool(m & 8)) for m in range(16)]
     for n in range(32):
         parts = [part[n].numpy() for part in plain]
-        matching = [c for c in choices if np.array_equal(moved(parts[0], *c, channels=False), turned[0][n])]
+        matching = [c for c in choices if np.array_equal(apply_moves(parts[0], *c, channels=False), turned[0][n])]
         assert len(matching) == 1
         for place in (1, 2, 3):
-            assert np.array_equal(moved(parts[place], *matching[0], channels=place == 2), turned[place][n])
+            assert np.array_equal(apply_moves(parts[place], *matching[0], channels=place == 2), turned[place][n])
         seen.add(matching[0])
     assert len(seen) >= 10
 
@@ -157,7 +157,7 @@ class Backwards(Made):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.pictures = self.pictures[:, ::-1]
-        self.stream = Stream(packed_rows(self.fired[::-1]), self.stream.height, self.stream.width)
+        self.stream = Stream(pack_rows(self.fired[::-1]), self.stream.height, self.stream.width)
 
     def spikes(self, frame: int) -> tuple[Stream, float]:
         return self.stream, 4 * self.frames - 1 - (4 * (self.frames - 1 - frame) + 2)
@@ -167,7 +167,7 @@ class Backwards(Made):
 def test_a_reversed_clip_is_that_of_the_video_shown_backwards(window: int) -> None:
     def crops(kind: type[Made], reverse: bool) -> tuple[torch.Tensor, ...]:
         recordings = [kind(f"clip{k}", 3, (12, 12), k) for k in range(4)]
-        augmentation = Augmentation(8, 16, flip=False, reverse=reverse)
+        augmentation = ClipAugmentation(8, 16, flip=False, reverse=reverse)
         data = clips(recordings, representation=Representation("raw", window, 1), augmentation=augmentation, tfp_window=4)
         return data.view("train", augment=True).__getitems__([(0, index) for index in range(32)])
 
@@ -181,15 +181,15 @@ def test_a_reversed_clip_is_that_of_the_video_shown_backwards(window: int) -> No
 
 def test_moves_by_hand() -> None:
     x = np.array([[[[1, 2], [3, 4]]], [[[5, 6], [7, 8]]]])  # D = 2, one channel
-    assert moved(x, True, False, False, False, channels=False)[0, 0].tolist() == [[2, 1], [4, 3]]
-    assert moved(x, False, True, False, False, channels=False)[0, 0].tolist() == [[3, 4], [1, 2]]
-    assert moved(x, False, False, True, False, channels=False)[0, 0].tolist() == [[1, 3], [2, 4]]
-    assert moved(x, True, False, True, False, channels=False)[0, 0].tolist() == [[3, 1], [4, 2]]
-    assert moved(x, False, False, False, True, channels=False)[0, 0].tolist() == [[5, 6], [7, 8]]
+    assert apply_moves(x, True, False, False, False, channels=False)[0, 0].tolist() == [[2, 1], [4, 3]]
+    assert apply_moves(x, False, True, False, False, channels=False)[0, 0].tolist() == [[3, 4], [1, 2]]
+    assert apply_moves(x, False, False, True, False, channels=False)[0, 0].tolist() == [[1, 3], [2, 4]]
+    assert apply_moves(x, True, False, True, False, channels=False)[0, 0].tolist() == [[3, 1], [4, 2]]
+    assert apply_moves(x, False, False, False, True, channels=False)[0, 0].tolist() == [[5, 6], [7, 8]]
     channels = np.arange(4).reshape(2, 2, 1, 1)
-    assert moved(channels, False, False, False, True, channels=True).ravel().tolist() == [3, 2, 1, 0]
-    assert moved(channels, False, False, False, True, channels=False).ravel().tolist() == [2, 3, 0, 1]
-    assert moved(np.array([True, False, False]), True, True, True, True, channels=False).tolist() == [False, False, True]
+    assert apply_moves(channels, False, False, False, True, channels=True).ravel().tolist() == [3, 2, 1, 0]
+    assert apply_moves(channels, False, False, False, True, channels=False).ravel().tolist() == [2, 3, 0, 1]
+    assert apply_moves(np.array([True, False, False]), True, True, True, True, channels=False).tolist() == [False, False, True]
 
 
 def test_crops_follow_from_seed_epoch_and_index_alone() -> None:
@@ -202,7 +202,7 @@ def test_crops_follow_from_seed_epoch_and_index_alone() -> None:
 
 
 def test_flips_and_reversal_can_be_left_out() -> None:
-    data = clips(augmentation=Augmentation(crop=20, crops=64, flip=False, reverse=True))
+    data = clips(augmentation=ClipAugmentation(crop=20, crops=64, flip=False, reverse=True))
     blurry = data.view("train", augment=True).__getitems__([(0, index) for index in range(64)])[0].numpy()
     columns = {tuple(picture[0, 0, 0]) for picture in blurry}
     upright = {tuple(frame[0, 0, left : left + 20]) for frame in data.recordings[0].pictures[0] for left in range(5)}
@@ -224,7 +224,7 @@ def test_pixels_bound_a_batch_that_is_judged_but_none_of_training() -> None:
 
 def test_spikes_of_fewer_pixels_are_enlarged() -> None:
     recordings = [Made(f"clip{k}", 6, (20, 24), k, sensor=(10, 8)) for k in range(4)]
-    data = clips(recordings, augmentation=Augmentation(8, 16, flip=False, reverse=False))
+    data = clips(recordings, augmentation=ClipAugmentation(8, 16, flip=False, reverse=False))
     whole = data.view("val").__getitems__([(0, 0)])
     assert whole[2].shape == (1, 3, 3, 20, 24) and whole[5].shape == (1, 3, 1, 20, 24)
     small = torch.from_numpy(recordings[2].fired[2:11].reshape(3, 3, 10, 8).sum(axis=1)).float()[None]
@@ -300,8 +300,8 @@ def test_what_is_left_out_is_as_in_the_configuration(name: str, kind: type[Video
 
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="crop is 21, but clip0_000000 has 24 x 20 pixels.* 20 or fewer"):
-        clips(augmentation=Augmentation(21)).view("train", augment=True)
-    assert clips(augmentation=Augmentation(21)).view("test").__getitems__([(0, 0)])  # only who trains needs the crop
+        clips(augmentation=ClipAugmentation(21)).view("train", augment=True)
+    assert clips(augmentation=ClipAugmentation(21)).view("test").__getitems__([(0, 0)])  # only who trains needs the crop
     with pytest.raises(UserError, match="window is 25, but a stream of clip0 has 24 spike frames"):
         clips(representation=Representation("raw", 25, 1))
     with pytest.raises(UserError, match="tfp_window is 25, but"):
@@ -310,4 +310,4 @@ def test_what_is_refused() -> None:
         clips(tfp_window=0)
     for name in ("crop", "crops"):
         with pytest.raises(UserError, match=f"dataset.{name} is 0"):
-            Augmentation(**{"crop": 8, name: 0})
+            ClipAugmentation(**{"crop": 8, name: 0})

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp.data.video.photo_pan import HEIGHT, REGIONS, SPEEDS, VERSION, WIDTH, PhotoPan, made, path, photographs, window
-from snnexp.data.video.spike_camera import Box, first_charge, luminance, packed_rows, simulated
+from snnexp.data.video.photo_pan import HEIGHT, REGIONS, SPEEDS, VERSION, WIDTH, PhotoPan, cut_window, draw_path, make_clip, photographs
+from snnexp.data.video.spike_camera import Box, first_charge, luminance, pack_rows, simulate
 from snnexp.errors import UserError
 
 SMALL = {
@@ -42,14 +42,14 @@ def test_no_pixel_is_in_two_regions() -> None:
 def test_a_window_between_pixels_is_bilinear() -> None:
     y, x = np.mgrid[:20, :30].astype(np.float32)
     picture = np.stack([y, x, 3 * y + 2 * x])  # linear, so that interpolation is exact
-    assert np.allclose(window(picture, 2.25, 7.5, 4), picture[:, 2:6, 7:11] + np.array([0.25, 0.5, 1.75])[:, None, None])
-    assert np.array_equal(window(picture, 16, 26, 4), picture[:, 16:, 26:])  # the last place
+    assert np.allclose(cut_window(picture, 2.25, 7.5, 4), picture[:, 2:6, 7:11] + np.array([0.25, 0.5, 1.75])[:, None, None])
+    assert np.array_equal(cut_window(picture, 16, 26, 4), picture[:, 16:, 26:])  # the last place
 
 
 def test_a_path_is_smooth_and_stays_inside() -> None:
     speeds = []
     for seed in range(30):
-        line = path(np.random.default_rng(seed), 119, 104, 114)
+        line = draw_path(np.random.default_rng(seed), 119, 104, 114)
         assert line.min() >= 0 and (line.max(axis=0) <= (104, 114)).all()
         steps = np.diff(line, axis=0)
         speed = np.hypot(*steps.T)
@@ -59,21 +59,21 @@ def test_a_path_is_smooth_and_stays_inside() -> None:
         speeds.append(speed[0])
     assert np.std(speeds) > 0.01
     with pytest.raises(UserError, match="No path of 119 sub-frames fits into 2 x 2"):
-        path(np.random.default_rng(0), 119, 2, 2)
+        draw_path(np.random.default_rng(0), 119, 2, 2)
 
 
 def test_a_clip_is_what_the_camera_saw() -> None:
     picture = photographs()[0]
     region, key = Box(100, 60, 200, 180), [3, 0, 5]
-    clip = made(picture, region, 32, 3, 5, 2.0, key)
-    places = path(np.random.default_rng([*key, VERSION]), 25, 168, 148)
-    seen = np.stack([window(picture, 100 + y, 60 + x, 32) for y, x in places])
+    clip = make_clip(picture, region, 32, 3, 5, 2.0, key)
+    places = draw_path(np.random.default_rng([*key, VERSION]), 25, 168, 148)
+    seen = np.stack([cut_window(picture, 100 + y, 60 + x, 32) for y, x in places])
     for d in range(3):
         frames = seen[5 + 5 * d : 10 + 5 * d]
         assert np.abs(clip["blurry"][0, d] - frames.astype(np.float64).mean(axis=0)).max() <= 0.5
         assert np.abs(clip["sharp"][0, d] - frames[2]).max() <= 0.5
-    fired = np.stack(list(simulated(map(luminance, seen), 2.0, first_charge(32, 32, 2.0, [*key, VERSION, 1]))))
-    assert clip["spikes"].shape == (1, 25, 32, 4) and np.array_equal(clip["spikes"][0], packed_rows(fired))
+    fired = np.stack(list(simulate(map(luminance, seen), 2.0, first_charge(32, 32, 2.0, [*key, VERSION, 1]))))
+    assert clip["spikes"].shape == (1, 25, 32, 4) and np.array_equal(clip["spikes"][0], pack_rows(fired))
 
 
 def test_the_spikes_of_a_frame_are_those_of_its_exposure(root: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_view_pickles_by_its_place(root: Path) -> None:
 
 
 def test_options_out_of_range(root: Path) -> None:
-    for option, value, said in (
+    for option, value, message in (
         ("size", 129, "16 to 128"),
         ("crop", 33, "32 pixels a side"),
         ("exposure", 4, "odd"),
@@ -132,5 +132,5 @@ def test_options_out_of_range(root: Path) -> None:
         ("theta", 0.9, "theta is 0.9"),
         ("window", 26, "window is 26"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             PhotoPan(root=root, **SMALL | {option: value, "bins": 13 if option == "window" else 3})

@@ -10,18 +10,18 @@ from snnexp.data.video.spike_camera import (
     Box,
     Representation,
     Stream,
-    beginning,
     first_charge,
     frames_in_dat,
-    interpolated,
+    interpolate,
     luminance,
     middle_tfi_of,
     open_dat,
-    packed_rows,
+    pack_rows,
     rates,
-    simulated,
+    simulate,
     tfi_of,
     tfp_of,
+    window_start,
     write_dat,
 )
 from snnexp.errors import UserError
@@ -57,7 +57,7 @@ def test_a_mapped_stream_pickles_as_its_place(tmp_path: Path) -> None:
 
 def test_packed_rows_of_any_width_are_a_stream() -> None:
     spikes = some(20, 5, 13)
-    stream = Stream(packed_rows(spikes), 5, 13)
+    stream = Stream(pack_rows(spikes), 5, 13)
     assert stream.packed.shape == (20, 5, 2)
     assert np.array_equal(stream.read(0, 20), spikes) and np.array_equal(stream.read(3, 2, Box(1, 7, 3, 6)), spikes[3:5, 1:4, 7:])
 
@@ -77,18 +77,18 @@ def test_a_dat_file_of_a_wrong_size_is_named_with_what_was_expected(tmp_path: Pa
 
 
 def test_windows_lie_within_the_stream() -> None:
-    assert [beginning(m, 5, 20) for m in (0, 2, 3, 10, 17, 19)] == [0, 0, 1, 8, 15, 15]
-    assert beginning(10, 4, 20) == 8  # frames 8 to 11: the moment is the later of the two in the middle
-    assert beginning(9.5, 4, 20) == 8  # 8 to 11: in the middle of them
-    assert beginning(9.5, 5, 20) == 8  # 8 to 12: the later of the two that meet is in the middle
+    assert [window_start(m, 5, 20) for m in (0, 2, 3, 10, 17, 19)] == [0, 0, 1, 8, 15, 15]
+    assert window_start(10, 4, 20) == 8  # frames 8 to 11: the moment is the later of the two in the middle
+    assert window_start(9.5, 4, 20) == 8  # 8 to 11: in the middle of them
+    assert window_start(9.5, 5, 20) == 8  # 8 to 12: the later of the two that meet is in the middle
     spikes = some()
-    stream = Stream(packed_rows(spikes), 6, 16)
+    stream = Stream(pack_rows(spikes), 6, 16)
     assert np.array_equal(stream.around(1, 5), spikes[:5]) and np.array_equal(stream.around(10, 5), spikes[8:13])
 
 
 def test_backwards_a_window_is_that_of_the_stream_read_backwards() -> None:
     spikes = some()
-    stream, turned = Stream(packed_rows(spikes), 6, 16), Stream(packed_rows(spikes[::-1]), 6, 16)
+    stream, turned = Stream(pack_rows(spikes), 6, 16), Stream(pack_rows(spikes[::-1]), 6, 16)
     for number in (1, 4, 5, 20):
         for moment in np.arange(0, 19.5, 0.5):
             assert np.array_equal(stream.around(moment, number, backwards=True)[::-1], turned.around(19 - moment, number))
@@ -100,17 +100,17 @@ def test_backwards_a_window_is_that_of_the_stream_read_backwards() -> None:
 def test_the_pixel_integrates_fires_and_keeps_the_rest() -> None:
     # theta 2, light 0.75 from 0.5 on: 1.25, 2.0 fires -> 0, 0.75, 1.5, 2.25 fires -> 0.25, 1.0
     light = [np.array([[0.75, 0.0, 1.0]], dtype=np.float32)] * 6
-    fired = np.stack(list(simulated(light, 2, np.array([[0.5, 1.75, 0.0]]))))[:, 0]
+    fired = np.stack(list(simulate(light, 2, np.array([[0.5, 1.75, 0.0]]))))[:, 0]
     assert fired[:, 0].tolist() == [False, True, False, False, True, False]
     assert not fired[:, 1].any()
     assert fired[:, 2].tolist() == [False, True] * 3
     with pytest.raises(UserError, match=r"theta is 0\.5; allowed are 1"):
-        next(simulated(light, 0.5, np.zeros((1, 3))))
+        next(simulate(light, 0.5, np.zeros((1, 3))))
 
 
 def test_the_rate_of_a_pixel_is_its_light_over_the_threshold() -> None:
     light = np.linspace(0, 1, 16, dtype=np.float32)[None]
-    count = sum(simulated([light] * 400, 2.5, first_charge(1, 16, 2.5, [3])))
+    count = sum(simulate([light] * 400, 2.5, first_charge(1, 16, 2.5, [3])))
     assert np.abs(count - 400 * light / 2.5).max() < 1.01
 
 
@@ -130,8 +130,8 @@ def test_luminance() -> None:
 
 def test_frames_between_two_are_linear() -> None:
     frames = [np.full((1, 1), value, dtype=np.float32) for value in (0.0, 1.0, 0.0)]
-    assert [f.item() for f in interpolated(frames, 4)] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]
-    assert [f.item() for f in interpolated(frames, 1)] == [0, 1, 0]
+    assert [f.item() for f in interpolate(frames, 4)] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]
+    assert [f.item() for f in interpolate(frames, 1)] == [0, 1, 0]
 
 
 def column(*spikes: int, frames: int = 12) -> np.ndarray:
@@ -169,33 +169,33 @@ def test_rates_of_many_pixels_are_those_of_each() -> None:
 
 def test_representations_by_hand() -> None:
     spikes = column(0, 1, 3, 8)  # of 12
-    taken = {kind: Representation(kind, 12, 3).taken(spikes).ravel().tolist() for kind in ("raw", "voxel", "tfp", "tfi")}
+    taken = {kind: Representation(kind, 12, 3).stack(spikes).ravel().tolist() for kind in ("raw", "voxel", "tfp", "tfi")}
     assert taken["raw"] == [1, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0]
     assert taken["voxel"] == taken["tfp"] == [3, 0, 1]
     assert taken["tfi"] == pytest.approx([1 / 2, 1 / 5, 3 / 8])  # at 1.5, 5.5, 9.5
     counts = torch.tensor([[[[[3]], [[0]], [[1]]]]], dtype=torch.uint8)
-    assert Representation("tfp", 12, 3).finished(counts).flatten().tolist() == [0.75, 0, 0.25]
+    assert Representation("tfp", 12, 3).finish(counts).flatten().tolist() == [0.75, 0, 0.25]
     log = np.log1p([3, 0, 1])
-    assert Representation("voxel", 12, 3).finished(counts).flatten().numpy() == pytest.approx((log - log.mean()) / log.std(), abs=1e-6)
+    assert Representation("voxel", 12, 3).finish(counts).flatten().numpy() == pytest.approx((log - log.mean()) / log.std(), abs=1e-6)
     assert [Representation(kind, 12, 3).channels for kind in ("raw", "voxel", "tfp", "tfi")] == [12, 3, 3, 3]
 
 
 def test_voxels_are_standardised_by_clip_and_silence_is_0() -> None:
     counts = torch.from_numpy(some(60, 6, 16).reshape(2, 3, 10, 6, 16))
-    made = Representation("voxel", 50, 10).finished(counts)
-    assert made.mean(dim=(1, 2, 3, 4)).abs().max() < 1e-5 and (made.std(dim=(1, 2, 3, 4), correction=0) - 1).abs().max() < 1e-5
-    assert not Representation("voxel", 50, 10).finished(torch.zeros(1, 2, 10, 4, 4)).any()
+    data_set = Representation("voxel", 50, 10).finish(counts)
+    assert data_set.mean(dim=(1, 2, 3, 4)).abs().max() < 1e-5 and (data_set.std(dim=(1, 2, 3, 4), correction=0) - 1).abs().max() < 1e-5
+    assert not Representation("voxel", 50, 10).finish(torch.zeros(1, 2, 10, 4, 4)).any()
 
 
 @pytest.mark.parametrize("kind", ["raw", "voxel", "tfp", "tfi"])
 @pytest.mark.parametrize(("window", "bins"), [(20, 5), (15, 5), (15, 15)])
 def test_spikes_read_backwards_give_the_channels_in_reverse(kind: str, window: int, bins: int) -> None:
     way, spikes = Representation(kind, window, bins), some(window)
-    assert np.array_equal(way.taken(spikes[::-1]), way.taken(spikes)[::-1])
+    assert np.array_equal(way.stack(spikes[::-1]), way.stack(spikes)[::-1])
 
 
 def test_counts_beyond_a_byte_are_kept() -> None:
-    assert Representation("tfp", 600, 2).taken(np.ones((600, 1, 1), dtype=np.uint8)).ravel().tolist() == [300, 300]
+    assert Representation("tfp", 600, 2).stack(np.ones((600, 1, 1), dtype=np.uint8)).ravel().tolist() == [300, 300]
 
 
 def test_what_a_representation_refuses() -> None:
@@ -210,7 +210,7 @@ def test_what_a_representation_refuses() -> None:
 
 def test_tfp_and_tfi_of_a_moment() -> None:
     spikes = some(301)
-    stream = Stream(packed_rows(spikes), 6, 16)
+    stream = Stream(pack_rows(spikes), 6, 16)
     assert np.array_equal(tfp_of(stream, 150, 32), spikes[134:166].sum(0).astype(np.float32) / 32)
     assert np.array_equal(tfi_of(stream, 150), rates(spikes[86:215], [64])[0])
     assert np.array_equal(tfi_of(stream, 3), rates(spikes[:129], [3])[0])
@@ -235,7 +235,7 @@ def test_middle_tfi_by_hand(key, reach, interval, joined, monkeypatch) -> None:
     monkeypatch.setattr("snnexp.data.video.spike_camera.REACH", reach)
     spikes = np.zeros((11, 1, 1), dtype=np.uint8)
     spikes[[2, 5, 9]] = 1
-    stream = Stream(packed_rows(spikes), 1, 1)
+    stream = Stream(pack_rows(spikes), 1, 1)
     assert middle_tfi_of(stream, key).item() == np.float32(1 / interval)
     if joined is not None:
         assert rates(spikes, [key]).item() == pytest.approx(joined)
@@ -244,7 +244,7 @@ def test_middle_tfi_by_hand(key, reach, interval, joined, monkeypatch) -> None:
 def test_middle_tfi_looks_outwards_frame_by_frame() -> None:
     spikes = some(301) & (np.arange(6)[:, None] > 0)  # the first row is dark
     spikes[150, 3] = 1
-    stream, box = Stream(packed_rows(spikes), 6, 16), Box(2, 5, 3, 7)
+    stream, box = Stream(pack_rows(spikes), 6, 16), Box(2, 5, 3, 7)
     for key in (0, 30, 150, 300):
         begin, end = np.full((6, 16), key - 64), np.full((6, 16), key + 64)
         for frame in range(max(key - 63, 0), key + 1):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from snnexp.data.video.spike_camera import write_dat
-from snnexp.data.video.spike_reds import GAIN, SpikeREDS
+from snnexp.data.video.spike_reds import DEFAULT_GAIN, SpikeREDS
 from snnexp.errors import MissingData, UserError
 
 UNPACK = Path(__file__).parents[4] / "shared" / "data" / "unpack"
@@ -106,7 +106,7 @@ def test_other_data_are_judged_with_the_gain_of_the_run(root: Path, tmp_path_fac
     for place, splits, seen in ((flat, {"train": 0, "val": 0, "test": 1}, 0), (only, {"train": 16, "val": 2, "test": 0}, 1)):
         data = SpikeREDS(root=place, **SMALL)
         assert data.splits == splits and not data.same_samples(state) and data.seen_before(state, "all") == seen
-        assert (data.gain == GAIN) == (place == flat)
+        assert (data.gain == DEFAULT_GAIN) == (place == flat)
         data.load_state_dict(state)
         assert data.gain == run.gain and data.unit == run.gain / 11
         assert data.view("all").__getitems__([(0, 0)])[0].shape == (1, 5, 1, HEIGHT, WIDTH)
@@ -185,7 +185,7 @@ def test_wrong_files_are_named(root: Path) -> None:
 
 
 def test_options_out_of_range(root: Path) -> None:
-    for option, value, said in (
+    for option, value, message in (
         ("frames", 4, "odd numbers"),
         ("stride", 0, "dataset.stride is 0"),
         ("exposure", 10, r"exposure is 10; allowed are odd"),
@@ -195,7 +195,7 @@ def test_options_out_of_range(root: Path) -> None:
         ("tfp_window", 62, "allowed are 1 to 61"),
         ("val_fraction", 1.0, "0 to below 1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             SpikeREDS(root=root, **SMALL | {option: value})
     assert SpikeREDS(root=root, **SMALL | {"stride": 15}).splits["test"] == 1  # 0 to 60: all of the stream
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data.video.made_clips import put_clip, some
-from snnexp.data.video.spike_camera import first_charge, interpolated, luminance, simulated, write_dat
+from snnexp.data.video.spike_camera import first_charge, interpolate, luminance, simulate, write_dat
 from snnexp.data.video.video_folders import VideoFolders
 from snnexp.errors import UserError
 
@@ -73,8 +73,8 @@ def test_spikes_of_another_pixel_size_are_enlarged(tmp_path: Path) -> None:
     small = torch.from_numpy(spikes[13:18]).float()[None]
     expected = torch.nn.functional.interpolate(small, (12, 16), mode="bilinear", align_corners=False)[0]
     assert torch.allclose(data.prepare(data.view("test").__getitems__([(0, 0)])).spikes[0, 1], expected, atol=1e-5)
-    for size, said in (([6], r"\[height, width\]"), ([0, 8], "allowed are null")):
-        with pytest.raises(UserError, match=said):
+    for size, message in (([6], r"\[height, width\]"), ([0, 8], "allowed are null")):
+        with pytest.raises(UserError, match=message):
             VideoFolders(root=tmp_path, **SMALL, spike_source="file", spike_size=size)
     with pytest.raises(UserError, match="simulated ones have the pixels of the frames"):
         VideoFolders(root=tmp_path, **SMALL, spike_size=[6, 8])
@@ -84,7 +84,7 @@ def test_simulated_spikes_come_from_the_sharp_frames_and_are_kept(tmp_path: Path
     sharp = put(tmp_path, "test", "a")[1]
     data = VideoFolders(root=tmp_path, **SMALL, theta=1.5, sub_frames=4, sensor_seed=3)
     charge = first_charge(12, 16, 1.5, [3, zlib.crc32(b"a")])
-    expected = np.stack(list(simulated(interpolated(map(luminance, sharp), 4), 1.5, charge)))
+    expected = np.stack(list(simulate(interpolate(map(luminance, sharp), 4), 1.5, charge)))
     assert len(expected) == 17
     taken = data.view("test").__getitems__([(0, 0), (0, 1)])[2]
     for n, d, first in ((0, 0, 0), (0, 1, 2), (0, 2, 6), (1, 1, 10), (1, 2, 12)):  # moments 0, 4, 8, 12, 16; the ends are moved
@@ -105,9 +105,9 @@ def test_wrong_frames_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"blur/000003\.png has no frame of its name in .*sharp: 5 frames here, 5 there"):
         VideoFolders(root=tmp_path, **SMALL, spike_source="none")
     (sharp / "000009.png").unlink()
-    for content, said in ((third[:-30], "no whole picture"), (smaller(), r"has 15 x 12 pixels; the clip's first frame has 16 x 12")):
+    for content, message in ((third[:-30], "no whole picture"), (smaller(), r"has 15 x 12 pixels; the clip's first frame has 16 x 12")):
         (sharp / "000003.png").write_bytes(content)
-        with pytest.raises(UserError, match=rf"sharp/000003\.png.*{said}"):
+        with pytest.raises(UserError, match=rf"sharp/000003\.png.*{message}"):
             VideoFolders(root=tmp_path, **SMALL, spike_source="none").view("test").__getitems__([(0, 0)])
     (sharp / "000001.png").write_bytes(smaller())
     with pytest.raises(UserError, match=r"sharp/000001\.png has 15 x 12 pixels; .*blur/000001\.png has 16 x 12"):
@@ -172,7 +172,7 @@ def smaller() -> bytes:
 
 def test_options_out_of_range(tmp_path: Path) -> None:
     put(tmp_path, "train", "a")
-    for option, value, said in (
+    for option, value, message in (
         ("frames", 6, "a has 5 frames, dataset.frames is 6"),
         ("frames", 0, "frames is 0"),
         ("stride", 0, "stride is 0"),
@@ -181,7 +181,7 @@ def test_options_out_of_range(tmp_path: Path) -> None:
         ("theta", 0.5, "theta is 0.5"),
         ("val_fraction", 1.0, "0 to below 1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             VideoFolders(root=tmp_path, **SMALL | {option: value})
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from conftest import TINY, assert_same, composed, load
 from snnexp.engine import checkpoint, loop, restart
 from snnexp.engine.arithmetic import auto, settle
-from snnexp.engine.arithmetic.auto import choose, fastest, shares
+from snnexp.engine.arithmetic.auto import choose, fastest, weight_shares
 from snnexp.engine.arithmetic.layer_speed import Speeds
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.signals import StopFlag, Stopped
@@ -43,8 +43,8 @@ def machine(monkeypatch):
     """Let this machine have these speeds, or none that may be asked for."""
 
     def machine(speeds: list[Speeds]) -> None:
-        by_kind = {one.kind: one for one in speeds}
-        monkeypatch.setattr(auto, "speeds", by_kind.__getitem__)
+        by_kind = {each.kind: each for each in speeds}
+        monkeypatch.setattr(auto, "load_or_measure", by_kind.__getitem__)
 
     return machine
 
@@ -95,41 +95,41 @@ def test_a_gain_that_its_layout_would_not_get_does_not_count():
 
 
 def test_the_kinds_of_a_network():
-    assert shares(VGGSNN(in_channels=2, num_classes=10, size=16, T=2, width=0.25)).keys() == {"convolution"}
-    mixed = shares(Spikformer(in_channels=3, num_classes=10, size=16, T=2, depth=1, dim=64, heads=4))
+    assert weight_shares(VGGSNN(in_channels=2, num_classes=10, size=16, T=2, width=0.25)).keys() == {"convolution"}
+    mixed = weight_shares(Spikformer(in_channels=3, num_classes=10, size=16, T=2, depth=1, dim=64, heads=4))
     assert mixed.keys() == {"convolution", "matmul"} and sum(mixed.values()) == pytest.approx(1, abs=0.01)
-    assert shares(SpikingGNN(num_features=3, num_outputs=2, T=2, width=16)).keys() == {"matmul"}
-    assert shares(nn.Sequential(nn.Embedding(100, 8), nn.Conv1d(8, 8, 3), nn.Conv3d(1, 2, 3))) == {"convolution": 1.0}
-    assert shares(nn.Sequential(nn.Linear(10, 30), nn.Conv2d(10, 10, 1))) == {"convolution": 0.25, "matmul": 0.75}
-    assert shares(nn.LSTM(8, 8)).keys() == {"matmul"} and shares(nn.BatchNorm2d(3)) == {}
-    assert shares(nn.Sequential(nn.Linear(10, 10), nn.Conv2d(100, 100, 3))).keys() == {"convolution"}  # too little to count
+    assert weight_shares(SpikingGNN(num_features=3, num_outputs=2, T=2, width=16)).keys() == {"matmul"}
+    assert weight_shares(nn.Sequential(nn.Embedding(100, 8), nn.Conv1d(8, 8, 3), nn.Conv3d(1, 2, 3))) == {"convolution": 1.0}
+    assert weight_shares(nn.Sequential(nn.Linear(10, 30), nn.Conv2d(10, 10, 1))) == {"convolution": 0.25, "matmul": 0.75}
+    assert weight_shares(nn.LSTM(8, 8)).keys() == {"matmul"} and weight_shares(nn.BatchNorm2d(3)) == {}
+    assert weight_shares(nn.Sequential(nn.Linear(10, 10), nn.Conv2d(100, 100, 3))).keys() == {"convolution"}  # too little to count
 
 
 def test_only_what_nobody_has_chosen_is_measured(machine):
     model, settings = nn.Conv2d(4, 4, 3), {"precision": "auto", "channels_last": "auto"}
     machine(FOR_BF16)
-    found = choose(settings, model, CPU)
-    assert (found.precision, found.channels_last, found.open) == ("bf16", True, auto.OPEN)
-    assert "convolution fp32 100, fp32 channels_last 120, bf16 300, bf16 channels_last 400 (measured 2026-11-30)" in found.how
-    found = choose(settings, model, CPU, [{"precision": "fp32"}])
-    assert (found.precision, found.channels_last) == ("fp32", True)
+    choice = choose(settings, model, CPU)
+    assert (choice.precision, choice.channels_last, choice.auto_keys) == ("bf16", True, auto.AUTO_KEYS)
+    assert "convolution fp32 100, fp32 channels_last 120, bf16 300, bf16 channels_last 400 (measured 2026-11-30)" in choice.how
+    choice = choose(settings, model, CPU, [{"precision": "fp32"}])
+    assert (choice.precision, choice.channels_last) == ("fp32", True)
     machine([])  # asking would be a KeyError
-    found = choose(settings, model, CPU, [{"precision": "fp32"}, {"precision": "bf16", "channels_last": False}])
-    assert (found.precision, found.channels_last, found.how) == ("fp32", False, "as chosen before")
-    found = choose(settings | {"precision": "fp32"}, nn.Linear(4, 4), CPU)  # which has no convolution to lay out
-    assert (found.precision, found.channels_last, found.open, found.how) == ("fp32", False, ("channels_last",), "")
-    found = choose({"precision": "bf16", "channels_last": False}, model, CPU, [{"precision": "fp32"}])
-    assert (found.precision, found.channels_last, found.open, found.how) == ("bf16", False, (), "")
+    choice = choose(settings, model, CPU, [{"precision": "fp32"}, {"precision": "bf16", "channels_last": False}])
+    assert (choice.precision, choice.channels_last, choice.how) == ("fp32", False, "as chosen before")
+    choice = choose(settings | {"precision": "fp32"}, nn.Linear(4, 4), CPU)  # which has no convolution to lay out
+    assert (choice.precision, choice.channels_last, choice.auto_keys, choice.how) == ("fp32", False, ("channels_last",), "")
+    choice = choose({"precision": "bf16", "channels_last": False}, model, CPU, [{"precision": "fp32"}])
+    assert (choice.precision, choice.channels_last, choice.auto_keys, choice.how) == ("bf16", False, (), "")
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_on_cuda_a_rule_decides(native, machine, monkeypatch):
     machine([])
     monkeypatch.setattr(auto, "computes_bf16", lambda device: native)
-    found = choose({"precision": "auto", "channels_last": "auto"}, nn.Conv2d(4, 4, 3), CUDA)
-    assert (found.precision, found.channels_last) == ("bf16" if native else "fp32", True) and "not measured" in found.how
-    found = choose({"precision": "fp16", "channels_last": "auto"}, nn.Conv2d(4, 4, 3), CUDA)
-    assert (found.precision, found.channels_last) == ("fp16", True)
+    choice = choose({"precision": "auto", "channels_last": "auto"}, nn.Conv2d(4, 4, 3), CUDA)
+    assert (choice.precision, choice.channels_last) == ("bf16" if native else "fp32", True) and "not measured" in choice.how
+    choice = choose({"precision": "fp16", "channels_last": "auto"}, nn.Conv2d(4, 4, 3), CUDA)
+    assert (choice.precision, choice.channels_last) == ("fp16", True)
 
 
 def is_laid_out(model: nn.Module) -> bool:
@@ -152,17 +152,17 @@ def test_the_choice_is_recorded_before_the_first_step_and_kept(make, machine):
 def test_what_is_given_needs_no_record(make, machine):
     machine([])
     x = make("precision=fp32", "channels_last=false")
-    assert not x.run.arithmetic.exists() and x.choice.open == () and not is_laid_out(x.model)
+    assert not x.run.arithmetic.exists() and x.choice.auto_keys == () and not is_laid_out(x.model)
     assert is_laid_out(make("precision=fp32", "channels_last=true", name="other").model)
 
 
 def test_a_key_that_opens_later_is_measured_then(make, machine):
     machine(FOR_FP32)
     x = make("channels_last=auto")  # precision=fp32 is given
-    assert auto.recorded(x.run.arithmetic) == {"channels_last": True}
+    assert auto.read_record(x.run.arithmetic) == {"channels_last": True}
     machine(FOR_BF16)
     assert make(*AUTO).precision.name == "bf16"
-    assert auto.recorded(x.run.arithmetic) == {"precision": "bf16", "channels_last": True}
+    assert auto.read_record(x.run.arithmetic) == {"precision": "bf16", "channels_last": True}
     assert make("precision=fp32", "channels_last=auto").precision.name == "fp32"  # what is given wins
     assert make(*AUTO).precision.name == "bf16"
 
@@ -186,7 +186,7 @@ def test_a_run_stopped_and_resumed_is_the_same_bit_for_bit_where_a_second_measur
     def stop_at_the_second(x):
         update(x)
         steps.append(1)
-        flag.number = signal.SIGTERM if len(steps) == 1 else 0  # the loop looks before each update
+        flag.signum = signal.SIGTERM if len(steps) == 1 else 0  # the loop looks before each update
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(loop, "update", stop_at_the_second)
@@ -196,14 +196,15 @@ def test_a_run_stopped_and_resumed_is_the_same_bit_for_bit_where_a_second_measur
     resumed = make(*settings, name="part")
     assert resumed.precision.name == "bf16"
     loop.train(resumed, StopFlag())
-    one, other = (load(x.run.checkpoint("final")) for x in (whole, resumed))
+    expected, actual = (load(x.run.checkpoint("final")) for x in (whole, resumed))
     for name in ("step", "state_dict", "optimizer", "ema", "best_acc1", "circumstances"):
-        assert_same(one[name], other[name], name)
+        assert_same(expected[name], actual[name], name)
     assert whole.run.metrics_log.read_bytes() == resumed.run.metrics_log.read_bytes()
-    assert one["circumstances"]["precision"] == "bf16" and one["circumstances"]["channels_last"] is True
+    assert expected["circumstances"]["precision"] == "bf16" and expected["circumstances"]["channels_last"] is True
     fp32 = make("precision=fp32", "channels_last=true", "epochs=2", "ema=0.9", name="fp32")
     loop.train(fp32, StopFlag())
-    assert not torch.equal(load(fp32.run.checkpoint("final"))["state_dict"]["classifier.1.bias"], one["state_dict"]["classifier.1.bias"])
+    name = "classifier.1.bias"
+    assert not torch.equal(load(fp32.run.checkpoint("final"))["state_dict"][name], expected["state_dict"][name])
 
 
 def older(run) -> None:
@@ -225,7 +226,7 @@ def test_a_run_from_before_keeps_the_precision_of_its_checkpoint(make, machine):
     machine([])
     again = make(*settings, "epochs=2")
     assert (again.precision.name, again.choice.channels_last, again.choice.how) == ("bf16", True, "as chosen before")
-    assert auto.recorded(x.run.arithmetic) == {"precision": "bf16"}
+    assert auto.read_record(x.run.arithmetic) == {"precision": "bf16"}
     assert restart.changes(again, checkpoint.load(x.run.checkpoint("latest"))) == [
         "epochs 1 -> 2: the learning rate follows the new curve from here."
     ]
@@ -237,9 +238,9 @@ def test_a_checkpoint_of_a_given_precision_says_nothing_about_auto(make, machine
     loop.train(x, StopFlag())
     assert make(*AUTO, "epochs=2", "limit_train=16").precision.name == "bf16"
     saved = checkpoint.load(x.run.checkpoint("latest"))
-    assert auto.of_checkpoint(saved) == {}
-    said = restart.changes(make(*AUTO, "epochs=1", "limit_train=16"), saved)
-    assert said == ["From here the run is not the one it would have been: precision fp32 -> bf16, channels_last False -> True."]
+    assert auto.choice_in_checkpoint(saved) == {}
+    changes = restart.changes(make(*AUTO, "epochs=1", "limit_train=16"), saved)
+    assert changes == ["From here the run is not the one it would have been: precision fp32 -> bf16, channels_last False -> True."]
 
 
 def test_a_pruned_run_takes_the_choice_of_its_source(make, machine, tmp_path):
@@ -249,27 +250,27 @@ def test_a_pruned_run_takes_the_choice_of_its_source(make, machine, tmp_path):
     machine([])
     settings = composed(*TINY, f"data_dir={x.config.data_dir}", *AUTO, "pruner=spike_map")
     settings |= {"stages": ["prune", "finetune"], "prune_from": str(x.run.checkpoint("best"))}
-    found = settle.settled(type(x.run)(tmp_path), settings, x.model, Ranks(0, 1, CPU))
-    assert (found.precision, found.channels_last) == ("bf16", True)
-    assert auto.recorded(tmp_path / "arithmetic.json") == {"precision": "bf16", "channels_last": True}
+    choice = settle.settle(type(x.run)(tmp_path), settings, x.model, Ranks(0, 1, CPU))
+    assert (choice.precision, choice.channels_last) == ("bf16", True)
+    assert auto.read_record(tmp_path / "arithmetic.json") == {"precision": "bf16", "channels_last": True}
 
 
 class Follower(Ranks):
     """Rank 1 of two, to which rank 0 tells its choice."""
 
-    told: object = None
+    choice: object = None
 
     def gather(self, value):
         assert value is None
-        return [Follower.told, value]
+        return [Follower.choice, value]
 
 
 def test_rank_0_measures_and_the_others_follow(make, machine, tmp_path):
     machine(FOR_BF16)
     x = make(*AUTO)
     run = type(x.run)(tmp_path)
-    Follower.told = settle.settled(run, x.settings, x.model, Ranks(0, 1, CPU))
+    Follower.choice = settle.settle(run, x.settings, x.model, Ranks(0, 1, CPU))
     run.arithmetic.unlink()
     machine([])
-    assert settle.settled(run, x.settings, x.model, Follower(1, 2, CPU)) == Follower.told
+    assert settle.settle(run, x.settings, x.model, Follower(1, 2, CPU)) == Follower.choice
     assert not run.arithmetic.exists()

@@ -11,7 +11,7 @@ from torch import nn
 from snnexp.contracts import DataSet
 from snnexp.data.sampler import pool
 from snnexp.engine.arithmetic.precision import resolve
-from snnexp.engine.measures.activity import Activity, measure
+from snnexp.engine.measures.activity import Activity, measure_activity
 from snnexp.errors import UserError
 from snnexp.models.neurons import make_lif
 
@@ -64,7 +64,7 @@ def network(features=6, hidden=8):
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_rates_equal_those_of_a_plain_forward(batch_size, tmp_path):
     model, data = network().train(), Samples()
-    found = measure(model, Task(), data, split="test", batch_size=batch_size, device=CPU, precision=FP32)
+    activity = measure_activity(model, Task(), data, split="test", batch_size=batch_size, device=CPU, precision=FP32)
 
     model.eval()
     with torch.no_grad():
@@ -72,15 +72,15 @@ def test_rates_equal_those_of_a_plain_forward(batch_size, tmp_path):
     functional.reset_net(model)
     expected = spikes.mean(1).numpy()
     assert 0 < expected.mean() < 1
-    assert found.rates.keys() == {"1"} and found.rates["1"].dtype == np.float32
-    np.testing.assert_allclose(found.rates["1"], expected, rtol=1e-6)
+    assert activity.rates.keys() == {"1"} and activity.rates["1"].dtype == np.float32
+    np.testing.assert_allclose(activity.rates["1"], expected, rtol=1e-6)
 
-    summary = found.summary()
+    summary = activity.summary()
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["split"], summary["samples"]) == ("test", 20)
-    told = summary["layers"]["1"]
-    assert told["rate"] == pytest.approx(expected.mean()) and told["rate_per_step"] == pytest.approx(expected.mean(1))
-    assert (told["units"], told["dead"], told["saturated"]) == (
+    lines = summary["layers"]["1"]
+    assert lines["rate"] == pytest.approx(expected.mean()) and lines["rate_per_step"] == pytest.approx(expected.mean(1))
+    assert (lines["units"], lines["dead"], lines["saturated"]) == (
         8,
         int((expected.mean(0) == 0).sum()),
         int((expected.mean(0) >= 0.99).sum()),
@@ -88,9 +88,9 @@ def test_rates_equal_those_of_a_plain_forward(batch_size, tmp_path):
     assert summary["energy"]["synaptic_operations"] == pytest.approx(float(spikes.sum()) * 2 / 20)
     assert summary["energy"]["macs"] == T * 6 * 8
 
-    found.write(tmp_path / "test_spikes.npz")
+    activity.write(tmp_path / "test_spikes.npz")
     with np.load(tmp_path / "test_spikes.npz", allow_pickle=False) as file:
-        assert np.array_equal(file["1"], found.rates["1"])
+        assert np.array_equal(file["1"], activity.rates["1"])
 
 
 def test_it_leaves_the_model_as_it_was():
@@ -99,7 +99,7 @@ def test_it_leaves_the_model_as_it_was():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    measure(model.train(), Task(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
+    measure_activity(model.train(), Task(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
     assert torch.equal(torch.rand(3), expected)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model[1]._forward_hooks and not isinstance(model[1].v, torch.Tensor)
@@ -108,8 +108,8 @@ def test_it_leaves_the_model_as_it_was():
 
 def test_a_fixed_choice_of_samples():
     data = Samples(count=50)
-    found = measure(network(), Task(), data, split="train", batch_size=16, device=CPU, precision=FP32, limit=20)
-    assert found.samples == 20 and sum(data.asked, []) == pool(50, 20).tolist()
+    activity = measure_activity(network(), Task(), data, split="train", batch_size=16, device=CPU, precision=FP32, limit=20)
+    assert activity.samples == 20 and sum(data.asked, []) == pool(50, 20).tolist()
 
 
 def test_dead_and_saturated_units():
@@ -119,9 +119,9 @@ def test_dead_and_saturated_units():
     data.x[1, 7, 3] = -5  # fires almost always
     data.x[..., 2] = -5
     data.x[0, 0, 2] = 5  # once
-    told = measure(model, Task(), data, split="test", batch_size=6, device=CPU, precision=FP32).summary()["layers"]["0"]
-    assert (told["units"], told["dead"], told["saturated"]) == (4, 1, 1)
-    assert told["rate"] == pytest.approx((0 + 1 + 1 / 60 + 59 / 60) / 4)
+    lines = measure_activity(model, Task(), data, split="test", batch_size=6, device=CPU, precision=FP32).summary()["layers"]["0"]
+    assert (lines["units"], lines["dead"], lines["saturated"]) == (4, 1, 1)
+    assert lines["rate"] == pytest.approx((0 + 1 + 1 / 60 + 59 / 60) / 4)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_a_unit_is_a_channel_of_images_tokens_and_flat_layers(shape, units, axis
         def __getitems__(self, keys):
             return x, torch.zeros(4, dtype=torch.int64)
 
-    found = measure(nn.Sequential(model), Task(), Data(count=4), split="test", batch_size=4, device=CPU, precision=FP32)
+    activity = measure_activity(nn.Sequential(model), Task(), Data(count=4), split="test", batch_size=4, device=CPU, precision=FP32)
     with torch.no_grad():
         spikes = model(x + 0.5)
     expected = spikes.mean(1, keepdim=True) if axis is None else spikes.movedim(axis, 1).flatten(2).mean(2)
-    assert found.rates["0"].shape == (T, units)
-    np.testing.assert_allclose(found.rates["0"], expected.numpy(), rtol=1e-6)
+    assert activity.rates["0"].shape == (T, units)
+    np.testing.assert_allclose(activity.rates["0"], expected.numpy(), rtol=1e-6)
 
 
 def test_single_step_neurons_count_step_by_step():
@@ -154,33 +154,35 @@ def test_single_step_neurons_count_step_by_step():
             return torch.stack([self.lif(step) for step in x])
 
     data = Samples()
-    found = measure(Loop(), Task(), data, split="test", batch_size=7, device=CPU, precision=FP32)
+    activity = measure_activity(Loop(), Task(), data, split="test", batch_size=7, device=CPU, precision=FP32)
     with torch.no_grad():
         expected = Loop()(data.x + 0.5).mean(1)
-    np.testing.assert_allclose(found.rates["lif"], expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(activity.rates["lif"], expected.numpy(), rtol=1e-6)
 
 
 def test_a_model_without_spikes_has_energy_only(tmp_path):
-    found = measure(nn.Sequential(nn.Linear(6, 2)), Task(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
-    assert found.summary()["layers"] == {} and found.summary()["energy"]["macs"] == T * 6 * 2
-    found.write(tmp_path / "test_spikes.npz")
+    activity = measure_activity(nn.Sequential(nn.Linear(6, 2)), Task(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
+    assert activity.summary()["layers"] == {} and activity.summary()["energy"]["macs"] == T * 6 * 2
+    activity.write(tmp_path / "test_spikes.npz")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_precision_of_the_run(tmp_path):
-    found = {}
+    activity = {}
     for name in ("fp32", "bf16"):
         model = network(hidden=64)
-        found[name] = measure(model, Task(), Samples(count=200), split="test", batch_size=64, device=CPU, precision=resolve(name, CPU))
-    assert not np.array_equal(found["fp32"].rates["1"], found["bf16"].rates["1"])
-    np.testing.assert_allclose(found["fp32"].rates["1"], found["bf16"].rates["1"], atol=0.03)
+        activity[name] = measure_activity(
+            model, Task(), Samples(count=200), split="test", batch_size=64, device=CPU, precision=resolve(name, CPU)
+        )
+    assert not np.array_equal(activity["fp32"].rates["1"], activity["bf16"].rates["1"])
+    np.testing.assert_allclose(activity["fp32"].rates["1"], activity["bf16"].rates["1"], atol=0.03)
     for name in ("macs", "dense_macs", "additions"):
-        assert found["fp32"].energy[name] == found["bf16"].energy[name]
+        assert activity["fp32"].energy[name] == activity["bf16"].energy[name]
 
 
 def test_an_empty_split():
     with pytest.raises(UserError, match="split=val: samples has no samples"):
-        measure(network(), Task(), Samples(), split="val", batch_size=8, device=CPU, precision=FP32)
+        measure_activity(network(), Task(), Samples(), split="val", batch_size=8, device=CPU, precision=FP32)
 
 
 def test_a_failure_leaves_no_hook_and_no_state():
@@ -191,7 +193,7 @@ def test_a_failure_leaves_no_hook_and_no_state():
 
     model = network()
     with pytest.raises(ValueError, match="broken"):
-        measure(model, Broken(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
+        measure_activity(model, Broken(), Samples(), split="test", batch_size=8, device=CPU, precision=FP32)
     assert model.training and not model[1]._forward_hooks and not isinstance(model[1].v, torch.Tensor)
 
 
@@ -201,7 +203,7 @@ def test_a_summary_of_nothing_measured():
 
 def test_a_real_experiment(make):
     x = make()
-    found = measure(x.model, x.task, x.data, split="test", batch_size=16, device=CPU, precision=x.precision, limit=40)
-    assert found.samples == 40 and len(found.rates) == 8
-    assert all(rates.shape[0] == 2 for rates in found.rates.values())
-    assert found.energy["dense_macs"] > found.energy["synaptic_operations"] > 0
+    activity = measure_activity(x.model, x.task, x.data, split="test", batch_size=16, device=CPU, precision=x.precision, limit=40)
+    assert activity.samples == 40 and len(activity.rates) == 8
+    assert all(rates.shape[0] == 2 for rates in activity.rates.values())
+    assert activity.energy["dense_macs"] > activity.energy["synaptic_operations"] > 0

@@ -28,19 +28,19 @@ def spikes(*shape, rate=0.3, seed=0):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_linear_layer_on_a_known_binary_input(bf16):
     x = torch.tensor([[1.0, 0, 0, 1, 1], [0, 0, 0, 0, 1]])
-    found = counted(nn.Linear(5, 7), x, samples=2, bf16=bf16)
-    assert found["synaptic_operations"] == 4 * 7 / 2  # 4 spikes reach 7 outputs each, in 2 samples
-    assert (found["macs"], found["additions"], found["dense_macs"]) == (0, 0, 5 * 7)
-    assert found["energy_uJ"] == pytest.approx(0.9e-6 * 14)
-    assert found["spikingjelly"] == {"synaptic_operations": 14, "macs": 0, "energy_uJ": pytest.approx(0.9e-6 * 14)}
-    assert found["convention"] == CONVENTION and found["not_counted"] == []
+    energy = counted(nn.Linear(5, 7), x, samples=2, bf16=bf16)
+    assert energy["synaptic_operations"] == 4 * 7 / 2  # 4 spikes reach 7 outputs each, in 2 samples
+    assert (energy["macs"], energy["additions"], energy["dense_macs"]) == (0, 0, 5 * 7)
+    assert energy["energy_uJ"] == pytest.approx(0.9e-6 * 14)
+    assert energy["spikingjelly"] == {"synaptic_operations": 14, "macs": 0, "energy_uJ": pytest.approx(0.9e-6 * 14)}
+    assert energy["convention"] == CONVENTION and energy["not_counted"] == []
 
 
 def test_a_linear_layer_on_numbers_is_dense_also_where_they_are_zero():
     x = torch.tensor([[0.0, 0, 0.5, 0, -1]])
-    found = counted(nn.Linear(5, 7, bias=False), x)
-    assert (found["synaptic_operations"], found["macs"], found["dense_macs"]) == (0, 35, 35)
-    assert found["energy_uJ"] == pytest.approx(4.6e-6 * 35) == energy_uj(35, 0)
+    energy = counted(nn.Linear(5, 7, bias=False), x)
+    assert (energy["synaptic_operations"], energy["macs"], energy["dense_macs"]) == (0, 35, 35)
+    assert energy["energy_uJ"] == pytest.approx(4.6e-6 * 35) == energy_uj(35, 0)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -83,11 +83,11 @@ class Levels(nn.Module):
 def test_levels_that_pooled_and_added_spikes_have(change, driven, bf16):
     x = spikes(4, 50, 6, rate=0.4) * 1.5
     model = Levels(change)
-    found = counted(model, x, bf16=bf16)
+    energy = counted(model, x, bf16=bf16)
     operand = change((x > 0).float())  # hard reset after each spike: every input fires
     expected = 3 * int(operand.count_nonzero()) if driven else 0
-    assert (found["synaptic_operations"], found["macs"]) == (expected, 0 if driven else 3 * 6 * 200)
-    assert found["dense_macs"] == 3 * 6 * 200
+    assert (energy["synaptic_operations"], energy["macs"]) == (expected, 0 if driven else 3 * 6 * 200)
+    assert energy["dense_macs"] == 3 * 6 * 200
 
 
 def test_levels_are_numbers_before_the_first_spike():
@@ -119,31 +119,31 @@ class Attention(nn.Module):
 def test_products_of_two_activations_count_where_both_spike():
     q, k = spikes(2, 5, 4, seed=1), spikes(2, 5, 4, seed=2)
     v = torch.rand(2, 5, 4)
-    found = counted(Attention(), q, k, v)
+    energy = counted(Attention(), q, k, v)
     coincidences = float((q @ k.transpose(-1, -2)).sum())
-    assert found["synaptic_operations"] == coincidences and found["macs"] == 2 * 5 * 5 * 4
-    assert found["dense_macs"] == 2 * 2 * 5 * 5 * 4
-    assert found["spikingjelly"]["synaptic_operations"] == coincidences
+    assert energy["synaptic_operations"] == coincidences and energy["macs"] == 2 * 5 * 5 * 4
+    assert energy["dense_macs"] == 2 * 2 * 5 * 5 * 4
+    assert energy["spikingjelly"]["synaptic_operations"] == coincidences
     v = spikes(2, 5, 4, seed=3)
-    found = counted(Attention(), q, k, v)  # the counts q k^T are no spikes before a neuron fired, v are
-    assert found["synaptic_operations"] == coincidences + int(v.count_nonzero()) * 5 and found["macs"] == 0
+    energy = counted(Attention(), q, k, v)  # the counts q k^T are no spikes before a neuron fired, v are
+    assert energy["synaptic_operations"] == coincidences + int(v.count_nonzero()) * 5 and energy["macs"] == 0
 
 
 def test_fused_attention_is_counted_by_its_products():
     E, S = 8, 5
     model = nn.MultiheadAttention(E, 2, batch_first=True)
     x = torch.rand(3, S, E)
-    found = counted(model, x, x, x, samples=3)
-    assert found["macs"] == 4 * S * E * E + 2 * S * S * E and found["not_counted"] == []
+    energy = counted(model, x, x, x, samples=3)
+    assert energy["macs"] == 4 * S * E * E + 2 * S * S * E and energy["not_counted"] == []
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_convolutions():
     x = spikes(2, 3, 8, 8)
     strided = nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3)
-    found = counted(strided, x)
-    assert found["dense_macs"] == 2 * 6 * 4 * 4 * 9
-    assert found["synaptic_operations"] == pytest.approx(found["dense_macs"] * float(x.mean()))
+    energy = counted(strided, x)
+    assert energy["dense_macs"] == 2 * 6 * 4 * 4 * 9
+    assert energy["synaptic_operations"] == pytest.approx(energy["dense_macs"] * float(x.mean()))
     transposed = nn.ConvTranspose2d(3, 6, 2, stride=2)
     assert counted(transposed, torch.rand(2, 3, 8, 8))["macs"] == 2 * 3 * 8 * 8 * 6 * 4
     assert counted(nn.Conv2d(3, 6, 3), torch.rand(3, 8, 8))["macs"] == 6 * 6 * 6 * 27
@@ -164,14 +164,14 @@ def test_vggsnn_costs_what_is_known_of_it():
         functional.reset_net(model)
     x = torch.rand(T, 1, 2, 48, 48)
     first = T * 48 * 48 * 64 * 2 * 9
-    found, rounded = counted(model, x), counted(model, x, bf16=True)
-    assert found["dense_macs"] / T == 1_361_654_784  # 2.7234 GFLOP a frame
-    assert found["macs"] == rounded["macs"] == first  # analog frames; behind the pools there are levels, and they are spikes
-    assert 0 < found["synaptic_operations"] < found["dense_macs"] - first
+    energy, rounded = counted(model, x), counted(model, x, bf16=True)
+    assert energy["dense_macs"] / T == 1_361_654_784  # 2.7234 GFLOP a frame
+    assert energy["macs"] == rounded["macs"] == first  # analog frames; behind the pools there are levels, and they are spikes
+    assert 0 < energy["synaptic_operations"] < energy["dense_macs"] - first
     # Only binary operands count with SpikingJelly, so the layers behind the four pools are dense.
     behind_pools = T * (24 * 24 * 256 * 128 * 9 + 12 * 12 * 512 * 256 * 9 + 6 * 6 * 512 * 512 * 9 + 512 * 9 * 10)
-    assert found["spikingjelly"]["macs"] == first + behind_pools
-    assert found["spikingjelly"]["energy_uJ"] > found["energy_uJ"]
+    assert energy["spikingjelly"]["macs"] == first + behind_pools
+    assert energy["spikingjelly"]["energy_uJ"] > energy["energy_uJ"]
 
 
 def graphs():
@@ -185,7 +185,7 @@ def graphs():
 def test_a_graph_network_without_spikes(conv_type, edges):
     F, V, G = 8, 5, 2
     model = SpikingGNN(num_features=1, num_outputs=1, T=3, conv_type=conv_type, width=F, num_layers=2, spiking=False)
-    found = counted(model, graphs(), samples=1)
+    energy = counted(model, graphs(), samples=1)
     weighted = conv_type == "gcn"
     linear = {
         "gcn": V * (F + F * F),
@@ -194,11 +194,11 @@ def test_a_graph_network_without_spikes(conv_type, edges):
     }[conv_type] + G * 3 * F
     sums = {"gcn": edges * 2 * F, "graphconv": edges * (1 + F), "gin": edges * 1}[conv_type]
     readout = V * F
-    assert found["macs"] == found["dense_macs"] == linear + weighted * sums
-    assert found["additions"] == readout + (not weighted) * sums
-    assert found["synaptic_operations"] == 0
-    assert found["energy_uJ"] == pytest.approx(energy_uj(found["macs"], found["additions"]))
-    assert found["spikingjelly"]["macs"] == linear
+    assert energy["macs"] == energy["dense_macs"] == linear + weighted * sums
+    assert energy["additions"] == readout + (not weighted) * sums
+    assert energy["synaptic_operations"] == 0
+    assert energy["energy_uJ"] == pytest.approx(energy_uj(energy["macs"], energy["additions"]))
+    assert energy["spikingjelly"]["macs"] == linear
 
 
 def test_messages_that_are_spikes():
@@ -209,15 +209,15 @@ def test_messages_that_are_spikes():
     model.gnn_model.lif1.register_forward_hook(lambda module, args, out: seen.update(lif=out))
     model.output_mlp[0].register_forward_hook(lambda module, args, out: seen.update(head=out))
     g = graphs()
-    found = counted(model, g)
+    energy = counted(model, g)
     fired = seen["lif"].count_nonzero(-1).sum(0)  # [V]
     assert fired.sum() > 0
     sums = int(fired[g.edge_index[0]].sum())  # each spike goes along each edge of its node
     neighbours = torch.zeros(T, V, F).index_add(1, g.edge_index[1], seen["lif"][:, g.edge_index[0]])
     products = F * int(neighbours.count_nonzero()) + F * int(fired.sum())
-    assert found["synaptic_operations"] == sums + products + int(seen["head"].count_nonzero())
-    assert found["macs"] == 2 * V * F  # the first layer, once
-    assert found["additions"] == 6 + T * V * F
+    assert energy["synaptic_operations"] == sums + products + int(seen["head"].count_nonzero())
+    assert energy["macs"] == 2 * V * F  # the first layer, once
+    assert energy["additions"] == 6 + T * V * F
 
 
 @pytest.mark.parametrize("aggregate", ["scatter", "index", "sparse", "right"])
@@ -237,12 +237,12 @@ def test_every_way_to_sum_messages(aggregate, weight, kind):
                 return zeros.scatter_add(0, edges[1, :, None].expand(-1, 5), messages)
             return zeros.index_add(0, edges[1], messages)
 
-    found = counted(Sum(), torch.rand(3, 5))
-    assert found[kind] == 4 * 5 and found["macs"] + found["additions"] + found["synaptic_operations"] == 4 * 5
+    energy = counted(Sum(), torch.rand(3, 5))
+    assert energy[kind] == 4 * 5 and energy["macs"] + energy["additions"] + energy["synaptic_operations"] == 4 * 5
     x = spikes(3, 5, rate=0.5)
-    found = counted(Sum(), x)
+    energy = counted(Sum(), x)
     if weight is None or aggregate in ("sparse", "right"):
-        assert found["synaptic_operations"] == int(x[edges[0]].sum()) and found["macs"] + found["additions"] == 0
+        assert energy["synaptic_operations"] == int(x[edges[0]].sum()) and energy["macs"] + energy["additions"] == 0
 
 
 def test_per_sample_over_several_passes():

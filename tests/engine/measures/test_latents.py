@@ -17,12 +17,12 @@ def collected(x, path, split="all"):
 
 def test_every_set_of_a_split_once(make, tmp_path):
     x = make(base=STAYS)
-    found = collected(x, tmp_path / "latents.npz")
+    arrays = collected(x, tmp_path / "latents.npz")
     lengths = x.data.lengths("all")
-    assert found["mu"].shape == (2, lengths.sum(), 16) and len(found["y"]) == 80
-    np.testing.assert_array_equal(np.bincount(found["stay"]), lengths)
-    assert (np.bincount(found["stay"], weights=found["size"]) == x.data.sizes("all")).all()
-    assert found["epoch"] == 1.5 and found["error"].min() >= 0 and found["score"].shape == (80,)
+    assert arrays["mu"].shape == (2, lengths.sum(), 16) and len(arrays["y"]) == 80
+    np.testing.assert_array_equal(np.bincount(arrays["stay"]), lengths)
+    assert (np.bincount(arrays["stay"], weights=arrays["size"]) == x.data.sizes("all")).all()
+    assert arrays["epoch"] == 1.5 and arrays["error"].min() >= 0 and arrays["score"].shape == (80,)
 
 
 def test_a_large_split_gives_a_choice_that_is_the_same_each_time(make, tmp_path, monkeypatch):

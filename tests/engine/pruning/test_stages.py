@@ -120,9 +120,9 @@ def test_a_run_prunes_along_its_schedule(make):
             assert layer["units"] == earlier["layers"][name]["kept"] and len(layer["scores"]) == len(layer["units"])
             assert set(layer["kept"]) < set(layer["units"]) or layer["kept"] == layer["units"]
     first = record["steps"][0]["layers"]["features.0.lif"]
-    gone = [score for unit, score in zip(first["units"], first["scores"], strict=True) if unit not in first["kept"]]
+    removed = [score for unit, score in zip(first["units"], first["scores"], strict=True) if unit not in first["kept"]]
     kept = [score for unit, score in zip(first["units"], first["scores"], strict=True) if unit in first["kept"]]
-    assert max(gone, default=0) <= min(kept)
+    assert max(removed, default=0) <= min(kept)
     stages = record["stages"]
     assert stages["final"]["parameters"] == x.parameters == record["steps"][-1]["parameters"]
     assert stages["dense"]["macs"] > stages["final"]["macs"] > 0 and stages["dense"]["step_ms"] > 0 and record["speedup"]["pairs"] >= 3
@@ -192,11 +192,11 @@ def test_synchronised_norms_are_timed_alone(make):
     x = make()
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(x.model))
     functional.invalidate_reset_cache(model)
-    plain = speed.alone(model)
+    plain = speed.isolate(model)
     assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in plain.modules())
     batch = x.data.prepare(next(iter(x.train_loader)))
-    expected, found = (x.task.loss(net, batch, 0)[1] for net in (x.model, plain))
-    assert torch.equal(expected, found)
+    pruned_output, plain_output = (x.task.loss(net, batch, 0)[1] for net in (x.model, plain))
+    assert torch.equal(pruned_output, plain_output)
 
 
 def test_groups_that_leave_a_reader_out_are_found(make, monkeypatch):
@@ -206,8 +206,8 @@ def test_groups_that_leave_a_reader_out_are_found(make, monkeypatch):
     def wrong(self):
         """As if the norm of the first layer did not belong to its channels."""
         first, *rest = groups(self)
-        made = tuple(place for place in first.made if ".conv.1." not in place.name)
-        return [type(first)(first.name, first.size, first.carriers, made, first.read), *rest]
+        makers = tuple(place for place in first.makers if ".conv.1." not in place.name)
+        return [type(first)(first.name, first.size, first.carriers, makers, first.readers), *rest]
 
     monkeypatch.setattr(type(x.model), "channel_groups", wrong)
     with StopFlag() as stop, pytest.raises(RunFailed, match="channel_groups"):
@@ -221,7 +221,7 @@ def test_a_channel_with_another_way_to_speak_is_found(make, monkeypatch):
     def wrong(self):
         """As if nothing carried the channels of the last layers, so that silencing them changes nothing."""
         return [
-            type(group)(group.name, group.size, group.carriers if i < 4 else (), group.made, group.read)
+            type(group)(group.name, group.size, group.carriers if i < 4 else (), group.makers, group.readers)
             for i, group in enumerate(groups(self))
         ]
 
@@ -236,7 +236,7 @@ def test_a_channel_with_another_way_to_speak_is_found(make, monkeypatch):
     cut.apply(x.model)
     batch = x.data.prepare(next(iter(x.train_loader)))
     with pytest.raises(RunFailed, match="another way than its carriers"):
-        pruning.check_sound(x, dense, cut, batch)
+        pruning.check_surgery(x, dense, cut, batch)
 
 
 def test_neurons_that_never_fire_are_refused(make):
@@ -263,7 +263,7 @@ def test_a_criterion_of_weights_needs_no_spikes(make):
 def test_timing_changes_neither_the_run_nor_its_random_numbers(make):
     x = make(*GRADUAL)
     before, state = copy.deepcopy(x.model.state_dict()), torch.get_rng_state()
-    measured = speed.compare(x, copy.deepcopy(x.model), copy.deepcopy(x.model))
+    measured = speed.compare_speed(x, copy.deepcopy(x.model), copy.deepcopy(x.model))
     assert measured["pairs"] >= 3 and measured["batch_size"] == 16
     assert 0.2 < measured["forward"] < 5 and measured["step_ms"]["dense"] > measured["forward_ms"]["dense"] > 0  # the same network twice
     assert_same(dict(x.model.state_dict()), dict(before))
@@ -273,9 +273,9 @@ def test_timing_changes_neither_the_run_nor_its_random_numbers(make):
 def test_calibration_is_the_same_every_time_and_not_augmented(make):
     x = make(*GRADUAL)
     with StopFlag() as stop:
-        one, other = pruning.calibration(x, stop), pruning.calibration(x, stop)
-    assert sum(len(batch[1]) for batch in one) == 32
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+        batches, again = pruning.calibration_batches(x, stop), pruning.calibration_batches(x, stop)
+    assert sum(len(batch[1]) for batch in batches) == 32
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again, strict=True))
     plain = x.data.view("train", augment=False)
     first = x.data.prepare(plain.__getitems__([(0, int(i)) for i in build.pool(len(plain), 32)[:16]]))
-    assert torch.equal(one[0][0], first[0])
+    assert torch.equal(batches[0][0], first[0])

@@ -51,9 +51,9 @@ def saved(what: object, path: Path) -> Path:
     ],
 )
 def test_any_wrapping(wrapped, under, tmp_path):
-    found = reading.read(saved(wrapped, tmp_path / "weights"))[0]
-    assert found.kept_under == under and list(found.entries) == list(ENTRIES)
-    assert all(torch.equal(found.entries[name], value) for name, value in ENTRIES.items())
+    weights = reading.read(saved(wrapped, tmp_path / "weights"))[0]
+    assert weights.kept_under == under and list(weights.entries) == list(ENTRIES)
+    assert all(torch.equal(weights.entries[name], value) for name, value in ENTRIES.items())
 
 
 def test_parts_side_by_side_have_the_names_of_their_parts(tmp_path):
@@ -71,8 +71,9 @@ def test_a_number_beside_the_weights_hides_none(tmp_path):
 
 
 def test_all_that_a_file_may_mean_is_offered(tmp_path):
-    found = reading.read(saved({"weights": {"class": torch.ones(10)}, "encoder": ENTRIES}, tmp_path / "x.pt"))
-    assert [list(each.entries) for each in found] == [["class"], ["weights.class", *(f"encoder.{name}" for name in ENTRIES)], list(ENTRIES)]
+    weights = reading.read(saved({"weights": {"class": torch.ones(10)}, "encoder": ENTRIES}, tmp_path / "x.pt"))
+    together = ["weights.class", *(f"encoder.{name}" for name in ENTRIES)]
+    assert [list(each.entries) for each in weights] == [["class"], together, list(ENTRIES)]
     inner = {"0": {"weight": torch.ones(3)}, "optimizer_state": {"x": torch.ones(9)}}
     nested = {"model": {"head.weight": torch.ones(2), "features": inner}}
     assert list(reading.read(saved(nested, tmp_path / "x.pt"))[0].entries) == ["head.weight", "features.0.weight"]
@@ -85,9 +86,9 @@ def test_all_that_a_file_may_mean_is_offered(tmp_path):
 def test_an_average_of_parameters_alone_has_the_statistics_of_what_it_averages(tmp_path):
     plain = {"weight": torch.zeros(2, 2), "running_mean": torch.ones(2)}
     wrapped = {"model": plain, "ema": {"decay": torch.tensor(0.9), "shadow": {"weight": torch.full((2, 2), 7.0)}}}
-    found = reading.read(saved(wrapped, tmp_path / "x.pt"))[0]
-    assert found.averaged and (found.kept_under, found.completed_from) == ("ema.shadow", "model")
-    assert found.entries["weight"].mean() == 7 and torch.equal(found.entries["running_mean"], torch.ones(2))
+    weights = reading.read(saved(wrapped, tmp_path / "x.pt"))[0]
+    assert weights.averaged and (weights.kept_under, weights.completed_from) == ("ema.shadow", "model")
+    assert weights.entries["weight"].mean() == 7 and torch.equal(weights.entries["running_mean"], torch.ones(2))
 
 
 @pytest.mark.parametrize("change", [{"data": {"variables": 3}}, {"args": {"choices": 3}}, {"state_dict": None}, {"pruned": 3}, {"args": 3}])
@@ -104,11 +105,11 @@ def test_the_version_of_torch_is_a_plain_value(tmp_path):
 def test_of_a_run_the_weights_by_which_it_is_judged(tmp_path):
     path = tmp_path / "checkpoint_best.pth"
     checkpoint.save(path, content() | {"data": {"variables": ["b", "a"]}, "pruned": {"kept": {"lif": [1]}}})
-    found = reading.read(path)[0]
-    assert found.entries["weight"].mean() == 1 and found.variables == ["b", "a"] and found.pruned and found.settings["T"] == 4
+    weights = reading.read(path)[0]
+    assert weights.entries["weight"].mean() == 1 and weights.variables == ["b", "a"] and weights.pruned and weights.settings["T"] == 4
     checkpoint.save(path, content() | {"ema": {"weight": torch.zeros(2)}})
-    found = reading.read(path)[0]
-    assert torch.equal(found.entries["weight"], torch.zeros(2)) and found.variables is None and not found.pruned
+    weights = reading.read(path)[0]
+    assert torch.equal(weights.entries["weight"], torch.zeros(2)) and weights.variables is None and not weights.pruned
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -122,8 +123,8 @@ def test_plain_objects_beside_the_weights_do_no_harm(legacy, tmp_path):
     path = tmp_path / "model_best.pth.tar"
     torch.save(beside | {"state_dict": ENTRIES}, path, _use_new_zipfile_serialization=not legacy)
     before = set(torch.serialization.get_safe_globals())
-    found = reading.read(path)[0]
-    assert list(found.entries) == list(ENTRIES) and found.kept_under == "state_dict"
+    weights = reading.read(path)[0]
+    assert list(weights.entries) == list(ENTRIES) and weights.kept_under == "state_dict"
     assert set(torch.serialization.get_safe_globals()) == before  # admitted for this file alone
 
 
@@ -142,8 +143,8 @@ def test_a_namespace_may_hold_the_weights(tmp_path):
 
 def test_safetensors_by_their_content(tmp_path):
     save_file({name: value.contiguous() for name, value in ENTRIES.items()}, tmp_path / "model.bin", metadata={"format": "pt"})
-    found = reading.read(tmp_path / "model.bin")[0]
-    assert sorted(found.entries) == sorted(ENTRIES) and torch.equal(found.entries["layer.weight"], ENTRIES["layer.weight"])
+    weights = reading.read(tmp_path / "model.bin")[0]
+    assert sorted(weights.entries) == sorted(ENTRIES) and torch.equal(weights.entries["layer.weight"], ENTRIES["layer.weight"])
     whole = (tmp_path / "model.bin").read_bytes()
     (tmp_path / "model.bin").write_bytes(whole[:-4])
     with pytest.raises(UserError, match="model.bin is no whole safetensors file"):

@@ -16,7 +16,7 @@ from snnexp.models.seqset_vae.set_vae import SetVAE
 from snnexp.models.spikformer import Spikformer
 from snnexp.models.spiking_gnn import SpikingGNN
 from snnexp.models.svrt.vrt import VRT
-from snnexp.published import Published, joined
+from snnexp.published import Published, split_name
 
 
 class Net(nn.Module):
@@ -54,10 +54,10 @@ def refused(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> str:
 
 def test_all_of_it(tmp_path):
     model, weights = Net(), entries(Net())
-    said, record = taken(model, weights, tmp_path)
+    message, record = taken(model, weights, tmp_path)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     count = sum(value.numel() for value in weights.values())
-    assert said == f"Weights from {tmp_path}/weights.pth: {count:,} of {count:,} numbers of the file, 100 % of the model's."
+    assert message == f"Weights from {tmp_path}/weights.pth: {count:,} of {count:,} numbers of the file, 100 % of the model's."
     assert record["file_entries"] == {"all": 18, "placed": 18, "without_counterpart": 0}
     assert record["model_numbers"] == {"all": count, "filled": count} and record["names"] == "snnexp"
     assert record["not_placed"] == record["as_initialised"] == [] and len(record["sha256"]) == 64
@@ -67,8 +67,8 @@ def test_an_average_is_said(tmp_path):
     own, plain = entries(Net()), {name: torch.zeros_like(value) for name, value in entries(Net()).items()}
     torch.save({"model": plain, "ema": own}, tmp_path / "x.pth")
     model = Net()
-    said, record = transfer.transfer(model, str(tmp_path / "x.pth"), data=DataSet(), partial=False, arguments={})
-    assert said.startswith(f"Weights from {tmp_path}/x.pth, the average under ema: ") and record["kept_under"] == "ema"
+    message, record = transfer.transfer(model, str(tmp_path / "x.pth"), data=DataSet(), partial=False, arguments={})
+    assert message.startswith(f"Weights from {tmp_path}/x.pth, the average under ema: ") and record["kept_under"] == "ema"
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
 
 
@@ -89,7 +89,7 @@ def test_wrappers_within_the_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("missing", "reason"),
     [
         (["body.1.weight", "body.1.bias", "body.1.running_mean", "body.1.running_var"], "only a part of body"),
         (["body.3.running_var"], "only a part of body"),
@@ -97,13 +97,13 @@ def test_wrappers_within_the_names(tmp_path):
         (["head.weight"], "only a part of head"),
     ],
 )
-def test_a_layer_or_a_part_of_the_model_is_there_as_a_whole(gone, said, tmp_path):
-    weights = {name: value for name, value in entries(Net()).items() if name not in gone}
+def test_a_layer_or_a_part_of_the_model_is_there_as_a_whole(missing, reason, tmp_path):
+    weights = {name: value for name, value in entries(Net()).items() if name not in missing}
     message = refused(Net(), weights, tmp_path)
-    assert said in message and all(name in message for name in gone) and "init_partial=true" in message
+    assert reason in message and all(name in message for name in missing) and "init_partial=true" in message
     model = Net()
-    said, record = taken(model, weights, tmp_path, partial=True)
-    assert record["as_initialised"] == gone and "left as initialised: " + ", ".join(gone) in said
+    message, record = taken(model, weights, tmp_path, partial=True)
+    assert record["as_initialised"] == missing and "left as initialised: " + ", ".join(missing) in message
     assert torch.equal(model.body[0].weight, weights["body.0.weight"])
 
 
@@ -137,8 +137,8 @@ def test_counters_that_old_files_lack_do_not_matter(tmp_path):
 def test_a_head_for_other_outputs_stays_as_initialised(tmp_path):
     model, weights = Net(outputs=3), entries(Net(outputs=500))  # most numbers of the file are in its head
     before = model.head.weight.clone()
-    said, record = taken(model, weights, tmp_path)
-    assert "head is of another size there; left as initialised: head.weight, head.bias" in said
+    message, record = taken(model, weights, tmp_path)
+    assert "head is of another size there; left as initialised: head.weight, head.bias" in message
     assert record["head_of_another_size"] == "head" and record["not_placed"] == ["head.weight", "head.bias"]
     assert torch.equal(model.head.weight, before) and torch.equal(model.hidden.weight, weights["hidden.weight"])
 
@@ -171,17 +171,17 @@ def test_nothing_that_fits(tmp_path):
 def test_other_types_of_number(dtype, tmp_path):
     model = Net()
     weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in entries(model).items()}
-    said, _ = taken(model, weights, tmp_path)
-    assert f"kept there as {str(dtype).removeprefix('torch.')}" in said
+    message, _ = taken(model, weights, tmp_path)
+    assert f"kept there as {str(dtype).removeprefix('torch.')}" in message
     assert all(torch.equal(value, weights[name].to(value.dtype)) for name, value in model.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_numbers_that_are_no_weights(tmp_path):
     weights = entries(Net())
-    for value, said in ((float("nan"), "NaN or infinite"), (float("inf"), "NaN or infinite")):
+    for value, reason in ((float("nan"), "NaN or infinite"), (float("inf"), "NaN or infinite")):
         weights["hidden.weight"] = torch.full((16, 16), value)
-        assert f"hidden.weight holds {said}" in refused(Net(), weights, tmp_path)
+        assert f"hidden.weight holds {reason}" in refused(Net(), weights, tmp_path)
     weights["hidden.weight"] = torch.full((16, 16), 1e300, dtype=torch.float64)
     assert "hidden.weight holds NaN or infinite" in refused(Net(), weights, tmp_path)  # in fp32 it is
     weights["hidden.weight"] = torch.ones(16, 16, dtype=torch.int8)
@@ -205,7 +205,7 @@ def theirs(model: nn.Module, table: Published, names: list[str]) -> dict[str, Te
     """Entries under names that a table knows, with the shapes of the model's."""
     own, out = model.state_dict(), {}
     for name, new in table.renamed(names).items():
-        parts = [own[part] for part in joined(new)]
+        parts = [own[part] for part in split_name(new)]
         out[name] = torch.randn(sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].dim() else torch.tensor(3)
     return out
 
@@ -231,8 +231,8 @@ def test_of_what_a_file_may_mean_that_is_taken_which_fits(tmp_path):
     parameters = dict(Net().named_parameters())
     average = {name: value + 1 for name, value in weights.items() if name in parameters}
     model = Net()
-    said, record = taken(model, {"model": weights, "ema": {"shadow": average}}, tmp_path)
-    assert "the average under ema.shadow with what it lacks of model" in said and record["completed_from"] == "model"
+    message, record = taken(model, {"model": weights, "ema": {"shadow": average}}, tmp_path)
+    assert "the average under ema.shadow with what it lacks of model" in message and record["completed_from"] == "model"
     for name, value in model.state_dict().items():
         assert torch.equal(value, average.get(name, weights[name])), name
 
@@ -242,11 +242,11 @@ def test_other_dynamics_than_the_published_ones_are_said(tmp_path):
     given = {"_target_": "snnexp.models.spikformer.Spikformer", "in_channels": 3, "num_classes": 4, "size": 8, "T": 2}
     names = [f"block.0.attn.{q}_linear.weight" for q in ("q", "k", "v", "proj")] + ["head.weight"]
     weights = theirs(model, Spikformer.published[0], names)
-    said, _ = taken(model, weights, tmp_path, partial=True, **given)
-    assert "they were made for" not in said
+    message, _ = taken(model, weights, tmp_path, partial=True, **given)
+    assert "they were made for" not in message
     other = {"lif": {"tau": 4.0, "alpha": "preset", "detach_reset": True}, "scale": 0.25}  # the authors detach the reset, too
-    said, record = taken(model, weights, tmp_path, partial=True, **given, **other)
-    assert record["other_form"] == {"lif.tau": 2.0, "scale": 0.125} and "model.lif.tau=2.0" in said
+    message, record = taken(model, weights, tmp_path, partial=True, **given, **other)
+    assert record["other_form"] == {"lif.tau": 2.0, "scale": 0.125} and "model.lif.tau=2.0" in message
 
 
 @pytest.mark.parametrize("layers", [2, 3, 7, 12])
@@ -339,15 +339,15 @@ def test_a_published_set_vae_goes_into_a_seqset_vae(tmp_path):
     weights = theirs(small, SetVAE.published[0], list(old))
     whole = SeqSetVAE(num_variables=5, width=8, heads=2, embeddings=torch.zeros(5, 6))
     lightning = {f"setvae.setvae.{name}": value for name, value in weights.items()} | {"setvae.loss.weight": torch.ones(2)}
-    said, record = taken(whole, lightning, tmp_path, residual=True, events="split", decoder="linear")
+    message, record = taken(whole, lightning, tmp_path, residual=True, events="split", decoder="linear")
     assert record["into"] == "set_vae" and record["prefix"] == "setvae.setvae." and record["file_entries"]["placed"] == len(weights)
     assert torch.equal(
         whole.set_vae.encoder[0].gather.attention.key.weight, weights["encoder_layers.0.mab1.multihead.in_proj_weight"][8:16]
     )
-    assert "made for model.residual=false model.events=scaled model.decoder=tanh, and this model computes something else" in said
+    assert "made for model.residual=false model.events=scaled model.decoder=tanh, and this model computes something else" in message
     assert record["other_form"] == {"residual": False, "events": "scaled", "decoder": "tanh"}
-    said, record = taken(small, weights, tmp_path, residual=False, events="scaled", decoder="tanh")
-    assert record["other_form"] == {} and "something else" not in said
+    message, record = taken(small, weights, tmp_path, residual=False, events="scaled", decoder="tanh")
+    assert record["other_form"] == {} and "something else" not in message
 
 
 TINY = {
@@ -361,24 +361,24 @@ def test_a_run_of_ours_whose_network_was_made_otherwise_is_said_to_be(tmp_path):
     model, path = Net(), tmp_path / "checkpoint_best.pth"
     saved = dict.fromkeys(checkpoint.REQUIRED) | {"state_dict": entries(model), "args": {"model": node}, "data": {}}
     torch.save(saved, path)
-    said, record = transfer.transfer(model, str(path), DataSet(), False, node | {"encoder_relu": True, "lif": {"v_threshold": 1.0}})
+    message, record = transfer.transfer(model, str(path), DataSet(), False, node | {"encoder_relu": True, "lif": {"v_threshold": 1.0}})
     # A run that does not name them is from before there were ReLUs, and other rates and first weights.
     wanted = {"lif.v_threshold": 0.5, "encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"}
     assert record["other_form"] == wanted
-    assert "; that run has model." in said and " model.encoder_relu=false" in said
+    assert "; that run has model." in message and " model.encoder_relu=false" in message
     saved["args"] = {"model": node | {"encoder_relu": True, "drop_path_restarts": True, "linear_init": "torch"}}
     torch.save(saved, path)
-    said, record = transfer.transfer(model, str(path), DataSet(), False, node)
-    assert record["other_form"] == {} and "that run has" not in said
+    message, record = transfer.transfer(model, str(path), DataSet(), False, node)
+    assert record["other_form"] == {} and "that run has" not in message
 
 
 def test_vrt_goes_into_svrt_and_svrt_not_into_vrt(tmp_path):
     vrt, svrt = VRT(**TINY), VRT(**TINY, encoder="conv", spike_channels=3, spike_heads=2)
-    said, record = taken(svrt, entries(vrt) | {"stage1.attn.relative_position_index": torch.zeros(99, 99)}, tmp_path)
-    assert "left as initialised: spikes." in said and record["file_entries"]["without_counterpart"] == 1
+    message, record = taken(svrt, entries(vrt) | {"stage1.attn.relative_position_index": torch.zeros(99, 99)}, tmp_path)
+    assert "left as initialised: spikes." in message and record["file_entries"]["without_counterpart"] == 1
     assert "spikes." in refused(vrt, entries(svrt), tmp_path)
 
 
 def test_names_of_joined_entries():
-    assert joined("a.q+kv.weight") == ["a.q.weight", "a.kv.weight"]
-    assert joined("a.b.weight") == ["a.b.weight"] and joined("points") == ["points"]
+    assert split_name("a.q+kv.weight") == ["a.q.weight", "a.kv.weight"]
+    assert split_name("a.b.weight") == ["a.b.weight"] and split_name("points") == ["points"]

@@ -22,7 +22,7 @@ def summary(mu: Tensor, logvar: Tensor, epsilon: float = 0.01, **options) -> dic
 
 
 def legacy(mu: Tensor, logvar: Tensor) -> dict:
-    return measures.legacy(measures.sums(mu, logvar, 0.01), mu.shape[1])
+    return measures.legacy_statistics(measures.sums(mu, logvar, 0.01), mu.shape[1])
 
 
 def test_divergence_is_that_of_two_normal_distributions():
@@ -112,7 +112,7 @@ def test_the_variance_within_forwards():
 
     def spread(drift: float, size: int = 7) -> Tensor:
         rows = [measures.sums(mu[:, :size] + drift * number, logvar[:, :size], 0.01) for number, mu in enumerate(noise)]
-        total = measures.within(torch.stack([*rows, torch.zeros_like(rows[0])]), torch.tensor([*[size] * 30, 0]).double())
+        total = measures.sum_within_forwards(torch.stack([*rows, torch.zeros_like(rows[0])]), torch.tensor([*[size] * 30, 0]).double())
         block = measures.summary(total, 30 * size, **OPTIONS)
         return torch.tensor(block["levels"][0]["mean_variance_per_dim"])
 

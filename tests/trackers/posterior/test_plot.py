@@ -30,19 +30,23 @@ def record(step: int, held_out: bool = True, levels: int = 2, units: int = 5, va
     }  # fmt: skip
 
 
-def drawn(history: list[dict], tmp_path, monkeypatch) -> Figure:
-    kept = []
-    written = plot._written
-    monkeypatch.setattr(plot, "_written", lambda figure, path: kept.append(figure) or written(figure, path))
+def draw_figure(history: list[dict], tmp_path, monkeypatch) -> Figure:
+    figures = []
+
+    def make_figure(**options) -> Figure:
+        figures.append(Figure(**options))
+        return figures[0]
+
+    monkeypatch.setattr(plot, "Figure", make_figure)
     plot.draw(history, history[-1], tmp_path / "a.png", conditions=CONDITIONS, epsilon=0.01)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and [path.name for path in tmp_path.iterdir()] == ["a.png"]
-    return kept[0]
+    return figures[0]
 
 
 def test_panels_have_titles_units_and_legends(tmp_path, monkeypatch):
     history = [record(200 * n, verdict="collapsed" if n > 6 else "healthy") for n in range(1, 9)]
     before = dict(matplotlib.rcParams)
-    figure = drawn(history, tmp_path, monkeypatch)
+    figure = draw_figure(history, tmp_path, monkeypatch)
     assert dict(matplotlib.rcParams) == before
     panels = figure.axes[:6]
     assert [axes.get_title(loc="left") for axes in panels] == [
@@ -69,7 +73,7 @@ def test_the_axis_of_mutual_information_ends_where_the_values_do(tmp_path, monke
     for each in history:
         for part in (each["held_out"], *each["held_out"]["levels"]):
             part["mutual_information"] = value
-    panel = drawn(history, tmp_path, monkeypatch).axes[2]
+    panel = draw_figure(history, tmp_path, monkeypatch).axes[2]
     assert [text.get_text() for text in panel.texts] == (["the estimate sees no more than 6.24"] if capped else [])
     top = panel.get_ylim()[1]
     assert top == pytest.approx(1.12 * 6.238 if capped else 1.12 * max(value, 0.1), rel=1e-3)
@@ -87,7 +91,7 @@ def test_the_axis_of_mutual_information_ends_where_the_values_do(tmp_path, monke
     ],
 )
 def test_any_history_is_drawn_without_a_warning(history, tmp_path, monkeypatch, recwarn):
-    drawn(history, tmp_path, monkeypatch)
+    draw_figure(history, tmp_path, monkeypatch)
     assert [str(warning.message) for warning in recwarn] == []
 
 

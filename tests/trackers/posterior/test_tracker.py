@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from conftest import composed
 from snnexp import parts
 from snnexp.errors import RunFailed, UserError
-from snnexp.trackers.posterior import plot
+from snnexp.trackers.posterior import measures, plot
 from snnexp.trackers.posterior import tracker as module
 from snnexp.trackers.posterior.tracker import PosteriorTracker
 
@@ -28,7 +28,7 @@ class Variational(nn.Module):
         self.posterior: tuple[Tensor, Tensor] | None = None
 
 
-def made(*alive: int, seed: int = 0, M: int = SHAPE[1]) -> tuple[Tensor, Tensor]:
+def make_posterior(*alive: int, seed: int = 0, M: int = SHAPE[1]) -> tuple[Tensor, Tensor]:
     """A posterior of which `alive` units a level tell (variance 0.06), and the others are the prior."""
     mu, logvar = torch.zeros(2, M, 6), torch.zeros(2, M, 6)
     noise = torch.randn(2, M, 6, generator=torch.Generator().manual_seed(seed))
@@ -64,13 +64,13 @@ class Loop:
 
     def probe(self) -> Iterator[tuple[Tensor, Tensor, dict]]:
         for part in (0, 1):
-            yield *made(*self.course(self.step), seed=1000 + part, M=60), {"Recon": torch.tensor(2.0 + part)}
+            yield *make_posterior(*self.course(self.step), seed=1000 + part, M=60), {"Recon": torch.tensor(2.0 + part)}
 
     def to(self, step: int) -> "Loop":
         while self.step < step:
             self.step += 1
             for forward in range(self.forwards):
-                self.model.posterior = made(*self.course(self.step), seed=7 * self.step + forward)
+                self.model.posterior = make_posterior(*self.course(self.step), seed=7 * self.step + forward)
                 self.task.terms = {"Recon": torch.tensor(float(self.step)), "KL": torch.tensor(1.0), "Beta": 0.001 * self.step}
                 self.tracker.observe()
             if values := self.tracker.stepped(self.step):
@@ -137,16 +137,17 @@ def test_made_posteriors_are_told_apart(tmp_path, alive, verdict, active, collap
 def test_posteriors_that_mislead_one_number(scale, variance, drift, held_out, verdict, active):
     model, logvar = Variational(), torch.full((2, 1500, 64), math.log(variance))
 
-    def made(step: int) -> tuple[Tensor, Tensor]:
+    def make_posterior(step: int) -> tuple[Tensor, Tensor]:
         return scale * torch.randn(2, 1500, 64, generator=torch.Generator().manual_seed(step)) + drift * step, logvar
 
-    tracker = PosteriorTracker(model=model, update_every=3, probe=(lambda: iter([(*made(0), {})])) if held_out else None)
+    tracker = PosteriorTracker(model=model, update_every=3, probe=(lambda: iter([(*make_posterior(0), {})])) if held_out else None)
     for step in range(1, 4):
-        model.posterior = made(step)
+        model.posterior = make_posterior(step)
         tracker.observe()
         tracker.stepped(step)
-    block = tracker._judged[1]
-    assert (tracker._last["verdict"], block["active_units"]) == (verdict, pytest.approx(active, abs=0.05))
+    last = tracker.state_dict()["last"]
+    block = last["held_out"] or last["window"]
+    assert (last["verdict"], block["active_units"]) == (verdict, pytest.approx(active, abs=0.05))
 
 
 def test_a_small_latent_that_is_well_is_healthy():
@@ -156,13 +157,13 @@ def test_a_small_latent_that_is_well_is_healthy():
         posterior = (1 - variance) ** 0.5 * mu, logvar
         tracker = PosteriorTracker(model=model, update_every=1, probe=lambda found=posterior: iter([(*found, {})]))
         tracker.stepped(1)
-        assert tracker._last["verdict"] == verdict
+        assert tracker.state_dict()["last"]["verdict"] == verdict
 
 
 def test_the_window_is_the_last_forwards_and_others_cost_nothing(tmp_path, monkeypatch):
     counted = []
-    row = PosteriorTracker._row
-    monkeypatch.setattr(PosteriorTracker, "_row", lambda *args: counted.append(1) or row(*args))
+    sums = measures.sums
+    monkeypatch.setattr(measures, "sums", lambda *args: counted.append(1) or sums(*args))
     loop = Loop(tmp_path, lambda _: HEALTHY, held_out=False).to(30)
     assert [record["window"]["reconstruction"] for record in loop.records] == [8.5, 18.5, 28.5]
     assert len(counted) == 1 + 3 * 4, "the first step cannot know that every step will be told"
@@ -175,7 +176,7 @@ def test_the_window_is_the_last_forwards_and_others_cost_nothing(tmp_path, monke
 def test_a_loop_that_tells_some_steps_only_has_its_window(tmp_path):
     loop = Loop(tmp_path, lambda _: HEALTHY, held_out=False)
     for step in range(1, 21):
-        loop.model.posterior = made(*HEALTHY, seed=step)
+        loop.model.posterior = make_posterior(*HEALTHY, seed=step)
         loop.tracker.observe()
         if step % 10 == 0:
             assert loop.tracker.stepped(step)
@@ -227,17 +228,17 @@ def test_stop_on_collapse(tmp_path, quick_pictures):
 
 
 def test_the_main_process_decides_whether_to_stop(tmp_path):
-    told = []
+    steps = []
 
     def reduce(value: Tensor) -> Tensor:  # of two processes, of which the other is the main one
         if value.shape == (1,):
-            told.append(value.item())
+            steps.append(value.item())
             return torch.ones(1)
         return value.cpu()
 
     with pytest.raises(RunFailed):
         Loop(tmp_path, lambda _: DEAD, stop_on_collapse=True, patience=1, main=False, reduce=reduce).to(10)
-    assert told == [0] and not (tmp_path / "posterior_metrics").exists()
+    assert steps == [0] and not (tmp_path / "posterior_metrics").exists()
 
 
 # Resume.
@@ -259,7 +260,8 @@ def test_a_killed_run_has_the_same_record_to_the_byte(tmp_path, quick_pictures):
         again = Loop(folder, course, **options)
         again.step = stop
         again.tracker.load_state_dict(torch.load(folder / "state.pth", weights_only=True))
-        assert not any(step > stop for step, _ in again.tracker._plots()), "pictures of steps to come are gone"
+        steps = [int(path.stem.rpartition("_")[2]) for path in again.tracker.folder.glob("posterior_*.png")]
+        assert all(step <= stop for step in steps), "pictures of steps to come are gone"
         assert again.tracker.close_epoch(0) == broken.logged.get(stop // 10 * 10, {})
         again.to(100)
         mine, other = ((loop.tracker.folder / "metrics.jsonl").read_bytes() for loop in (whole, again))
@@ -284,15 +286,14 @@ def test_two_processes_have_one_window_before_and_after_a_restart(tmp_path):
     loop.to(18)
     state = loop.tracker.state_dict()
     loop.to(20)
-    rest = torch.stack([row for row in loop.tracker._window])[2:]  # of the two steps after the state
     for main in (True, False):
         again = Loop(tmp_path / f"{main}", lambda _: HALF, main=main)
         if main:
             (tmp_path / "True" / "posterior_metrics").mkdir(parents=True)
             (tmp_path / "True" / "posterior_metrics" / "metrics.jsonl").write_bytes((loop.tracker.folder / "metrics.jsonl").read_bytes())
         again.tracker.load_state_dict(state)
-        before = torch.stack([row for row in again.tracker._window])
-        assert torch.equal(before, state["window"] if main else torch.zeros_like(before)) and before.shape == (4, rest.shape[1])
+        window = again.tracker.state_dict()["window"]
+        assert torch.equal(window, state["window"] if main else torch.zeros_like(state["window"])) and len(window) == 4
 
 
 def test_a_record_that_was_lost_is_refused_and_a_new_run_starts_over(tmp_path):
@@ -358,7 +359,7 @@ def test_only_training_forwards_are_seen_once_each(tmp_path):
     loop = Loop(tmp_path, lambda _: HEALTHY, held_out=False)
     with pytest.raises(UserError, match="found no posterior; call it after a forward pass"):
         loop.tracker.observe()
-    loop.model.posterior = made(*HEALTHY)
+    loop.model.posterior = make_posterior(*HEALTHY)
     loop.tracker.observe("val")
     assert loop.tracker.stepped(10) == {} and not loop.tracker.folder.exists(), "nothing to measure"
     loop.tracker.observe()
@@ -370,7 +371,7 @@ def test_alone_in_a_loop_of_ones_own():
     model = Variational()
     tracker = PosteriorTracker(model=model, update_every=2)
     for step in range(1, 5):
-        model.posterior = made(*DEAD, seed=step)
+        model.posterior = make_posterior(*DEAD, seed=step)
         tracker.observe()
         tracker.stepped(step)
     assert all(path.exists() for path in tracker.finish()) and len(tracker.finish()) == 3
@@ -379,7 +380,7 @@ def test_alone_in_a_loop_of_ones_own():
 def test_numbers_that_are_not_finite_are_null(tmp_path, quick_pictures):
     loop = Loop(tmp_path, lambda _: HEALTHY, held_out=False).to(9)
     loop.step = 10
-    mu, logvar = made(*HEALTHY)
+    mu, logvar = make_posterior(*HEALTHY)
     mu[0, 0, 0] = math.nan
     loop.model.posterior = mu, logvar
     loop.tracker.observe()
@@ -389,7 +390,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path, quick_pictures):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"model": nn.Linear(2, 2)}, ["tracker=posterior", "Linear has no posterior", "seqset_vae", "tracker=none"]),
         ({"update_every": 0}, ["tracker.posterior.update_every: 0", "at least 1"]),
@@ -405,10 +406,10 @@ def test_numbers_that_are_not_finite_are_null(tmp_path, quick_pictures):
         ({"min_mutual_information": 5.0}, ["tracker.posterior.min_mutual_information: 5.0", "from 0 to 4.16"]),
     ],
 )
-def test_what_is_not_allowed_is_said(options, said):
+def test_what_is_not_allowed_is_said(options, message):
     with pytest.raises(UserError) as error:
         PosteriorTracker(**{"model": Variational()} | options)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in message), str(error.value)
 
 
 @pytest.mark.parametrize("name, expected", [("posterior", (200, 2000, 50)), ("posterior_fast", (100, 1000, 50))])

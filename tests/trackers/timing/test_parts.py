@@ -56,7 +56,7 @@ def calls(spans: Spans, net: nn.Module, backward: bool = False) -> dict[str, int
         with timed("backward"):
             if backward:
                 loss.backward()
-    (_,) = spans.settled()
+    (_,) = spans.settle()
     return {node.path: node.calls for node in spans.root.walk() if node.inclusive}
 
 
@@ -111,7 +111,7 @@ def test_a_module_that_fails_leaves_the_stack_as_it_was(spans):
             net(torch.ones(2, 5))
         with timed("backward"):
             pass
-    (_,) = spans.settled()
+    (_,) = spans.settle()
     assert [node.path for node in spans.root.walk() if node.calls] == ["step", "forward", "forward/stem", "loss", "backward"]
 
 
@@ -171,7 +171,7 @@ for number in range(4):
                 loss.backward()
     for _ in spans.settled():
         sync = spans.root.child("gradient sync")
-        steps.append([sync.calls, sync.own, sync.overlapped, spans.root.child("backward").own])
+        steps.append([sync.calls, sync.span_ms, sync.overlapped, spans.root.child("backward").span_ms])
     same = same and all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), watched.parameters()))
 if dist.get_rank() == 0:
     print(json.dumps([same, steps]))

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from snnexp.trackers.timing import spans as timing_spans
-from snnexp.trackers.timing.spans import NOTHING, DeviceClock, HostClock, Span, Spans, log_timing, timed
+from snnexp.trackers.timing.spans import NO_SPAN, DeviceClock, HostClock, Span, Spans, log_timing, timed
 
 
 class Clock(HostClock):
@@ -56,7 +56,7 @@ def spans(clock, monkeypatch) -> Spans:
 
 def tree(spans: Spans) -> dict[str, tuple[float, float, int]]:
     """Inclusive and exclusive time and calls of each part of the one step that is over."""
-    (_,) = spans.settled()
+    (_,) = spans.settle()
     nodes = [node for node in spans.root.walk() if node.calls or node.inclusive]
     return {node.path: (round(node.inclusive, 6), round(node.exclusive, 6), node.calls) for node in nodes}
 
@@ -213,7 +213,7 @@ def test_half_a_step_is_forgotten(spans, clock):
         clock.go(5)
         raise KeyError
     inner.__exit__(None, None, None)  # left late: there is nothing to close
-    assert list(spans.settled()) == [] and spans.number == 1
+    assert list(spans.settle()) == [] and spans.number == 1
     with timed("step"), timed("data"):
         clock.go(1)
     assert tree(spans) == {"step": (1, 0, 1), "data": (1, 1, 1)}
@@ -257,7 +257,7 @@ def test_times_that_exceed_the_measured_step_make_it_longer(spans, clock):
 
 def test_without_anybody_listening_nothing_is_made(monkeypatch):
     monkeypatch.setattr(timing_spans, "running", None)
-    assert timed("step") is NOTHING is timed("forward")
+    assert timed("step") is NO_SPAN is timed("forward")
     with timed("forward"), timed("forward"):
         log_timing("anything", 1.0)
 
@@ -274,7 +274,7 @@ def sent(spans: Spans, clock: Clock, events: list[tuple[float, str, int]]) -> di
                 clock.go(at - now)
                 now = at
                 if what == "ready":
-                    arrived[bucket] = spans.sync_begins()
+                    arrived[bucket] = spans.begin_sync()
                 else:
                     arrived[bucket]()
             clock.go(100 - now)
@@ -297,7 +297,7 @@ def test_a_bucket_that_arrives_after_the_last_is_ready_is_split_there(spans, clo
 
 def test_a_bucket_that_never_arrives_is_left_out(spans, clock):
     assert sent(spans, clock, [(10, "ready", 0)]) == {"step": (100, 0, 1), "backward": (100, 100, 1)}
-    spans.sync_begins()()  # outside of any backward pass
+    spans.begin_sync()()  # outside of any backward pass
 
 
 # ---- a device that lags behind
@@ -316,10 +316,10 @@ def test_events_are_read_when_the_device_has_passed_them_and_used_again(monkeypa
                 Event.now += 5
                 spans.open("left open")
         Event.passed = Event.now - 1  # this step's end is still to come: it is read one step later
-        seen += [(number, spans.root.inclusive, spans.root.child("backward").inclusive) for number in spans.settled()]
+        seen += [(number, spans.root.inclusive, spans.root.child("backward").inclusive) for number in spans.settle()]
     assert seen == [(number, 8.0, 5.0) for number in range(1, 20)] and Event.waited == 0
     assert Event.made <= 2 * 8  # those of two steps, whatever their number
-    assert [number for number in spans.settled(wait=True)] == [20] and Event.waited == 1
+    assert [number for number in spans.settle(wait=True)] == [20] and Event.waited == 1
 
 
 def test_no_more_steps_wait_than_allowed(monkeypatch):
@@ -327,8 +327,8 @@ def test_no_more_steps_wait_than_allowed(monkeypatch):
         monkeypatch.setattr(Event, name, 0)
     spans = Spans(DeviceClock(Event))
     read = []
-    for _ in range(timing_spans.MOST_WAITING + 3):
+    for _ in range(timing_spans.MAX_UNREAD_STEPS + 3):
         with Span(spans, "step"):
             Event.now += 1
-        read += spans.settled()
+        read += spans.settle()
     assert read == [1, 2, 3] and Event.waited == 3

@@ -11,7 +11,7 @@ from torch import nn
 from conftest import TINY, assert_same, load
 from snnexp.errors import RunFailed, UserError
 from snnexp.trackers.timing import spans
-from snnexp.trackers.timing.figures import ERROR
+from snnexp.trackers.timing.duration_stats import ERROR
 from snnexp.trackers.timing.spans import HostClock
 from snnexp.trackers.timing.tracker import TimingLogger, TimingTracker, log_timing, set_global_timing_logger, timed
 
@@ -128,9 +128,9 @@ def test_exposed_and_overlapped_sync_in_file_and_rows(tmp_path, clock):
     log = logger(tmp_path, clock, warmup=0, file_flush_interval=1)
     with log.timed("backward"):
         clock.go(10)
-        arrived = log.spans.sync_begins()
+        arrived = log.spans.begin_sync()
         clock.go(30)
-        last = log.spans.sync_begins()
+        last = log.spans.begin_sync()
         arrived()
         clock.go(20)
         last()
@@ -175,13 +175,16 @@ def test_a_run_of_warm_up_alone_has_no_rows(tmp_path, clock):
 
 
 def test_the_log_s_own_work_in_a_step_that_is_held_is_logging(tmp_path, clock):
-    log = logger(tmp_path, clock, warmup=0, enable_file=False)
-    collect, log.spans._on_begin = log.collect, lambda: (clock.go(4), log.collect())
+    class SlowLogger(TimingLogger):
+        def collect(self, wait: bool = False) -> None:
+            clock.go(4)
+            super().collect(wait)
+
+    log = SlowLogger(tmp_path, False, False, clock=clock, device="cpu", warmup=0)
     for _ in range(3):
         with log.timed("step"), log.timed("forward"):
             clock.go(10)
         clock.go(100)  # a validation
-    collect()
     rows = {row["name"]: row["inclusive_ms"] for row in log.rows()}
     assert rows == pytest.approx({"step": 38 / 3, "forward": 10, "logging": 8 / 3})
 
@@ -239,9 +242,9 @@ def test_a_state_cuts_the_file_back_to_its_own_blocks(tmp_path, clock):
     then.spans.number = 3
     steps(then, 40)
     then.print_summary()
-    said = path.read_text()
-    assert said.startswith(known) and [said.count(f"Step {number}\n") for number in (1, 2, 3)] == [1, 1, 1]
-    assert said.count("Summary") == 1 and "    40.00ms" in said and "    30.00ms" not in said
+    output = path.read_text()
+    assert output.startswith(known) and [output.count(f"Step {number}\n") for number in (1, 2, 3)] == [1, 1, 1]
+    assert output.count("Summary") == 1 and "    40.00ms" in output and "    30.00ms" not in output
     path.write_text(known[:-100])
     with pytest.raises(UserError, match=r"timing\.log has \d+ bytes, but the checkpoint says that \d+ of them are its own"):
         started().load_state_dict(state)
@@ -324,13 +327,13 @@ def runs(snnexp, tmp_path_factory):
     """A run that is timed, and the same without."""
     folder = tmp_path_factory.mktemp("timed")
     options = ["tracker=timing", "tracker.timing.warmup=0", "tracker.timing.file_interval=8"]
-    said = snnexp("train", *RUN, *options, "exp_name=timed", cwd=folder)
+    output = snnexp("train", *RUN, *options, "exp_name=timed", cwd=folder)
     snnexp("train", *RUN, "tracker=none", "exp_name=plain", cwd=folder)
-    return folder / "outputs/timed", folder / "outputs/plain", said
+    return folder / "outputs/timed", folder / "outputs/plain", output
 
 
 def test_the_tree_of_a_run_is_its_step(runs):
-    run, _, said = runs
+    run, _, output = runs
     rows = {row["name"]: row for row in json.loads((run / "logs/timing.json").read_text())["rows"]}
     roots = [row for name, row in rows.items() if row["depth"] == 0 and name != "step"]
     step = rows["step"]["inclusive_ms"]
@@ -348,7 +351,7 @@ def test_the_tree_of_a_run_is_its_step(runs):
     )
     trained = load(run / "checkpoints/checkpoint_final.pth")["state"]["train_seconds"]
     assert 16 * step / 1000 == pytest.approx(trained, rel=0.02), "the run's own stopwatch"
-    assert f"step        {step:.1f} ms" in said and "of which" in said and "Timing Profile" not in said
+    assert f"step        {step:.1f} ms" in output and "of which" in output and "Timing Profile" not in output
 
 
 def test_the_log_of_a_run(runs):
@@ -371,6 +374,6 @@ def test_a_resumed_run_counts_on(runs, snnexp):
     snnexp("resume", run, "epochs=2", cwd=run.parents[1])
     written = json.loads((run / "logs/timing.json").read_text())
     assert (written["steps"], written["warmup_steps"]) == (32, 0)
-    said = (run / "logs/timing.log").read_text()
-    assert re.findall(r"Step \d+(?=\n)", said) == [f"Step {number}" for number in (8, 16, 24, 32)]
-    assert said.count("Summary") == said.count("Summary: 32 steps") == 1, "the one before is gone"
+    output = (run / "logs/timing.log").read_text()
+    assert re.findall(r"Step \d+(?=\n)", output) == [f"Step {number}" for number in (8, 16, 24, 32)]
+    assert output.count("Summary") == output.count("Summary: 32 steps") == 1, "the one before is gone"

@@ -1,4 +1,4 @@
-"""Figures of latents: the space in the plane, reconstruction errors, correlations of dimensions."""
+"""Figures of latents: the latent space in the plane, reconstruction errors, correlations of dimensions."""
 
 import math
 from pathlib import Path
@@ -6,22 +6,33 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.analysis.panels import figure, fit, panels
-from snnexp.analysis.posterior.latent import FEW, Latents, Level, Projection, correlation, order, project, umap_is_there
+from snnexp.analysis.formatting import shorten
+from snnexp.analysis.panels import add_panels, figure
+from snnexp.analysis.posterior.latent import (
+    UMAP_MIN_POINTS,
+    Latents,
+    Level,
+    Projection,
+    correlation,
+    order_dimensions,
+    project,
+    umap_is_installed,
+)
 
 OUTCOMES = (("survived", "#7fa8d1", "o", "-", ""), ("died", "#8c3b3b", "x", (0, (4, 1.5)), "////"))
-"""Name, colour, marker, line style and hatch of y = 0 and 1."""
+"""Name, colour, marker, line style and hatch of y = 0 and y = 1."""
 SHAPES = "o^sD"
-"""Markers of the quarters of the time since admission."""
+"""Markers of the quarters of the range of time since admission."""
 BEYOND = 99.5
-"""Percentile of the errors up to which a distribution is drawn; how many lie beyond is said."""
+"""Percentile of the errors up to which a distribution is drawn; the axis label gives the number beyond."""
 LABELLED = 16
-"""Dimensions up to which each has its tick."""
+"""The most dimensions with a tick for each."""
 
 
 def draw(latents: Latents, levels: list[Level], title: str, folder: Path) -> list[str]:
-    """Draw all three into `folder`; the names of the files."""
-    with_umap = umap_is_there() and latents.mu.shape[1] >= FEW and (latents.state is None or len(latents.state) >= FEW)
+    """Draw all figures for which there are data into `folder`; return the names of the files."""
+    points = latents.mu.shape[1] if latents.state is None else min(latents.mu.shape[1], len(latents.state))
+    with_umap = umap_is_installed() and points >= UMAP_MIN_POINTS
     space = f"latent_space_{'umap' if with_umap else 'pca'}.png"
     draw_space(latents, title, folder / space, with_umap)
     drawn = [space]
@@ -36,33 +47,33 @@ def draw(latents: Latents, levels: list[Level], title: str, folder: Path) -> lis
 
 
 def draw_space(latents: Latents, title: str, path: Path, with_umap: bool) -> None:
-    """Representations of stays by outcome, and means of the top level's posterior of sets by time since admission."""
+    """Draw the representations of stays by outcome, and the top level's posterior means of sets by time since admission."""
     stays = latents.state is not None and np.isfinite(latents.state).all(1).any()
     method = "UMAP" if with_umap else "principal components"
     with figure(path, 4.7 * (1 + stays) + 0.9, 4.6, f"{title}: latent space, {method}, {latents.path.name}{latents.weights}") as drawing:
-        places = panels(drawing, 1 + stays)
+        places = add_panels(drawing, 1 + stays)
         if stays:
             _draw_stays(places[0], latents, project(latents.state, with_umap))
         _draw_sets(drawing, places[-1], latents, project(latents.mu[-1], with_umap))
 
 
-def _draw_stays(axes: Any, latents: Latents, found: Projection) -> None:
-    outcome = latents.y[found.chosen]
+def _draw_stays(axes: Any, latents: Latents, projection: Projection) -> None:
+    outcome = latents.y[projection.chosen]
     for died, (name, colour, marker, *_) in enumerate(OUTCOMES):
         chosen = outcome == died
         if chosen.any():
             face = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
             size = (22 if marker == "o" else 26) * _smaller(len(outcome))
-            axes.scatter(*found.points[chosen].T, s=size, marker=marker, linewidths=0.9, label=f"{name} ({chosen.sum():,})", **face)
-    of = f"{len(found.chosen):,}" + (f" of {len(latents.y):,}" if len(found.chosen) < len(latents.y) else "")
+            axes.scatter(*projection.points[chosen].T, s=size, marker=marker, linewidths=0.9, label=f"{name} ({chosen.sum():,})", **face)
+    of = f"{len(projection.chosen):,}" + (f" of {len(latents.y):,}" if len(projection.chosen) < len(latents.y) else "")
     axes.set_title(f"representation of {of} stays ({latents.state.shape[1]} dimensions), by outcome")
-    _plane(axes, found, 2)
+    _plane(axes, projection, 2)
 
 
-def _draw_sets(drawing: Any, axes: Any, latents: Latents, found: Projection) -> None:
+def _draw_sets(drawing: Any, axes: Any, latents: Latents, projection: Projection) -> None:
     from matplotlib import colormaps
 
-    hours = latents.minute[found.chosen].astype(float) / 60
+    hours = latents.minute[projection.chosen].astype(float) / 60
     known = np.isfinite(hours)
     first, last = (float(hours[known].min()), float(hours[known].max())) if known.any() else (0.0, 1.0)
     last = last if last > first else first + 1.0
@@ -73,7 +84,7 @@ def _draw_sets(drawing: Any, axes: Any, latents: Latents, found: Projection) -> 
         chosen = known & (quarter == place)
         if chosen.any():
             points = axes.scatter(
-                *found.points[chosen].T, c=hours[chosen], s=(26 if marker != "D" else 19) * _smaller(len(hours)), marker=marker,
+                *projection.points[chosen].T, c=hours[chosen], s=(26 if marker != "D" else 19) * _smaller(len(hours)), marker=marker,
                 vmin=first, vmax=last, cmap=colormaps["viridis_r"], linewidths=0,
             )  # fmt: skip
             axes.scatter([], [], s=20, marker=marker, color="#333333", label=f"{bounds[place]:.3g} to {bounds[place + 1]:.3g} h")
@@ -81,16 +92,16 @@ def _draw_sets(drawing: Any, axes: Any, latents: Latents, found: Projection) -> 
         bar = drawing.colorbar(points, ax=axes, pad=0.01, aspect=30)
         bar.set_label("time since admission (h)")
         bar.outline.set_visible(False)
-    of = f"{len(found.chosen):,}" + (f" of {latents.mu.shape[1]:,}" if len(found.chosen) < latents.mu.shape[1] else "")
+    of = f"{len(projection.chosen):,}" + (f" of {latents.mu.shape[1]:,}" if len(projection.chosen) < latents.mu.shape[1] else "")
     level = "" if len(latents.mu) == 1 else f" of level {len(latents.mu) - 1}"
     axes.set_title(f"posterior means{level} of {of} sets ({latents.mu.shape[2]} dimensions), by time")
-    _plane(axes, found, 4)
+    _plane(axes, projection, 4)
 
 
-def _plane(axes: Any, found: Projection, columns: int) -> None:
+def _plane(axes: Any, projection: Projection, columns: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    first, second = found.labels()
+    first, second = projection.labels()
     axes.set_xlabel(first)
     axes.set_ylabel(second)
     for axis in (axes.xaxis, axes.yaxis):
@@ -101,7 +112,7 @@ def _plane(axes: Any, found: Projection, columns: int) -> None:
 
 
 def _smaller(count: int) -> float:
-    """How much smaller markers are drawn where there are many."""
+    """Return the factor for the size of `count` markers."""
     return 1.0 if count < 300 else max(0.3, (300 / count) ** 0.5)
 
 
@@ -109,12 +120,12 @@ def _smaller(count: int) -> float:
 
 
 def draw_errors(latents: Latents, title: str, path: Path) -> None:
-    """How the reconstruction errors of sets are distributed, and how they go with size, time and outcome."""
+    """Draw the distribution of the sets' reconstruction errors, and their dependence on size, time and outcome."""
     known = np.isfinite(latents.error)
     error, size, hour = latents.error[known], latents.size[known], latents.minute[known] / 60
     died = latents.y[latents.stay[known]] == 1
     with figure(path, 8.6, 6.2, f"{title}: reconstruction errors{latents.weights}") as drawing:
-        places = panels(drawing, 4)
+        places = add_panels(drawing, 4)
         _draw_distribution(places[0], error, latents.path.name)
         _draw_by_size(places[1], error, size)
         _draw_by_hour(places[2], error, hour)
@@ -130,13 +141,13 @@ def _draw_distribution(axes: Any, error: np.ndarray, source: str) -> None:
         axes.axvline(value, color="black", linewidth=1.0, linestyle=style, label=f"{words} {value:.3g}")
     axes.set_xlabel("reconstruction error of a set" + beyond)
     axes.set_ylabel("sets")
-    axes.set_title(f"distribution (Chamfer; {len(error):,} sets of {fit(source, 30)})")
+    axes.set_title(f"distribution (Chamfer; {len(error):,} sets of {shorten(source, 30)})")
     _thousands(axes)
     axes.legend(fontsize=7)
 
 
 def size_groups(size: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Sets by number of events: each number alone where there are at most eight, else 1, 2, 3-4, 5-8, 9-16, ..."""
+    """Group sets by number of events: one group per number if there are at most eight numbers, else 1, 2, 3-4, 5-8, 9-16, ..."""
     distinct = np.unique(size)
     if len(distinct) <= 8:
         return [(f"{n:g}", size == n) for n in distinct]
@@ -153,7 +164,7 @@ def size_groups(size: np.ndarray) -> list[tuple[str, np.ndarray]]:
 def _draw_by_size(axes: Any, error: np.ndarray, size: np.ndarray) -> None:
     groups = size_groups(size)
     places = np.arange(1, len(groups) + 1)
-    # By hand: the boxes of matplotlib load pyplot, and with it a window system.
+    # Drawn by hand because matplotlib's box plots load pyplot, and with it a window system.
     low, first, middle, third, high = np.array([np.percentile(error[chosen], (5, 25, 50, 75, 95)) for _, chosen in groups]).T
     axes.vlines(places, low, high, color="black", linewidth=0.9)
     axes.bar(places, third - first, 0.6, bottom=first, color="#d5e2f0", edgecolor="black", linewidth=0.9, zorder=2)
@@ -172,16 +183,16 @@ def _short(count: int) -> str:
 
 
 def by_hour(error: np.ndarray, hour: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Middles [B] of the hours with sets, the quartiles [B, 3] of their errors, and how many hours each bin is wide."""
+    """Return the centres [B] of the bins of hours with sets, the quartiles [B, 3] of their errors, and the width of a bin in hours."""
     known = np.isfinite(hour)
     error, hour = error[known], hour[known]
     if not len(hour):
         return np.zeros(0), np.zeros((0, 3)), 1.0
     wide = float(max(1, math.ceil((hour.max() - min(0.0, hour.min())) / 48)))
     bins = np.minimum(np.floor(hour / wide), max(0.0, math.ceil(hour.max() / wide) - 1))  # 48:00 belongs to the 48th hour
-    there = np.unique(bins)
-    quartiles = np.array([np.percentile(error[bins == one], (25, 50, 75)) for one in there])
-    return (there + 0.5) * wide, quartiles, wide
+    occupied = np.unique(bins)
+    quartiles = np.array([np.percentile(error[bins == place], (25, 50, 75)) for place in occupied])
+    return (occupied + 0.5) * wide, quartiles, wide
 
 
 def _draw_by_hour(axes: Any, error: np.ndarray, hour: np.ndarray) -> None:
@@ -221,7 +232,7 @@ def _draw_by_outcome(axes: Any, error: np.ndarray, died: np.ndarray, stay: np.nd
 
 
 def _edges(error: np.ndarray, count: int) -> tuple[np.ndarray, str]:
-    """Edges of a histogram of `count` errors or more, which a few huge ones do not flatten, and words on those beyond it."""
+    """Return the edges of a histogram of at least `count` errors that ignores a few huge ones, and a text on the ignored ones."""
     low, high = float(error.min()), float(np.percentile(error, BEYOND))
     if not high > low:
         high = float(error.max())
@@ -242,20 +253,20 @@ def _thousands(axes: Any) -> None:
 
 
 def draw_correlation(latents: Latents, levels: list[Level], title: str, path: Path) -> None:
-    """|correlation| of the posterior means of dimensions, one panel per level, in an order that shows blocks."""
+    """Draw |correlation| of the posterior means of dimensions, one panel per level, in an order that shows blocks."""
     count = len(levels)
     columns = min(count, 3)
     rows = -(-count // columns)
     heading = f"{title}: |correlation| of posterior means over sets{latents.weights}"
     with figure(path, 4.4 * columns + 0.9, 4.5 * rows + 0.4, heading) as drawing:
         places = [drawing.add_subplot(rows, columns, place + 1) for place in range(count)]
-        for number, (axes, level) in enumerate(zip(places, levels, strict=True)):
-            matrix = correlation(latents.mu[number])
-            ordered, active = order(matrix, level.active)
+        for index, (axes, level) in enumerate(zip(places, levels, strict=True)):
+            matrix = correlation(latents.mu[index])
+            ordered, active = order_dimensions(matrix, level.active)
             image = _draw_matrix(axes, matrix[np.ix_(ordered, ordered)], ordered, active)
             off = matrix[level.active][:, level.active][~np.eye(active, dtype=bool)]
             mean = f", mean among active {np.nanmean(off):.2f}" if np.isfinite(off).any() else ""
-            axes.set_title(f"level {number}: {active} of {len(ordered)} active{mean}")
+            axes.set_title(f"level {index}: {active} of {len(ordered)} active{mean}")
         bar = drawing.colorbar(image, ax=places, pad=0.01, aspect=30, shrink=0.85)
         bar.set_label("|correlation| over sets")
         bar.outline.set_visible(False)

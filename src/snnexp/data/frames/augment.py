@@ -1,4 +1,4 @@
-"""Augmentation as a pure function of (seed, epoch, index): the draws, and the moves they make."""
+"""Augmentation as a pure function of (seed, epoch, index): random numbers, and the moves that follow from them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ POLICY = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01])
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What a training sample may undergo; the same for all frames of a clip.
+class FrameAugmentation:
+    """How training samples are augmented; all frames of a clip in the same way, in the order of the fields.
 
     `flip`: mirrored left to right with p = 0.5. `roll`: circular shift by independent integers U{-roll..roll} pixels along x and y
     (event data). `crop`: the same shift with zeros moving in, which is padding by `crop` and cutting at random (still images).
     `cutout`: a square of this side, centred on a uniformly drawn pixel and clipped at the border, is set to 0; 0 means none (DeVries,
-    Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images); `rand_augment_ops`: the names of its operations, each as
-    likely as the others (None: timm's 15). `warp`: one of six moves of a clip (event frames; recipe.py). `mixup`: the alpha of
-    Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with `mixup_prob`, in the first `mixup_epochs` epochs (None:
-    in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean. They follow each other in this order.
+    Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images); `rand_augment_ops`: the names of its operations, all
+    equally likely (None: timm's 15). `warp`: one of six moves of a clip (event frames; `rand_augment.warp`). `mixup`: the alpha of
+    Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with probability `mixup_prob`, in the first `mixup_epochs`
+    epochs (None: in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean.
 
     Raises: UserError for numbers out of range.
     """
@@ -62,30 +62,31 @@ class Augmentation:
             )
 
 
-def draws(seed: int, epochs: np.ndarray, indices: np.ndarray, number: int) -> np.ndarray:
-    """The uniform numbers in [0, 1), float64 [N, number], that belong to (seed, epoch, index, position).
+def uniform_draws(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` uniform numbers in [0, 1) for each (epoch, index), float64 [N, count]; they depend on these and the seed only.
 
     A counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014): no state, so any sample can be drawn by any worker, in any
     order, after any restart.
     """
-    key = mix(mix(np.uint64(seed % 2**64) + GOLDEN) ^ epochs.astype(np.uint64))
-    key = mix(mix(key + GOLDEN) ^ indices.astype(np.uint64))
-    steps = np.arange(1, number + 1, dtype=np.uint64) * GOLDEN
-    return (mix(key[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    key = mix_bits(mix_bits(np.uint64(seed % 2**64) + GOLDEN) ^ epochs.astype(np.uint64))
+    key = mix_bits(mix_bits(key + GOLDEN) ^ indices.astype(np.uint64))
+    counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    return (mix_bits(key[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def mix_bits(x: np.ndarray) -> np.ndarray:
+    """Return SplitMix64's hash of 64-bit integers."""
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def place_augmented(
+def write_augmented(
     out: np.ndarray,
     samples: np.ndarray,
     rows: np.ndarray,
-    augmentation: Augmentation,
+    augmentation: FrameAugmentation,
     seed: int,
     epochs: np.ndarray,
     indices: np.ndarray,
@@ -93,7 +94,7 @@ def place_augmented(
     """Write samples[rows], augmented, into `out`: [T, N, C, H, W] from [M, T, C, H, W], or [N, C, H, W] from [M, C, H, W]."""
     height, width = out.shape[-2:]
     reach = augmentation.roll or augmentation.crop
-    u = draws(seed, epochs, indices, 5)
+    u = uniform_draws(seed, epochs, indices, 5)
     flips = (u[:, 0] < 0.5) & augmentation.flip
     dy = np.floor(u[:, 1] * (2 * reach + 1)).astype(int) - reach
     dx = np.floor(u[:, 2] * (2 * reach + 1)).astype(int) - reach
@@ -101,16 +102,16 @@ def place_augmented(
     left = np.floor(u[:, 4] * width).astype(int) - augmentation.cutout // 2
     for n, row in enumerate(rows):
         target = out[:, n] if out.ndim == 5 else out[n]
-        place(target, samples[row], bool(flips[n]), int(dy[n]), int(dx[n]), wrap=augmentation.roll > 0)
+        write_moved(target, samples[row], bool(flips[n]), int(dy[n]), int(dx[n]), wrap=augmentation.roll > 0)
         if augmentation.cutout:
             band = slice(max(top[n], 0), max(top[n] + augmentation.cutout, 0))
             target[..., band, max(left[n], 0) : max(left[n] + augmentation.cutout, 0)] = 0
 
 
-def place(out: np.ndarray, sample: np.ndarray, flip: bool, dy: int, dx: int, wrap: bool) -> None:
+def write_moved(out: np.ndarray, sample: np.ndarray, flip: bool, dy: int, dx: int, wrap: bool) -> None:
     """Write a sample [..., H, W] into `out`, mirrored if `flip`, then moved down by `dy` and right by `dx` pixels.
 
-    What leaves on one side comes in on the other if `wrap`; otherwise zeros come in.
+    With `wrap` what leaves on one side enters on the other; otherwise zeros enter.
     """
     if flip:
         sample = sample[..., ::-1]

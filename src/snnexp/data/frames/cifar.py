@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.data.cache import Notes, loose, prepared
+from snnexp.data.cache import Notes, file_source, load_or_build_samples
 from snnexp.data.download import fetch
-from snnexp.data.frames.augment import Augmentation
-from snnexp.data.frames.labelled import LabelledSamples
-from snnexp.data.frames.resize import check_size, resized
-from snnexp.data.splits import divide, published, sizes
+from snnexp.data.frames.augment import FrameAugmentation
+from snnexp.data.frames.still_images import StillImages, check_size, resize
+from snnexp.data.plain_pickle import PlainUnpickler, encode_latin1
+from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 NATIVE = 32
 
 
-class CIFARBatches(LabelledSamples):
+class CIFARBatches(StillImages):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as still images, shape of a sample [3, size, size], uint8 R, G, B.
 
     Files: the folder `batch_folder` in `root` or `root`/extract, or its tar.gz in `root` or `root`/download, read in place. `download`
-    fetches the archive, address and md5 are torchvision's. The batches are pickles, of which only plain data is admitted.
+    fetches the archive; address and md5 are those of torchvision. The batches are pickles, in which only plain data are admitted.
     Split: the test batch is the test; `val_fraction` of the rest is the validation part (stratified, `split_seed`).
-    Augmentation as in the TET recipe: shift by up to `crop` pixels with black moving in, mirrored with p = 0.5, optional cutout;
-    `rand_augment`, `rand_augment_ops`, `mixup`, `mixup_prob`, `mixup_epochs` and `erasing` are those of Augmentation.
+    Augmentation as for TET: shift by up to `crop` pixels with black moving in, mirroring with p = 0.5, optional cutout;
+    `rand_augment`, `rand_augment_ops`, `mixup`, `mixup_prob`, `mixup_epochs` and `erasing` are those of FrameAugmentation.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
 
     Raises: MissingData if the files are missing, UserError for a damaged one.
@@ -80,40 +79,40 @@ class CIFARBatches(LabelledSamples):
                 f"Fetch it with: snnexp data dataset={self.data_name}. "
                 f"Or get it from https://www.cs.toronto.edu/~kriz/cifar.html by hand and put it into {root / 'download'}."
             )
-        wanted = [*(name for names in self.batches.values() for name in names), self.names_file]
+        file_names = [*(name for names in self.batches.values() for name in names), self.names_file]
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            content = contents(place, self.batch_folder, wanted)
-            notes["classes"] = self.class_names(content[self.names_file], f"{place}: {self.names_file}")
+            content = read_contents(place, self.batch_folder, file_names)
+            notes["classes"] = self.parse_class_names(content[self.names_file], f"{place}: {self.names_file}")
             for part, names in self.batches.items():
                 notes[part] = 0
                 for name in names:
-                    images, labels = self.batch(content[name], f"{place}: {name}", len(notes["classes"]))
+                    images, labels = self.parse_batch(content[name], f"{place}: {name}", len(notes["classes"]))
                     notes[part] += len(images)
-                    yield resized(images, size), labels
+                    yield resize(images, size), labels
 
-        here = [place / name for name in wanted if (place / name).is_file()] if place.is_dir() else [place]
-        entry = prepared(
+        files = [place / name for name in file_names if (place / name).is_file()] if place.is_dir() else [place]
+        entry = load_or_build_samples(
             root,
             {"data": self.data_name, "size": size},
-            [loose(path) for path in here],
+            [file_source(path) for path in files],
             None,
             (3, size, size),
             produce,
             self.data_name,
         )
         counts = {part: entry.notes[part] for part in self.batches}
-        parts = {"train": np.arange(counts["train"]), "test": np.arange(counts["train"], len(entry.labels))}
-        rows, words = divide(entry.labels, parts, val_fraction, 0.0, split_seed)
+        rows, words = divide(entry.labels, consecutive_rows(counts), val_fraction, 0.0, split_seed)
         super().__init__(
             name=self.data_name,
             classes=entry.notes["classes"],
-            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}" + published(counts, {"train": 50_000, "test": 10_000}),
+            protocol=f"{self.data_name}: {sizes_in_words(rows)}; {words}; {size}x{size}"
+            + difference_in_words(counts, {"train": 50_000, "test": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(
+            augmentation=FrameAugmentation(
                 flip=flip,
                 crop=crop,
                 cutout=cutout,
@@ -124,38 +123,45 @@ class CIFARBatches(LabelledSamples):
                 mixup_epochs=mixup_epochs,
                 erasing=erasing,
             ),
-            centred=True,
-            mean=None if mean is None else [255 * value for value in mean],
-            std=None if std is None else [255 * value for value in std],
+            mean=mean,
+            std=std,
         )
 
     def find(self, root: Path) -> Path | None:
+        """Return the folder of the batches, or the archive, or None."""
         for folder in (root / self.batch_folder, root / "extract" / self.batch_folder):
             if folder.is_dir():
                 return folder
         return next((p for p in (root / self.archive_file, root / "download" / self.archive_file) if p.is_file()), None)
 
-    def class_names(self, data: bytes, shown: str) -> list[str]:
-        names = unpickled(data, shown)
+    def parse_class_names(self, data: bytes, location: str) -> list[str]:
+        """Return the names of the classes in the bytes of a file.
+
+        Raises: UserError if it holds none.
+        """
+        names = unpickle(data, location)
         names = names.get(self.names_key) if isinstance(names, dict) else None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{shown}: has no list of names {self.names_key!r}. Fetch it again.")
+            raise UserError(f"{location}: has no list of names {self.names_key!r}. Fetch it again.")
         return names
 
-    def batch(self, data: bytes, shown: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images uint8 [k, 3, 32, 32] and labels int64 [k] of a batch file."""
-        content = unpickled(data, shown)
+    def parse_batch(self, data: bytes, location: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images uint8 [k, 3, 32, 32] and labels int64 [k] in the bytes of a batch file.
+
+        Raises: UserError if it holds something else.
+        """
+        content = unpickle(data, location)
         if not isinstance(content, dict) or "data" not in content or self.label_key not in content:
-            raise UserError(f"{shown}: has no 'data' and {self.label_key!r}. Fetch it again.")
+            raise UserError(f"{location}: has no 'data' and {self.label_key!r}. Fetch it again.")
         images, labels = content["data"], content[self.label_key]
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * NATIVE**2:
-            raise UserError(f"{shown}: 'data' is no uint8 array of {3 * NATIVE**2} columns. Fetch it again.")
+            raise UserError(f"{location}: 'data' is no uint8 array of {3 * NATIVE**2} columns. Fetch it again.")
         try:
             labels = np.array(labels, dtype=np.int64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{shown}: {self.label_key!r} is no list of whole numbers ({error}). Fetch it again.") from error
+            raise UserError(f"{location}: {self.label_key!r} is no list of whole numbers ({error}). Fetch it again.") from error
         if labels.shape != (len(images),) or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
-            raise UserError(f"{shown}: {len(images)} images, but labels of shape {labels.shape}, or outside 0 to {classes - 1}.")
+            raise UserError(f"{location}: {len(images)} images, but labels of shape {labels.shape}, or outside 0 to {classes - 1}.")
         return images.reshape(-1, 3, NATIVE, NATIVE), labels
 
 
@@ -183,59 +189,42 @@ class CIFAR100(CIFARBatches):
     names_key = "fine_label_names"
 
 
-def contents(place: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of the named files, from their folder or straight from the tar.gz.
+def read_contents(place: Path, batch_folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the bytes of the named files, from their folder or directly from the tar.gz.
 
-    Raises: UserError for a damaged archive, MissingData if a file is not there.
+    Raises: UserError for a damaged archive, MissingData if a file is missing.
     """
-    found = {}
+    content = {}
     try:
         if place.is_dir():
-            found = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+            content = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
         else:
             with tarfile.open(place) as tar:
                 for member in tar:
                     directory, _, name = member.name.removeprefix("./").rpartition("/")
-                    if directory == folder and name in names and member.isfile():
-                        found[name] = tar.extractfile(member).read()
+                    if directory == batch_folder and name in names and member.isfile():
+                        content[name] = tar.extractfile(member).read()
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{place}: cannot be read ({error}). Fetch it again.") from error
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in content]
     if missing:
         raise MissingData(f"{place} holds no {', '.join(missing)}. Fetch it again.")
-    return found
+    return content
 
 
-def unpickled(data: bytes, shown: str) -> Any:
-    """What a batch file holds, admitting nothing but NumPy arrays of plain numbers and Python's plain containers.
+def unpickle(data: bytes, location: str) -> Any:
+    """Return what a batch file holds; only NumPy arrays of plain numbers and Python's plain containers are admitted.
 
-    Raises: UserError for a pickle that asks for anything else, or is not whole.
+    Raises: UserError for a pickle that asks for anything else, or is incomplete.
     """
     try:
-        return PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        return PlainUnpickler(io.BytesIO(data), ADMITTED, "a batch file has", encoding="latin1").load()
     except UserError as error:
-        raise UserError(f"{shown}: {error}") from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(f"{location}: {error}") from error
+    except Exception as error:  # a damaged pickle may raise any error
         raise UserError(
-            f"{shown}: not a whole batch file of {len(data)} bytes ({type(error).__name__}: {error}). Fetch it again."
+            f"{location}: not a whole batch file of {len(data)} bytes ({type(error).__name__}: {error}). Fetch it again."
         ) from error
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that looks names up in a short list instead of importing them, so that loading cannot run foreign code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        modern = module.replace("numpy.core", "numpy._core")
-        if (modern, name) in ADMITTED:
-            return ADMITTED[modern, name]
-        raise UserError(f"asks for {module}.{name}, which a batch file has no use for; it was not read. Fetch it from its publisher.")
-
-
-def latin1(text: str, encoding: str) -> bytes:
-    """What `codecs.encode` does in the pickles that Python 3 writes of bytes; no other codec is admitted."""
-    if encoding != "latin1":
-        raise ValueError(f"codec {encoding}")
-    return text.encode("latin1")
 
 
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -243,5 +232,5 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): latin1,
+    ("_codecs", "encode"): encode_latin1,
 }

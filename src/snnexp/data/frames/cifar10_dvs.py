@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes
 from snnexp.data.download import fetch
-from snnexp.data.frames.augment import Augmentation
+from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import DVS128, check_framing, parse_aedat2
-from snnexp.data.frames.framing import framed
-from snnexp.data.source_files import File, in_folder, in_zip
-from snnexp.data.splits import carve, published, sizes
+from snnexp.data.frames.framing import frame_files, load_or_build_frames
+from snnexp.data.source_files import File, files_in_folder, files_in_zip
+from snnexp.data.splits import carve, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# The zip of each class: its number at figshare, its md5.
+# The zip of each class: its number at figshare and its md5.
 ADDRESS = "https://ndownloader.figshare.com/files/"
 ARCHIVES = {
     "airplane": (7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
@@ -37,10 +37,10 @@ ARCHIVES = {
 class CIFAR10DVS(EventFrames):
     """CIFAR10-DVS (Li, Liu, Ji, Li, Shi 2017, Front. Neurosci. 11:309) as frames [T, 2, size, size] (FrameForm).
 
-    Files (AEDAT 2.0), each class where it is first found: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
+    Files (AEDAT 2.0), each class from the first place that has it: `root`/<class>/*.aedat, `root`/extract/<class>/*.aedat,
     `root`/download/<class>.zip, `root`/<class>.zip; zips are read in place. `download` fetches the missing zips.
-    Split: there is no official one. Of each class the first ceil(0.9 n) recordings by number are for training, the rest is the test;
-    `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
+    Split: there is no official one. The first ceil(0.9 n) recordings of each class, by number, are the training part, the others the
+    test; `val_fraction` of the training part becomes the validation part (stratified, `split_seed`).
 
     Raises: MissingData if classes are missing, UserError for a damaged file or a framing that cannot be made.
     """
@@ -80,56 +80,48 @@ class CIFAR10DVS(EventFrames):
             )
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return framed(files, parse_aedat2, T, form.cells, DVS128, framing)
+            return frame_files(files, parse_aedat2, T, form, framing)
 
-        entry = prepared(
-            root,
-            {"data": "cifar10_dvs", "T": T, "size": size, "framing": framing} | form.settings,
-            [file.source for file in files],
-            len(files),
-            (T, 2, size, size),
-            produce,
-            "cifar10_dvs",
-            form.store,
-        )
+        sources = [file.source for file in files]
+        entry = load_or_build_frames(root, "cifar10_dvs", T, framing, form, sources, len(files), produce)
         rows = {"train": [], "test": []}
         for label in range(len(CLASSES)):
             members = np.flatnonzero(entry.labels == label)
-            first = -(-9 * len(members) // 10)  # ceil(0.9 n), in whole numbers because 0.9 is none in binary
-            rows["train"].append(members[:first])
-            rows["test"].append(members[first:])
-        rows = {name: np.concatenate(of_class) for name, of_class in rows.items()}
+            count = -(-9 * len(members) // 10)  # ceil(0.9 n), in integers because 0.9 has no exact binary form
+            rows["train"].append(members[:count])
+            rows["test"].append(members[count:])
+        rows = {part: np.concatenate(members) for part, members in rows.items()}
         rows["train"], rows["val"] = carve(entry.labels, rows["train"], val_fraction, split_seed, "dataset.val_fraction")
         super().__init__(
             name="cifar10_dvs",
             classes=CLASSES,
-            protocol=f"cifar10_dvs: {sizes(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
+            protocol=f"cifar10_dvs: {sizes_in_words(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
             f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed {split_seed}; "
-            f"T={T} frames of equal {framing}, {size}x{size}" + published({"recordings": len(files)}, {"recordings": 10_000}),
+            f"T={T} frames of equal {framing}, {size}x{size}" + difference_in_words({"recordings": len(files)}, {"recordings": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
+            augmentation=FrameAugmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
             form=form,
         )
 
 
 def recordings(root: Path, label: int) -> list[File]:
-    """The recordings of a class in the order of their numbers, from the first place that has any."""
+    """Return the recordings of a class in the order of their numbers, from the first place that has any."""
     name = CLASSES[label]
     for folder in (root / name, root / "extract" / name):
-        if folder.is_dir() and (files := in_folder(folder, [".aedat"], label, name)):
+        if folder.is_dir() and (files := files_in_folder(folder, [".aedat"], label, name)):
             return files
     for archive in (root / "download" / f"{name}.zip", root / f"{name}.zip"):
-        if archive.is_file() and (files := in_zip(archive, [".aedat"], lambda _: label)):
+        if archive.is_file() and (files := files_in_zip(archive, [".aedat"], lambda _: label)):
             return files
     return []
 
 
 def fetch_missing(root: Path) -> None:
-    """Download the zip of every class that is nowhere yet."""
+    """Download the zip of every class that has no recordings yet."""
     for label, name in enumerate(CLASSES):
         if not recordings(root, label):
-            number, md5 = ARCHIVES[name]
-            fetch([f"{ADDRESS}{number}"], root / "download" / f"{name}.zip", md5)
+            file_number, md5 = ARCHIVES[name]
+            fetch([f"{ADDRESS}{file_number}"], root / "download" / f"{name}.zip", md5)

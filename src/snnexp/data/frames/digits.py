@@ -7,24 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, Source, prepared
-from snnexp.data.frames.augment import Augmentation
-from snnexp.data.frames.digits_dvs import COUNT, digits
-from snnexp.data.frames.labelled import LabelledSamples
-from snnexp.data.frames.resize import check_size, resized
-from snnexp.data.splits import apportion, sizes
+from snnexp.data.cache import Notes, Source, load_or_build_samples
+from snnexp.data.frames.augment import FrameAugmentation
+from snnexp.data.frames.digits_dvs import COUNT, scikit_digits
+from snnexp.data.frames.still_images import StillImages, check_size, resize
+from snnexp.data.splits import apportion, sizes_in_words
 from snnexp.errors import UserError
 
 NATIVE = 8
 BLOCK = 256
 
 
-class Digits(LabelledSamples):
+class Digits(StillImages):
     """1,797 real handwritten digits (8x8, ink 0 to 16 stored as 0 to 255), shape of a sample [channels, size, size], uint8.
 
-    Another `size` than 8 is scaled to, bilinearly; 3 `channels` are the same three times, for models of colour images.
-    Split: `val_fraction` and `test_fraction` of all, stratified by class (`split_seed`); the same rows as in digits_dvs.
-    What training samples undergo is that of Augmentation, by the same names.
+    For another `size` than 8 the images are scaled bilinearly; 3 `channels` are three equal ones, for models of colour images.
+    Split: `val_fraction` and `test_fraction` of all digits, stratified by class (`split_seed`); the same rows as in digits_dvs.
+    Augmentation of training samples: the arguments of FrameAugmentation with the same names.
 
     Raises: UserError for a size or number of channels that is not allowed.
     """
@@ -53,12 +52,12 @@ class Digits(LabelledSamples):
         root = Path(root)
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            images, labels = digits()
+            images, labels = scikit_digits()
             pixels = np.round(255 * images).astype(np.uint8)[:, None]
             for i in range(0, COUNT, BLOCK):
-                yield np.repeat(resized(pixels[i : i + BLOCK], size), channels, axis=1), labels[i : i + BLOCK]
+                yield np.repeat(resize(pixels[i : i + BLOCK], size), channels, axis=1), labels[i : i + BLOCK]
 
-        entry = prepared(
+        entry = load_or_build_samples(
             root,
             {"data": "digits", "size": size, "channels": channels},
             [Source("sklearn.datasets.load_digits", COUNT, 0)],
@@ -71,12 +70,12 @@ class Digits(LabelledSamples):
         super().__init__(
             name="digits",
             classes=[str(digit) for digit in range(10)],
-            protocol=f"digits: {sizes(rows)} of scikit-learn's 1,797 digits; {words}; {size}x{size}",
+            protocol=f"digits: {sizes_in_words(rows)} of scikit-learn's 1,797 digits; {words}; {size}x{size}",
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(
+            augmentation=FrameAugmentation(
                 crop=crop,
                 rand_augment=rand_augment,
                 rand_augment_ops=rand_augment_ops,
@@ -85,5 +84,4 @@ class Digits(LabelledSamples):
                 mixup_epochs=mixup_epochs,
                 erasing=erasing,
             ),
-            centred=True,
         )

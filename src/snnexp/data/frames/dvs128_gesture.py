@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, Source, loose, prepared
+from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
-from snnexp.data.frames.augment import Augmentation
+from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
-from snnexp.data.frames.events import DVS128, NOT_WHOLE, Events, check_framing, check_sensor, frame, from_columns, parse_aedat3
-from snnexp.data.source_files import File, in_folder, natural, read_ahead
-from snnexp.data.splits import carve, published, sizes
+from snnexp.data.frames.events import DVS128, NUMPY_ERRORS, Events, check_framing, check_sensor, events_from_columns, frame, parse_aedat3
+from snnexp.data.frames.framing import load_or_build_frames
+from snnexp.data.source_files import File, files_in_folder, map_files, natural_key
+from snnexp.data.splits import carve, consecutive_rows, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 CLASSES = (
@@ -40,7 +41,7 @@ CLASSES = (
 )
 MD5 = "8a5c71fb11e24e5ca5b11866ca6c00a1"  # of DvsGesture.tar.gz
 TRIALS = {"train": 1176, "test": 288}
-# The recordings cut into trials beforehand (tonic's source): number at figshare, md5.
+# The recordings as tonic has them, already cut into trials: number at figshare, md5.
 PRECUT = {
     "ibmGestureTrain": (38022171, "3a8f0d4120a166bac7591f77409cb105"),
     "ibmGestureTest": (38020584, "56070e45dadaa85fff82e0fbfbc06de5"),
@@ -51,7 +52,7 @@ ADDRESS = "https://figshare.com/ndownloader/files/"
 
 @dataclass(frozen=True)
 class Session:
-    """One file of one user and its trials: `labels` [n] 0..10, `cuts` [n, 2] from start to end in microseconds, None for all of it."""
+    """One file of one user and its trials: `labels` [n] 0..10, `cuts` [n, 2] start and end in microseconds, None for the whole file."""
 
     file: File
     user: str
@@ -61,8 +62,11 @@ class Session:
     parse: Callable[[bytes, str], Events]
 
     def frames(self, T: int, cells: tuple[int, int], framing: str) -> np.ndarray:
-        """The frames of its trials, [n, T, 2, *cells]. Raises: UserError for a damaged file."""
-        events = check_sensor(self.parse(self.file.read(), self.file.shown), DVS128, self.file.shown)
+        """Return the frames of its trials, [n, T, 2, *cells].
+
+        Raises: UserError for a damaged file.
+        """
+        events = check_sensor(self.parse(self.file.read(), self.file.location), DVS128, self.file.location)
         trials = [events] if self.cuts is None else [events.between(start, end) for start, end in self.cuts]
         return np.stack([frame(trial, T, cells, DVS128, framing) for trial in trials])
 
@@ -70,16 +74,16 @@ class Session:
 class DVS128Gesture(EventFrames):
     """DVS128 Gesture (Amir et al. 2017, CVPR), cut into trials, as frames [T, 2, size, size] (FrameForm).
 
-    Files, in the first of two forms that is there:
-    As IBM gives them (AEDAT 3.1, with a table of trials each): DvsGesture.tar.gz in `root` or `root`/download (unpacked once into
-    `root`/extract), or its folder with trials_to_train.txt in `root`, `root`/DvsGesture or `root`/extract/DvsGesture. They cannot be
-    fetched by a program. A sample is a row of *_labels.csv: the events with start <= t < end (1,176 to train and 288 to test, as
+    Files, in the first of two forms that is found:
+    As IBM publishes them (AEDAT 3.1, each with a table of trials): DvsGesture.tar.gz in `root` or `root`/download (unpacked once into
+    `root`/extract), or its folder with trials_to_train.txt in `root`, `root`/DvsGesture or `root`/extract/DvsGesture. A program cannot
+    fetch them. A sample is a row of *_labels.csv: the events with start <= t < end (1,176 for training and 288 for the test, as
     SpikingJelly counts).
-    Cut beforehand, as tonic has them: {ibmGestureTrain,ibmGestureTest}.tar.gz in `root` or `root`/download (unpacked likewise), or these
-    folders in `root` or `root`/extract; `download` fetches them. A sample is a file <user>_<light>/<class>.npy of x, y, p and t in
-    milliseconds, one trial of each class of a session (1,077 to train and 264 to test).
+    Already cut into trials, as tonic has them: {ibmGestureTrain,ibmGestureTest}.tar.gz in `root` or `root`/download (unpacked in the same
+    way), or these folders in `root` or `root`/extract; `download` fetches them. A sample is a file <user>_<light>/<class>.npy of x, y, p
+    and t in milliseconds, one trial of each class of a session (1,077 for training and 264 for the test).
     Split: users 1 to 23 train, 24 to 29 test, as published; the validation part is `val_fraction` of the training users, drawn by
-    `split_seed`, so that nobody is in two parts.
+    `split_seed`, so that no user is in two parts.
 
     Raises: MissingData with instructions, UserError for a damaged file or table or a framing that cannot be made.
     """
@@ -102,108 +106,100 @@ class DVS128Gesture(EventFrames):
         check_framing(T, (size, size), DVS128, framing)
         form = FrameForm(normalise, size, DVS128)
         root = Path(root)
-        if folder := original(root):
-            of_part = {part: sessions(folder, f"trials_to_{part}.txt") for part in ("train", "test")}
-            origin, count_published = "", TRIALS
+        if folder := find_original(root):
+            of_part = {part: read_sessions(folder, f"trials_to_{part}.txt") for part in ("train", "test")}
+            origin, published_counts = "", TRIALS
         else:
-            of_part = {part: precut_sessions(folder) for part, folder in zip(("train", "test"), precut(root, download), strict=True)}
-            numbers = " and ".join(str(number) for number, _ in PRECUT.values())
-            origin = f"; trials as cut in figshare {numbers}, times in ms (1,341 of the 1,464 of IBM's archive)"
-            count_published = PRECUT_TRIALS
-        both = [session for part in of_part.values() for session in part]
-        of_file = {session.file: session for session in both}
-        count = sum(len(session.labels) for session in both)
+            folders = find_precut(root, download)
+            of_part = {part: read_precut_sessions(folder) for part, folder in zip(("train", "test"), folders, strict=True)}
+            file_ids = " and ".join(str(file_id) for file_id, _ in PRECUT.values())
+            origin = f"; trials as cut in figshare {file_ids}, times in ms (1,341 of the 1,464 of IBM's archive)"
+            published_counts = PRECUT_TRIALS
+        sessions = [session for part in of_part.values() for session in part]
+        of_file = {session.file: session for session in sessions}
+        users = np.concatenate([[session.user] * len(session.labels) for session in sessions])
+        counts = {part: sum(len(session.labels) for session in of_part[part]) for part in of_part}
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return read_ahead(list(of_file), lambda file: (of_file[file].frames(T, form.cells, framing), of_file[file].labels))
+            return map_files(list(of_file), lambda file: (of_file[file].frames(T, form.cells, framing), of_file[file].labels))
 
-        entry = prepared(
-            root,
-            {"data": "dvs128_gesture", "T": T, "size": size, "framing": framing} | form.settings,
-            [source for session in both for source in session.sources],
-            count,
-            (T, 2, size, size),
-            produce,
-            "dvs128_gesture",
-            form.store,
-        )
-        users = np.concatenate([[session.user] * len(session.labels) for session in both])
-        number = sum(len(session.labels) for session in of_part["train"])
-        rows = {"train": np.arange(number), "test": np.arange(number, count)}
+        sources = [source for session in sessions for source in session.sources]
+        entry = load_or_build_frames(root, "dvs128_gesture", T, framing, form, sources, len(users), produce)
+        rows = consecutive_rows(counts)
         rows["train"], rows["val"], words = carve_users(entry.labels, users, rows["train"], val_fraction, split_seed)
         super().__init__(
             name="dvs128_gesture",
             classes=CLASSES,
-            protocol=f"dvs128_gesture: {sizes(rows)}; test users as published; {words}; T={T} frames of equal {framing}, {size}x{size}"
-            + origin
-            + published({"train": number, "test": count - number}, count_published),
+            protocol=f"dvs128_gesture: {sizes_in_words(rows)}; test users as published; {words}; "
+            f"T={T} frames of equal {framing}, {size}x{size}{origin}{difference_in_words(counts, published_counts)}",
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, roll=roll),
+            augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
 
 
 def carve_users(labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Divide the training rows into (train, val, words): val is all of some users, or single trials if there is but one user."""
+    """Divide the training rows into train and val, with a description: val is all trials of some users, or some trials of a single user."""
     names = np.unique(users[rows])
     if len(names) < 2:
         train, val = carve(labels, rows, fraction, seed, "dataset.val_fraction")
         return train, val, f"val is {fraction:.0%} of the trials (one training user), stratified, split_seed {seed}"
-    # All users are one class here, so that carve draws among them.
+    # All users are of one class here, so that carve draws among all of them.
     _, chosen = carve(np.zeros(len(names), dtype=np.int64), np.arange(len(names)), fraction, seed, "dataset.val_fraction")
     held_out = np.isin(users[rows], names[chosen])
     return rows[~held_out], rows[held_out], f"val is {len(chosen)} of {len(names)} training users, split_seed {seed}"
 
 
-def sessions(folder: Path, listing: str) -> list[Session]:
-    """The AEDAT files that a listing names, with their trials.
+def read_sessions(folder: Path, listing: str) -> list[Session]:
+    """Return the AEDAT files that a listing names, with their trials.
 
-    Raises: MissingData for a file that is not there, UserError for a table that cannot be read.
+    Raises: MissingData for a file that is missing, UserError for a table that cannot be read.
     """
-    found = []
+    sessions = []
     for name in (folder / listing).read_text().split():
-        path, csv = folder / name, folder / f"{name.removesuffix('.aedat')}_labels.csv"
-        for needed in (path, csv):
+        path, labels_path = folder / name, folder / f"{name.removesuffix('.aedat')}_labels.csv"
+        for needed in (path, labels_path):
             if not needed.is_file():
                 raise MissingData(f"dvs128_gesture: {needed} is missing, but {folder / listing} names it. Unpack DvsGesture.tar.gz again.")
         try:
-            table = np.loadtxt(csv, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
+            table = np.loadtxt(labels_path, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
         except ValueError as error:
-            raise UserError(f"{csv}: not a table of class,startTime_usec,endTime_usec ({error}).") from error
+            raise UserError(f"{labels_path}: not a table of class,startTime_usec,endTime_usec ({error}).") from error
         if table.ndim != 2 or table.shape[1] != 3 or not len(table):
-            raise UserError(f"{csv}: has shape {table.shape}; needed are rows of class,startTime_usec,endTime_usec.")
+            raise UserError(f"{labels_path}: has shape {table.shape}; needed are rows of class,startTime_usec,endTime_usec.")
         if table[:, 0].min() < 1 or table[:, 0].max() > len(CLASSES):
-            raise UserError(f"{csv}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}.")
-        file = File(loose(path, name), -1, path)
-        found.append(Session(file, name.split("_")[0], table[:, 0] - 1, table[:, 1:], (file.source, loose(csv)), parse_aedat3))
-    return found
+            raise UserError(f"{labels_path}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}.")
+        file = File(file_source(path, name), -1, path)
+        sources = (file.source, file_source(labels_path))
+        sessions.append(Session(file, name.split("_")[0], table[:, 0] - 1, table[:, 1:], sources, parse_aedat3))
+    return sessions
 
 
-def precut_sessions(folder: Path) -> list[Session]:
-    """The trials <user>_<light>/<class>.npy of a folder, each as a session of its own.
+def read_precut_sessions(folder: Path) -> list[Session]:
+    """Return the trials <user>_<light>/<class>.npy of a folder, each as a session of its own.
 
-    Raises: UserError for a file that is called otherwise, or if there are none.
+    Raises: UserError for a file with another kind of name, or if there are no trials.
     """
-    found = []
-    for place in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name)):
-        for file in in_folder(place, [".npy"], -1, f"{folder.name}/{place.name}"):
+    sessions = []
+    for place in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name)):
+        for file in files_in_folder(place, [".npy"], -1, f"{folder.name}/{place.name}"):
             label = file.path.stem
             if not re.fullmatch(r"user\d+_\w+", place.name) or label not in map(str, range(len(CLASSES))):
                 raise UserError(
                     f"{file.path}: trials are called user<number>_<light>/<class>.npy, class 0 to {len(CLASSES) - 1}. Remove what is none."
                 )
             user = place.name.split("_")[0]
-            found.append(Session(file, user, np.array([int(label)]), None, (file.source,), parse_precut))
-    if not found:
+            sessions.append(Session(file, user, np.array([int(label)]), None, (file.source,), parse_precut))
+    if not sessions:
         raise UserError(f"{folder} holds no trials user<number>_<light>/<class>.npy. Remove it, then: snnexp data dataset=dvs128_gesture.")
-    return found
+    return sessions
 
 
 def parse_precut(data: bytes, name: str) -> Events:
-    """The events of a trial cut beforehand: an array [E, 4] of x, y, polarity and time in milliseconds.
+    """Return the events of a trial that was already cut: an array [E, 4] of x, y, polarity and time in milliseconds.
 
     Raises: UserError for anything else.
     """
@@ -215,14 +211,14 @@ def parse_precut(data: bytes, name: str) -> Events:
             raise ValueError(f"an array of shape {table.shape} and type {table.dtype}")
         if not np.isfinite(table).all():
             raise ValueError("NaN or infinite numbers in it")
-    except NOT_WHOLE as error:
+    except NUMPY_ERRORS as error:
         raise UserError(f"{name}: needed is an array [E, 4] of numbers x, y, p, t in ms ({error}). Fetch it again.") from error
     x, y, p, t = table.T
-    return from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)
+    return events_from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)
 
 
-def original(root: Path) -> Path | None:
-    """The folder with IBM's listings, unpacked from the archive if it is only there, or None.
+def find_original(root: Path) -> Path | None:
+    """Return the folder with IBM's listings, unpacked from the archive if necessary, or None.
 
     Raises: UserError for an archive that is damaged or points outside.
     """
@@ -235,32 +231,32 @@ def original(root: Path) -> Path | None:
     return None
 
 
-def precut(root: Path, download: bool) -> list[Path]:
-    """The folders of the training and the test trials, unpacked or fetched if they are not there.
+def find_precut(root: Path, download: bool) -> list[Path]:
+    """Return the folders of the training and the test trials, unpacked or fetched if necessary.
 
     Raises: MissingData with instructions, UserError for an archive that is damaged or points outside.
     """
-    found = []
-    for name, (number, md5) in PRECUT.items():
-        folders = [folder for folder in (root / name, root / "extract" / name) if folder.is_dir()]
+    folders = []
+    for name, (file_number, md5) in PRECUT.items():
+        candidates = [folder for folder in (root / name, root / "extract" / name) if folder.is_dir()]
         archives = [place for place in (root / f"{name}.tar.gz", root / "download" / f"{name}.tar.gz") if place.is_file()]
-        if not folders and not archives and download:
-            archives = [fetch([f"{ADDRESS}{number}"], root / "download" / f"{name}.tar.gz", md5)]
-        if not folders and not archives:
+        if not candidates and not archives and download:
+            archives = [fetch([f"{ADDRESS}{file_number}"], root / "download" / f"{name}.tar.gz", md5)]
+        if not candidates and not archives:
             raise MissingData(
-                f"dvs128_gesture: {root} holds no DVS128 Gesture{f', only {found[0]}' if found else ''}. "
+                f"dvs128_gesture: {root} holds no DVS128 Gesture{f', only {folders[0]}' if folders else ''}. "
                 "Fetch it, cut into trials, with: snnexp data dataset=dvs128_gesture. "
                 f"Or get DvsGesture.tar.gz (md5 {MD5}) from https://research.ibm.com/interactive/dvsgesture/ by hand and put it into "
                 f"{root / 'download'} as it is, or unpacked as {root}/DvsGesture/."
             )
-        found.append(folders[0] if folders else unpack(archives[0], root / "extract" / name, ("user*_*",), md5))
-    return found
+        folders.append(candidates[0] if candidates else unpack(archives[0], root / "extract" / name, ("user*_*",), md5))
+    return folders
 
 
-def unpack(archive: Path, folder: Path, holds: tuple[str, ...], md5: str) -> Path:
-    """Unpack into `folder` the directory that `holds` something of each of these patterns, under another name until it is whole.
+def unpack(archive: Path, folder: Path, patterns: tuple[str, ...], md5: str) -> Path:
+    """Unpack into `folder` the directory of an archive that has files of all `patterns`, under another name until it is complete.
 
-    Members that would land elsewhere are refused. Raises: UserError.
+    Raises: UserError for a damaged archive, one without such files or with a member outside it, or a full disk.
     """
     building = None
     try:
@@ -268,15 +264,15 @@ def unpack(archive: Path, folder: Path, holds: tuple[str, ...], md5: str) -> Pat
         building = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
         with tarfile.open(archive) as tar:
             tar.extractall(building, filter="data")
-        places = sorted(path.parent for path in building.glob(f"**/{holds[0]}"))
-        inside = next((place for place in places if all(any(place.glob(pattern)) for pattern in holds)), None)
-        if inside is None:
-            raise UserError(f"{archive}: holds no {' and '.join(holds)}; is it {folder.name}.tar.gz (md5 {md5})?")
+        candidates = sorted(path.parent for path in building.glob(f"**/{patterns[0]}"))
+        content = next((place for place in candidates if all(any(place.glob(pattern)) for pattern in patterns)), None)
+        if content is None:
+            raise UserError(f"{archive}: holds no {' and '.join(patterns)}; is it {folder.name}.tar.gz (md5 {md5})?")
         try:
-            os.rename(inside, folder)
+            os.rename(content, folder)
         except OSError:
             # A second process may have unpacked the same archive meanwhile; its copy is as good.
-            if not any(folder.glob(holds[-1])):
+            if not any(folder.glob(patterns[-1])):
                 raise
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{archive}: not a whole or not a harmless tar archive ({error}). Fetch it again (md5 {md5}).") from error

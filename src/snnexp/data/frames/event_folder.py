@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.data.cache import Notes, prepared
-from snnexp.data.frames.augment import Augmentation
+from snnexp.data.cache import Notes
+from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import check_framing, parse
-from snnexp.data.frames.framing import extents, framed
-from snnexp.data.source_files import in_class_folders
-from snnexp.data.splits import divide, sizes
+from snnexp.data.frames.framing import frame_files, load_or_build_frames, sensor_extents
+from snnexp.data.source_files import find_class_folders
+from snnexp.data.splits import consecutive_rows, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 ENDINGS = (".aedat", ".bin", ".npz", ".npy")
@@ -23,11 +23,11 @@ ENDINGS = (".aedat", ".bin", ".npz", ".npy")
 class EventFolder(EventFrames):
     """Event recordings in class folders as T frames of `size` x `size` cells, shape of a sample [T, 2, size, size]; `normalise`: FrameForm.
 
-    Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. Formats by ending, mixed as you like: .aedat (2.0 of a DVS128, 3.1),
+    Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. Formats by ending, also mixed: .aedat (2.0 of a DVS128, 3.1),
     .bin (ATIS), .npz (arrays t, x, y, p), .npy (structured, or [E, 4] with columns t, x, y, p); times in microseconds.
-    `sensor` is (height, width) in pixels. None takes the smallest that holds all events of the training part, which costs a second
-    reading; a recording of another part that reaches further is refused. Without a training part, that of all recordings is taken.
-    Split: what is not there is carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
+    `sensor` is (height, width) in pixels. None: the smallest that holds all events of the training part (of all recordings if there is
+    no training part), for which every file is read twice; a recording of another part with an event outside it is refused.
+    Split: missing parts are carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
 
     Raises: MissingData if there are no class folders, UserError for a damaged file, an event outside the sensor or a bad framing.
     """
@@ -51,63 +51,54 @@ class EventFolder(EventFrames):
         if root is None:
             raise MissingData("event_folder: name the directory of your recordings with dataset.root=DIR (DIR/<class>/FILE).")
         root = Path(root)
-        given = None if sensor is None else (int(sensor[0]), int(sensor[1]))
-        check_framing(T, (size, size), given or (size, size), framing)
-        classes, of_part = in_class_folders(root, ENDINGS, "event recordings")
-        files = [file for part in of_part.values() for file in part]
+        configured_sensor = None if sensor is None else (int(sensor[0]), int(sensor[1]))
+        check_framing(T, (size, size), configured_sensor or (size, size), framing)
+        classes, files_of_part = find_class_folders(root, ENDINGS, "event recordings")
+        files = [file for part_files in files_of_part.values() for file in part_files]
         labels = np.array([file.label for file in files])
-        bounds = np.cumsum([0, *map(len, of_part.values())])
-        parts = {part: np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(of_part)}
+        parts = consecutive_rows({part: len(part_files) for part, part_files in files_of_part.items()})
         rows, words = divide(labels, parts, val_fraction, test_fraction, split_seed)
-        if given:
-            self.sensor, found = given, ""
+        if configured_sensor:
+            self.sensor, remark = configured_sensor, ""
         else:
             measured = rows["train"] if len(rows["train"]) else np.arange(len(files))
-            height, width = extents(root, files, parse, "event_folder (sensor)")[measured].max(axis=0).tolist()
-            self.sensor, found = (height, width), f" (the smallest that holds all {'training ' if len(rows['train']) else ''}events)"
+            height, width = sensor_extents(root, files, parse, "event_folder (sensor)")[measured].max(axis=0).tolist()
+            self.sensor, remark = (height, width), f" (the smallest that holds all {'training ' if len(rows['train']) else ''}events)"
         check_framing(T, (size, size), self.sensor, framing)
         form = FrameForm(normalise, size, self.sensor)
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return framed(files, parse, T, form.cells, self.sensor, framing)
+            return frame_files(files, parse, T, form, framing)
 
-        entry = prepared(
-            root,
-            {"data": "event_folder", "T": T, "size": size, "framing": framing, "sensor": self.sensor} | form.settings,
-            [file.source for file in files],
-            len(files),
-            (T, 2, size, size),
-            produce,
-            "event_folder",
-            form.store,
-        )
+        sources = [file.source for file in files]
+        entry = load_or_build_frames(root, "event_folder", T, framing, form, sources, len(files), produce, sensor=self.sensor)
         height, width = self.sensor
         super().__init__(
             name="event_folder",
             classes=classes,
-            protocol=f"event_folder {root.name}: {sizes(rows)}; {words}; T={T} frames of equal {framing}, "
-            f"{size}x{size} cells of a sensor of {width}x{height} pixels{found}",
+            protocol=f"event_folder {root.name}: {sizes_in_words(rows)}; {words}; T={T} frames of equal {framing}, "
+            f"{size}x{size} cells of a sensor of {width}x{height} pixels{remark}",
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, roll=roll),
+            augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep, with the sensor [height, width] that cells were made of."""
+        """Return what a checkpoint needs, with the sensor [height, width] that the cells divide."""
         return {**super().state_dict(), "sensor": list(self.sensor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the normalisation of a run.
 
-        Raises: UserError if the run knows other classes or another sensor, whose cells hold other pixels.
+        Raises: UserError if the run has other classes or another sensor, whose cells hold other pixels.
         """
-        wanted = list(state.get("sensor", self.sensor))
-        if wanted != list(self.sensor):
+        sensor = list(state.get("sensor", self.sensor))
+        if sensor != list(self.sensor):
             raise UserError(
-                f"The run saw a sensor of {wanted[1]}x{wanted[0]} pixels, but the frames of {self.directory} are of one of "
-                f"{self.sensor[1]}x{self.sensor[0]}. Give dataset.sensor=[{wanted[0]},{wanted[1]}]."
+                f"The run saw a sensor of {sensor[1]}x{sensor[0]} pixels, but the frames of {self.directory} are of one of "
+                f"{self.sensor[1]}x{self.sensor[0]}. Give dataset.sensor=[{sensor[0]},{sensor[1]}]."
             )
         super().load_state_dict(state)

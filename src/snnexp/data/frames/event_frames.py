@@ -1,4 +1,4 @@
-"""The frames of event recordings as a network sees them: counts by their root mean square, by the maximum of each frame, or as they are."""
+"""The base class of data sets of event frames, and their forms: counts by their root mean square, by each frame's maximum, or unscaled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from snnexp.data.frames.labelled import LabelledSamples
 from snnexp.errors import UserError, nearest
 
 LEVELS = 255  # of 8 bits above 0
-DIVISORS = {"rms": None, "frame_max": [float(LEVELS)] * 2, "none": [1.0, 1.0]}  # of what is stored, OFF and ON; None: measured
+DIVISORS = {"rms": None, "frame_max": [float(LEVELS)] * 2, "none": [1.0, 1.0]}  # of stored OFF and ON values; None: measured
 WORDS = {"rms": "", "frame_max": ", each by its maximum in 8 bits", "none": ", raw counts"}
 
 
 @dataclass(frozen=True)
 class FrameForm:
-    """What becomes of counts: `size` cells a side, of a sensor (H, W) in pixels.
+    """How events become frames of `size` cells a side, for a `sensor` of (H, W) pixels.
 
     `normalise` "rms": a cell counts the events of its pixels, divided by the root of the mean square of each polarity on the training part.
     "none": the counts. "frame_max": counts of single pixels, each frame divided by its largest (of both polarities), cut to 8 bits and
@@ -42,11 +42,11 @@ class FrameForm:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What tells the stored frames from stored counts."""
+        """The cache settings that distinguish stored frames from stored counts."""
         return {"normalise": "frame_max"} if self.normalise == "frame_max" else {}
 
     def store(self, counts: np.ndarray) -> np.ndarray:
-        """The frames [k, T, 2, size, size] that are stored for counts [k, T, 2, H, W] in `cells`."""
+        """Return the frames [k, T, 2, size, size] to store for counts [k, T, 2, H, W] in `cells`."""
         if self.normalise != "frame_max":
             return counts
         from PIL import Image
@@ -59,25 +59,25 @@ class FrameForm:
 
 
 class EventFrames(LabelledSamples):
-    """Recordings with a class each as frames of a form, in which 0 stays 0: no event happened. The other arguments are LabelledSamples'."""
+    """Recordings with a class each, as frames of a `form` in which 0 means no event. The other arguments are LabelledSamples'."""
 
     def __init__(self, *, form: FrameForm, protocol: str, **rest: Any) -> None:
         super().__init__(protocol=protocol + WORDS[form.normalise], centred=False, std=DIVISORS[form.normalise], **rest)
         self.normalise = form.normalise
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep, with how frames were normalised."""
+        """Return what a checkpoint needs, with the normalisation of frames."""
         return {**super().state_dict(), "normalise": self.normalise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the normalisation of a run; older runs, which do not name it, have rms.
 
-        Raises: UserError if the run knows other classes, or frames normalised in another way, which hold other values.
+        Raises: UserError if the run has other classes, or frames normalised in another way.
         """
-        wanted = state.get("normalise", "rms")
-        if wanted != self.normalise:
+        form = state.get("normalise", "rms")
+        if form != self.normalise:
             raise UserError(
-                f"The run was trained with dataset.normalise={wanted}, but the frames of {self.directory} are made with {self.normalise}, "
-                f"and hold other values. Give dataset.normalise={wanted}."
+                f"The run was trained with dataset.normalise={form}, but the frames of {self.directory} are made with {self.normalise}, "
+                f"and hold other values. Give dataset.normalise={form}."
             )
         super().load_state_dict(state)

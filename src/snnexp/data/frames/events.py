@@ -1,4 +1,4 @@
-"""Event recordings: what a sensor sends, the file formats it is kept in, and its integration into frames."""
+"""Event recordings: the events of a sensor, the file formats of recordings, and their integration into frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 from snnexp.errors import UserError
 
 FRAMINGS = ("count", "time")
-OFF, ON = 0, 1
 DVS128 = (128, 128)  # pixels, (H, W)
 # AEDAT 3.1 packet header: type, source, event size, time offset, clock overflows, capacity, number, valid
 PACKET = struct.Struct("<HHIIIIII")
@@ -35,7 +34,7 @@ class Events:
         return len(self.t)
 
     def between(self, start: int, end: int) -> Events:
-        """The events with `start <= t < end`, both in microseconds."""
+        """Return the events with `start <= t < end`, both in microseconds."""
         keep = (self.t >= start) & (self.t < end)
         return Events(self.t[keep], self.x[keep], self.y[keep], self.p[keep])
 
@@ -44,16 +43,16 @@ class Events:
 
 
 def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int, int], framing: str = "count") -> np.ndarray:
-    """The counts of a recording's events in `T` frames of `size` cells, int64 [T, C, H, W] with channel 0 OFF and channel 1 ON.
+    """Return the counts of a recording's events in `T` frames of `size` cells, int64 [T, C, H, W] with channel 0 OFF and channel 1 ON.
 
     `size` is one side or (H, W), `sensor` (H, W) in pixels. The event at pixel (x, y) falls into cell
     (floor(x * W / sensor W), floor(y * H / sensor H)): counts stay integers and their sum is the number of events. Where the ratio is
     not a whole number, cells cover one pixel more or less than their neighbours.
 
-    `framing="count"`: frame i takes the events i * floor(E / T) to (i + 1) * floor(E / T) in the order of the file, the last frame also
-    the E mod T that are left. `framing="time"`: the event at t falls into frame floor((t - t_min) / floor((t_max - t_min) / T)), the
-    last frame takes also what is left; the order of events does not matter. Both are SpikingJelly's definitions (`split_by` number and
-    time), here also for recordings with empty frames or fewer events than `T`.
+    `framing="count"`: frame i gets the events i * floor(E / T) to (i + 1) * floor(E / T) in the order of the file, the last frame also
+    the remaining E mod T. `framing="time"`: the event at t falls into frame floor((t - t_min) / floor((t_max - t_min) / T)), the last
+    frame also gets the remaining ones; the order of events does not matter. Both are SpikingJelly's definitions (`split_by` number and
+    time), extended to recordings with empty frames or fewer events than `T`.
 
     Raises: UserError for another framing, T < 1 or a size that the sensor does not have.
     """
@@ -62,8 +61,8 @@ def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int
     if len(events) == 0:
         return np.zeros((T, 2, height, width), dtype=np.int64)
     if framing == "count":
-        each = len(events) // T
-        index = np.minimum(np.arange(len(events)) // each, T - 1) if each else np.full(len(events), T - 1)
+        per_frame = len(events) // T
+        index = np.minimum(np.arange(len(events)) // per_frame, T - 1) if per_frame else np.full(len(events), T - 1)
     else:
         start = events.t.min()
         duration = (events.t.max() - start) // T
@@ -75,10 +74,7 @@ def frame(events: Events, T: int, size: int | tuple[int, int], sensor: tuple[int
 
 
 def check_framing(T: int, size: tuple[int, int], sensor: tuple[int, int], framing: str) -> None:
-    """Refuse a framing that cannot be made.
-
-    Raises: UserError.
-    """
+    """Raise UserError for a framing that cannot be made."""
     if framing not in FRAMINGS:
         raise UserError(f"dataset.framing is {framing!r}; allowed are {' and '.join(map(repr, FRAMINGS))}.")
     if T < 1:
@@ -91,9 +87,9 @@ def check_framing(T: int, size: tuple[int, int], sensor: tuple[int, int], framin
 
 
 def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
-    """The same events, every one of which lies on the sensor (H, W).
+    """Return the same events if all lie on the sensor (H, W).
 
-    Raises: UserError naming the file and the first event that does not.
+    Raises: UserError that names the file and the first event outside the sensor.
     """
     outside = (events.x < 0) | (events.x >= sensor[1]) | (events.y < 0) | (events.y >= sensor[0])
     if outside.any():
@@ -110,9 +106,9 @@ def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
 
 
 def parse(data: bytes, name: str) -> Events:
-    """The events in the bytes of a file, read in the format that the end of `name` says (.aedat, .bin, .npz or .npy).
+    """Return the events in the bytes of a file, whose format follows from the ending of `name` (.aedat, .bin, .npz or .npy).
 
-    Raises: UserError naming the file, and the byte where it breaks off.
+    Raises: UserError that names the file, and the byte where it breaks off.
     """
     ending = name.rsplit(".", 1)[-1].lower()
     if ending == "aedat":
@@ -125,12 +121,12 @@ def parse(data: bytes, name: str) -> Events:
 
 
 def parse_aedat2(data: bytes, name: str) -> Events:
-    """The events of an AEDAT 2.0 file of a DVS128, the format of CIFAR10-DVS.
+    """Return the events of an AEDAT 2.0 file of a DVS128, the format of CIFAR10-DVS.
 
     '#' lines, then pairs of big-endian 32-bit address and time. Address of the DVS128: bit 0 polarity (0 means ON), bits 1 to 7 the
-    column counted from the right, bits 8 to 14 the row counted from below, bit 15 marks an external trigger, which is no pixel's event
-    and is left out. x and y are exchanged, as SpikingJelly's reader does, because CIFAR10-DVS was recorded with the sensor on its side:
-    x = 127 - row, y = 127 - column. The 32-bit clock counts microseconds; a step back of more than half its range is a wrap and is
+    column counted from the right, bits 8 to 14 the row counted from below, bit 15 marks an external trigger, which belongs to no pixel
+    and is left out. x and y are exchanged, as by SpikingJelly's reader, because CIFAR10-DVS was recorded with the sensor on its side:
+    x = 127 - row, y = 127 - column. The 32-bit clock counts microseconds; a step back of more than half its range is an overflow and is
     undone, a smaller one is kept.
 
     Raises: UserError for an empty file, a missing header, another version, or a file that ends within an event.
@@ -148,8 +144,8 @@ def parse_aedat2(data: bytes, name: str) -> Events:
         start = end + 1
     if start == 0:
         raise UserError(f"{name}: does not begin with an AEDAT header ('#!AER-DAT2.0') but with {data[:12]!r}.")
-    whole = whole_events(data, start, 8, name)
-    words = np.frombuffer(data, dtype=">u4", count=whole * 2, offset=start).astype(np.uint32).reshape(-1, 2)
+    count = count_events(data, start, 8, name)
+    words = np.frombuffer(data, dtype=">u4", count=count * 2, offset=start).astype(np.uint32).reshape(-1, 2)
     address, t = words[:, 0], unwrap(words[:, 1], 32)
     pixel = (address & 0x8000) == 0
     if not pixel.all():
@@ -159,10 +155,10 @@ def parse_aedat2(data: bytes, name: str) -> Events:
 
 
 def parse_aedat3(data: bytes, name: str) -> Events:
-    """The polarity events of an AEDAT 3.1 file, the format of DVS128 Gesture.
+    """Return the polarity events of an AEDAT 3.1 file, the format of DVS128 Gesture.
 
     '#' lines to '#!END-HEADER', then little-endian packets: a header of 28 bytes (event type, source, event size, offset of the time
-    stamp, overflow counter of the clock, capacity, number, number of valid ones) and `number` events. A polarity event (type 1) has 8
+    stamp, overflow counter of the clock, capacity, count, count of valid ones) and `count` events. A polarity event (type 1) has 8
     bytes: bit 0 valid, bit 1 polarity (1 means ON), bits 2 to 16 y, bits 17 to 31 x; then the time in microseconds, 31 bits, to which
     the overflow counter adds 2^31 each. Packets of other types are skipped, events not marked valid are left out.
 
@@ -175,19 +171,19 @@ def parse_aedat3(data: bytes, name: str) -> Events:
     packets, times, position = [], [], end
     while position < len(data):
         if position + 28 > len(data):
-            raise cut_off(name, len(data), f"the packet header that begins at byte {position} needs 28 bytes")
-        kind, _, event_size, _, overflow, capacity, number, _ = PACKET.unpack_from(data, position)
+            raise truncation_error(name, len(data), f"the packet header that begins at byte {position} needs 28 bytes")
+        kind, _, event_size, _, overflow, capacity, count, _ = PACKET.unpack_from(data, position)
         body = position + 28
         position = body + capacity * event_size
-        if position > len(data) or (kind == 1 and (event_size != 8 or number > capacity)):
+        if position > len(data) or (kind == 1 and (event_size != 8 or count > capacity)):
             if position <= len(data):
                 raise UserError(
-                    f"{name}: damaged packet header at byte {body - 28} ({number} events of {event_size} bytes in room for {capacity}). "
+                    f"{name}: damaged packet header at byte {body - 28} ({count} events of {event_size} bytes in room for {capacity}). "
                     "Copy or download the file again."
                 )
-            raise cut_off(name, len(data), f"the packet that begins at byte {body - 28} reaches to byte {position}")
+            raise truncation_error(name, len(data), f"the packet that begins at byte {body - 28} reaches to byte {position}")
         if kind == 1:
-            words = np.frombuffer(data, dtype="<u4", count=number * 2, offset=body).reshape(-1, 2)
+            words = np.frombuffer(data, dtype="<u4", count=count * 2, offset=body).reshape(-1, 2)
             words = words[(words[:, 0] & 1) == 1]
             packets.append(words[:, 0])
             times.append(words[:, 1].astype(np.int64) + (overflow << 31))
@@ -197,18 +193,18 @@ def parse_aedat3(data: bytes, name: str) -> Events:
 
 
 def parse_atis(data: bytes, name: str) -> Events:
-    """The events of an ATIS .bin file, the format of N-MNIST.
+    """Return the events of an ATIS .bin file, the format of N-MNIST.
 
-    5 bytes an event, big-endian: x, y, polarity (top bit), 23 bits of time. An event with y = 240 is no pixel's: the camera sends it
-    when its 13-bit counter overflows, so 2^13 microseconds are added to all later times and the event itself is left out (Orchard et
-    al. 2015, their reading script). A step back of more than half of the 23-bit clock is a wrap and is undone.
+    5 bytes an event, big-endian: x, y, polarity (top bit), 23 bits of time. An event with y = 240 belongs to no pixel: the camera sends
+    it when its 13-bit counter overflows, so 2^13 microseconds are added to all later times and the event itself is left out (Orchard et
+    al. 2015, their reading script). A step back of more than half of the 23-bit clock is an overflow and is undone.
 
     Raises: UserError for an empty file or one that ends within an event.
     """
     if not data:
         raise UserError(f"{name}: the file is empty (0 bytes). Copy or download it again.")
-    whole = whole_events(data, 0, 5, name)
-    raw = np.frombuffer(data, dtype=np.uint8, count=whole * 5).reshape(-1, 5).astype(np.int32)
+    count = count_events(data, 0, 5, name)
+    raw = np.frombuffer(data, dtype=np.uint8, count=count * 5).reshape(-1, 5).astype(np.int32)
     t = unwrap(((raw[:, 2] & 0x7F) << 16) | (raw[:, 3] << 8) | raw[:, 4], 23)
     overflow = raw[:, 1] == 240
     if overflow.any():
@@ -216,14 +212,14 @@ def parse_atis(data: bytes, name: str) -> Events:
     return Events(t, raw[:, 0], raw[:, 1], (raw[:, 2] >> 7).astype(np.uint8))
 
 
-NOT_WHOLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, tokenize.TokenError)
-"""What `numpy.load` raises of a file that is damaged or none of its own."""
+NUMPY_ERRORS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, tokenize.TokenError)
+"""Errors that `numpy.load` raises for a file that is damaged or not in NumPy's format."""
 
 
 def parse_numpy(data: bytes, name: str) -> Events:
-    """The events of a NumPy file: .npz with arrays t, x, y, p; .npy with a structured array of these fields, or [E, 4] in this order.
+    """Return the events of a NumPy file: .npz of arrays t, x, y, p; .npy of a structured array with these fields, or [E, 4] in this order.
 
-    Times are whole microseconds. A polarity above 0 is ON: {0, 1}, {-1, 1} and booleans all mean what they should. No pickled objects.
+    Times are whole microseconds. A polarity above 0 is ON, for {0, 1}, {-1, 1} and booleans alike. Pickled objects are refused.
 
     Raises: UserError for anything else.
     """
@@ -234,16 +230,16 @@ def parse_numpy(data: bytes, name: str) -> Events:
         if isinstance(loaded, np.lib.npyio.NpzFile):
             columns = {key: loaded[key] for key in loaded.files}
             if list(columns) == ["events"]:
-                columns = by_field(columns["events"], name)
+                columns = columns_by_name(columns["events"], name)
         else:
-            columns = by_field(loaded, name)
-    except NOT_WHOLE as error:
+            columns = columns_by_name(loaded, name)
+    except NUMPY_ERRORS as error:
         raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
-    return from_columns(columns, name)
+    return events_from_columns(columns, name)
 
 
-def from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
-    """The events of arrays t, x, y, p [E] of whole numbers; a polarity above 0 is ON.
+def events_from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
+    """Return the events of arrays t, x, y, p [E] of whole numbers; a polarity above 0 is ON.
 
     Raises: UserError for anything else.
     """
@@ -253,7 +249,7 @@ def from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
     lengths = {key: columns[key].shape for key in "txyp"}
     if any(len(shape) != 1 for shape in lengths.values()) or len(set(lengths.values())) != 1:
         raise UserError(f"{name}: t, x, y and p must be one-dimensional and of one length; their shapes are {lengths}.")
-    whole = {}
+    integers = {}
     for key in "txy":
         column = columns[key]
         if column.dtype.kind not in "iuf":
@@ -262,17 +258,17 @@ def from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
             raise UserError(f"{name}: {key} is not in whole numbers (times are microseconds, coordinates are pixels).")
         if len(column) and max(abs(float(column.min())), abs(float(column.max()))) >= 2**62:
             raise UserError(f"{name}: {key} reaches from {column.min():g} to {column.max():g}, which no sensor sends.")
-        whole[key] = column.astype(np.int64)
+        integers[key] = column.astype(np.int64)
     for key in "xy":
-        if len(whole[key]) and (whole[key].min() < 0 or whole[key].max() > 2**20):
-            raise UserError(f"{name}: {key} reaches from {whole[key].min()} to {whole[key].max()}; pixels begin at 0.")
+        if len(integers[key]) and (integers[key].min() < 0 or integers[key].max() > 2**20):
+            raise UserError(f"{name}: {key} reaches from {integers[key].min()} to {integers[key].max()}; pixels begin at 0.")
     if columns["p"].dtype.kind not in "iufb":
         raise UserError(f"{name}: p has type {columns['p'].dtype}; numbers or booleans are needed.")
-    return Events(whole["t"], whole["x"].astype(np.int32), whole["y"].astype(np.int32), (columns["p"] > 0).astype(np.uint8))
+    return Events(integers["t"], integers["x"].astype(np.int32), integers["y"].astype(np.int32), (columns["p"] > 0).astype(np.uint8))
 
 
-def by_field(array: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """The columns of a structured array, or of a plain [E, 4] one in the order t, x, y, p."""
+def columns_by_name(array: np.ndarray, name: str) -> dict[str, np.ndarray]:
+    """Return the columns of a structured array, or of a plain [E, 4] one in the order t, x, y, p."""
     if array.dtype.names:
         return {key: array[key] for key in array.dtype.names}
     if array.ndim == 2 and array.shape[1] == 4:
@@ -284,7 +280,7 @@ def by_field(array: np.ndarray, name: str) -> dict[str, np.ndarray]:
 
 
 def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
-    """The times of a clock of `bits` bits as int64, without its wraps: a step back of more than half the range adds the range."""
+    """Return the times of a clock of `bits` bits as int64 without overflows: a step back of more than half the range adds the range."""
     t = clock.astype(np.int64)
     wraps = np.diff(t) < -(2 ** (bits - 1))
     if wraps.any():
@@ -292,18 +288,19 @@ def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
     return t
 
 
-def whole_events(data: bytes, start: int, event_size: int, name: str) -> int:
-    """The number of events of `event_size` bytes that follow `start`.
+def count_events(data: bytes, start: int, event_size: int, name: str) -> int:
+    """Return the number of events of `event_size` bytes after byte `start`.
 
-    Raises: UserError if there is none or a part of one.
+    Raises: UserError if there is none, or the last one is incomplete.
     """
-    number, rest = divmod(len(data) - start, event_size)
+    count, rest = divmod(len(data) - start, event_size)
     if rest:
-        raise cut_off(name, len(data), f"the event that begins at byte {len(data) - rest} needs {event_size} bytes")
-    if number == 0:
+        raise truncation_error(name, len(data), f"the event that begins at byte {len(data) - rest} needs {event_size} bytes")
+    if count == 0:
         raise UserError(f"{name}: holds no events (a header of {start} bytes and nothing after it). Copy or download it again.")
-    return number
+    return count
 
 
-def cut_off(name: str, length: int, why: str) -> UserError:
+def truncation_error(name: str, length: int, why: str) -> UserError:
+    """Return the error for a file that breaks off."""
     return UserError(f"{name}: the file breaks off at byte {length}: {why}. Copy or download it again, or remove it.")

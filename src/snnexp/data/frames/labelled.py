@@ -1,4 +1,4 @@
-"""What every classification data set of this room is once prepared: samples on disk, labels, a split and a normalisation."""
+"""The base class of all data sets of frames: prepared samples with labels, a split and a normalisation."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ import torch
 from snnexp import contracts
 from snnexp.contracts import DataSet
 from snnexp.data.cache import Entry
-from snnexp.data.frames.augment import Augmentation, place_augmented
-from snnexp.data.frames.rand_augment import apply_rand_augment, erase, mixup, own_share, rand_augment, warp
+from snnexp.data.frames.augment import FrameAugmentation, write_augmented
+from snnexp.data.frames.rand_augment import apply_rand_augment, erase, make_rand_augment, mixup, mixup_share, warp
 from snnexp.data.splits import SPLITS, rows_of
 from snnexp.errors import UserError
 
 
-class View(contracts.View):
+class FrameView(contracts.View):
     """One split of a data set in whole batches, event frames [T, N, C, H, W] or still images [N, C, H, W].
 
-    `fill` [C], in units of the stored integers, is what an erased rectangle gets, and what RandAugment lets move in.
+    `fill` [C], in units of the stored integers, is the value of an erased rectangle, and of pixels that move in with RandAugment.
     """
 
-    def __init__(self, entry: Entry, rows: np.ndarray, augmentation: Augmentation | None, seed: int, fill: np.ndarray) -> None:
+    def __init__(self, entry: Entry, rows: np.ndarray, augmentation: FrameAugmentation | None, seed: int, fill: np.ndarray) -> None:
         self.samples = entry.samples
         self.rows = rows
         self.labels = entry.labels[rows]
         self.augmentation = augmentation
         self.seed = seed
         self.fill = fill
-        policy = augmentation.rand_augment if augmentation is not None else None
-        self.rand_augment = None if policy is None else rand_augment(policy, fill, self.samples.shape[-1], augmentation.rand_augment_ops)
+        self.rand_augment = None
+        if augmentation is not None and augmentation.rand_augment is not None:
+            operations = augmentation.rand_augment_ops
+            self.rand_augment = make_rand_augment(augmentation.rand_augment, fill, self.samples.shape[-1], operations)
         self._file = entry.directory / "samples.npy"
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
-        """The batch of `keys` = (epoch, index) pairs, x uint8 or uint16 and y int64 [N]; the epoch moves the augmentation only.
+        """Return the batch of `keys`, (epoch, index) pairs: x uint8 or uint16 and y int64 [N]; the epoch affects the augmentation only.
 
-        Mixed or erased, x is float32. A mixed batch has two tensors more: the label of what was mixed into each sample, int64 [N], and
-        the share that each kept of its own, a float32 scalar of at least 0.5.
+        After mixup or erasing x is float32. A mixed batch has two more tensors: the label of the sample mixed into each one, int64 [N],
+        and the share of each one's own values, a float32 scalar of at least 0.5.
         """
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         rows = self.rows[indices]
@@ -52,33 +54,33 @@ class View(contracts.View):
         shape = (shape[0], len(rows), *shape[1:]) if len(shape) == 4 else (len(rows), *shape)
         x, labels = np.empty(shape, dtype=self.samples.dtype), self.labels[indices]
         if self.augmentation is not None:
-            place_augmented(x, self.samples, rows, self.augmentation, self.seed, epochs, indices)
-            return self.regularised(x, labels, self.augmentation, epochs, indices)
+            write_augmented(x, self.samples, rows, self.augmentation, self.seed, epochs, indices)
+            return self.regularise(x, labels, self.augmentation, epochs, indices)
         for n, row in enumerate(rows):
             (x[:, n] if x.ndim == 5 else x[n])[...] = self.samples[row]
         return torch.from_numpy(x), torch.from_numpy(labels)
 
-    def regularised(
-        self, x: np.ndarray, labels: np.ndarray, augmentation: Augmentation, epochs: np.ndarray, indices: np.ndarray
+    def regularise(
+        self, x: np.ndarray, labels: np.ndarray, augmentation: FrameAugmentation, epochs: np.ndarray, indices: np.ndarray
     ) -> tuple[torch.Tensor, ...]:
-        """The batch after RandAugment or warps, mixup and erasing, in timm's order, each where it is asked for."""
-        mixed: tuple[torch.Tensor, ...] = ()
+        """Return the batch after RandAugment or warps, mixup and erasing, in timm's order, as far as they are configured."""
+        mixed_labels: tuple[torch.Tensor, ...] = ()
         if self.rand_augment is not None:
             apply_rand_augment(x, self.rand_augment, self.seed, epochs, indices)
         if augmentation.warp:
             warp(x, self.seed, epochs, indices)
         mixing = augmentation.mixup > 0 and (augmentation.mixup_epochs is None or epochs[0] < augmentation.mixup_epochs)
-        share = own_share(augmentation.mixup, augmentation.mixup_prob, self.seed, epochs[0], indices[0]) if mixing else 1.0
+        share = mixup_share(augmentation.mixup, augmentation.mixup_prob, self.seed, epochs[0], indices[0]) if mixing else 1.0
         if share < 1:
             x = mixup(x.astype(np.float32), share)
-            mixed = torch.from_numpy(labels[::-1].copy()), torch.tensor(share, dtype=torch.float32)
+            mixed_labels = torch.from_numpy(labels[::-1].copy()), torch.tensor(share, dtype=torch.float32)
         if augmentation.erasing:
             x = x.astype(np.float32, copy=False)
             erase(x, augmentation.erasing, self.fill, self.seed, epochs, indices)
-        return torch.from_numpy(x), torch.from_numpy(labels), *mixed
+        return torch.from_numpy(x), torch.from_numpy(labels), *mixed_labels
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map pickles as all its bytes; a spawned worker maps the file again instead.
+        # Pickling a memory map would copy all its bytes; a spawned worker maps the file again instead.
         return {**self.__dict__, "samples": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ class View(contracts.View):
 
 
 class Normalisation:
-    """x of a batch as float32, (x - mean) / std per channel, or x / std, on the device where it lies; x alone gets labels of 0."""
+    """Normalises x of a batch, as float32 on its device: (x - mean) / std per channel if `centred`, otherwise x / std."""
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor, centred: bool) -> None:
         # (x - mean) / std as x * scale + offset, one pass over the batch, or two.
@@ -96,8 +98,8 @@ class Normalisation:
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The batch, normalised."""
-        x, *labels = (batch, unlabelled(batch)) if isinstance(batch, torch.Tensor) else batch
+        """Return the normalised batch; x alone gets labels of 0."""
+        x, *labels = (batch, zero_labels(batch)) if isinstance(batch, torch.Tensor) else batch
         if x.device not in self._on_device:
             self._on_device[x.device] = self.scale.to(x.device), self.offset.to(x.device)
         scale, offset = self._on_device[x.device]
@@ -105,17 +107,17 @@ class Normalisation:
         return (x.add_(offset) if self.centred else x), *labels
 
 
-def unlabelled(x: torch.Tensor) -> torch.Tensor:
-    """Labels of 0 for samples [T, N, C, H, W] or [N, C, H, W], int64 [N]."""
+def zero_labels(x: torch.Tensor) -> torch.Tensor:
+    """Return labels of 0 for samples [T, N, C, H, W] or [N, C, H, W], int64 [N]."""
     return torch.zeros(x.shape[1 if x.dim() == 5 else 0], dtype=torch.int64, device=x.device)
 
 
 class LabelledSamples(DataSet):
-    """Samples with a class each, a split and a normalisation that comes from the training part only.
+    """Samples with a class each, a split and a normalisation measured on the training part only.
 
-    `centred`: normalisation subtracts the mean of each channel (still images); otherwise it only divides, by the root of the mean
-    square, and 0 stays 0 where no event happened (event frames). `mean` and `std`, in units of the stored integers, replace the
-    statistics of the data.
+    `centred`: normalisation subtracts the mean of each channel (still images); otherwise it only divides by the root of the mean
+    square, so that 0, no event, stays 0 (event frames). `mean` and `std`, in units of the stored integers, replace the statistics of the
+    data.
     """
 
     kind = "frames"
@@ -130,7 +132,7 @@ class LabelledSamples(DataSet):
         entry: Entry,
         rows: dict[str, np.ndarray],
         seed: int,
-        augmentation: Augmentation,
+        augmentation: FrameAugmentation,
         centred: bool,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -159,7 +161,7 @@ class LabelledSamples(DataSet):
 
     @property
     def provides(self) -> dict[str, int]:
-        """What a model may leave to the data: the channels, the number of classes, the side of a frame."""
+        """Values for arguments that a model leaves null: the channels, the number of classes, the side of a frame."""
         return {"in_channels": self.shape[-3], "num_classes": len(self.classes), "size": self.shape[-1]}
 
     @property
@@ -167,27 +169,27 @@ class LabelledSamples(DataSet):
         """The number of samples of train, val and test."""
         return {split: len(self.rows[split]) for split in SPLITS}
 
-    def view(self, split: str, augment: bool = False) -> View:
-        """The samples of "train", "val", "test", or "all" three in this order.
+    def view(self, split: str, augment: bool = False) -> FrameView:
+        """Return the samples of "train", "val", "test", or "all" three in this order.
 
         Raises: UserError for another name.
         """
         rows = rows_of(self.rows, split)
-        fill = (self.mean if self.centred else torch.zeros_like(self.mean)).numpy()  # what normalisation makes 0
-        return View(self.entry, rows, self.augmentation if augment else None, self.seed, fill)
+        fill = (self.mean if self.centred else torch.zeros_like(self.mean)).numpy()  # the value that normalisation turns into 0
+        return FrameView(self.entry, rows, self.augmentation if augment else None, self.seed, fill)
 
     def prepare(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The batch with x as normalised float32, (x - mean) / std per channel, on the device where it lies."""
+        """Return the batch with x normalised, as float32 on its device."""
         return self.normalise_batch(batch)
 
     @staticmethod
     def preparation(state: dict[str, Any]) -> Normalisation:
-        """What `prepare` does in a run, by its `state_dict`, where the data are not; of x alone too, whose labels are then 0."""
+        """Return what `prepare` does in the run of a `state_dict`, for use without its data; x alone gets labels of 0."""
         mean, std = state["mean"].float().cpu(), state["std"].float().cpu()
         return Normalisation(mean, std, state.get("centred", bool(mean.any())))  # older runs do not say so
 
     def statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
-        """The mean and standard deviation of each channel over samples, frames and pixels; 0 and 1 without samples."""
+        """Return the mean and standard deviation of each channel over samples, frames and pixels; 0 and 1 without samples."""
         channels = self.shape[-3]
         total = len(rows) * int(np.prod(self.shape)) / channels
         if total == 0:
@@ -199,29 +201,29 @@ class LabelledSamples(DataSet):
         return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a constant channel stays as it is
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep to know its data again, or to judge others: classes, normalisation and a digest of each split."""
+        """Return what a checkpoint needs to recognise its data or to evaluate others: classes, normalisation, a digest of each split."""
         statistics = {"mean": self.mean.clone(), "std": self.std.clone(), "centred": self.centred}
         return {"classes": list(self.classes), **statistics, "split": dict(self.digests)}
 
     def digest(self, rows: np.ndarray) -> str:
-        """The hash of a choice of samples: rows, classes, names and checksums of the sources, numbers of events.
+        """Return the hash of a choice of samples: of rows, classes, names and checksums of the sources, numbers of events.
 
-        It is the same on every machine, wherever the data lie, and for every T, framing and size.
+        It is the same on every machine, for any place of the data, and for every T, framing and size.
         """
         sources = json.dumps(self.entry.checksums)
         parts = [sources.encode(), rows.astype("<i8").tobytes(), self.entry.labels[rows].astype("<i8").tobytes()]
-        if not self.centred:  # a simulated recording has no file; event frames always add up to the number of its events
+        if not self.centred:  # a simulated recording has no file, but its frames always add up to the number of its events
             parts.append(self.entry.sums[rows, 0].astype("<i8").tobytes())
         return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()[:16]
 
     def same_samples(self, state: dict[str, Any]) -> bool:
-        """Whether a run's `state_dict` is of the same samples in the same splits."""
+        """Return whether a run's `state_dict` belongs to the same samples in the same splits."""
         return state["split"] == self.digests
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the normalisation of a run, whatever its samples (`same_samples`).
+        """Take over the normalisation of a run, even one of other samples (`same_samples`).
 
-        Raises: UserError if the run knows other classes or channels.
+        Raises: UserError if the run has other classes or channels.
         """
         if list(state["classes"]) != list(self.classes):
             raise UserError(

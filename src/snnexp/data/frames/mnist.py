@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, loose, prepared
+from snnexp.data.cache import Notes, file_source, load_or_build_samples
 from snnexp.data.download import fetch
-from snnexp.data.frames.augment import Augmentation
-from snnexp.data.frames.labelled import LabelledSamples
-from snnexp.data.frames.resize import check_size, resized
-from snnexp.data.splits import divide, published, sizes
+from snnexp.data.frames.augment import FrameAugmentation
+from snnexp.data.frames.still_images import StillImages, check_size, resize
+from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 FILES = {
@@ -26,18 +25,18 @@ NATIVE = 28
 BLOCK = 2048
 
 
-class IdxImages(LabelledSamples):
+class IdxImages(StillImages):
     """The four idx files of MNIST or one of its successors as still images, shape of a sample [1, size, size], uint8.
 
     Files: *-ubyte or *-ubyte.gz in `root`, `root`/download, `root`/raw or `root`/<archive_name>/raw (torchvision's place). `download`
-    fetches what is missing, addresses and md5 are torchvision's.
+    fetches what is missing; addresses and md5 are those of torchvision.
     Split: the t10k files are the test; `val_fraction` of the train files is the validation part (stratified, `split_seed`).
 
     Raises: MissingData if a file is missing, UserError for a damaged one.
     """
 
     data_name: str
-    archive_name: str  # of torchvision's class, and of the folder it makes
+    archive_name: str  # of torchvision's class, and of the folder that it makes
     class_names: tuple[str, ...]
 
     def __init__(
@@ -59,14 +58,13 @@ class IdxImages(LabelledSamples):
         root = Path(root)
         if download:
             self.fetch_missing(root)
-        found = {part: [self.find(root, name) for name in names] for part, names in FILES.items()}
-        missing = [name for part in FILES for name, path in zip(FILES[part], found[part], strict=True) if path is None]
+        files = {part: [self.find(root, name) for name in names] for part, names in FILES.items()}
+        missing = [name for part in FILES for name, path in zip(FILES[part], files[part], strict=True) if path is None]
         if missing:
             raise MissingData(
                 f"{self.data_name}: {root} holds no {', '.join(missing)} (.gz or not). "
                 f"Fetch them with: snnexp data dataset={self.data_name}. Or put the original files there by hand."
             )
-        files = {part: (images, labels) for part, (images, labels) in found.items() if images and labels}
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for part, (images_file, labels_file) in files.items():
@@ -77,39 +75,40 @@ class IdxImages(LabelledSamples):
                     raise UserError(f"{labels_file}: holds label {labels.max()}; allowed are 0 to {len(self.class_names) - 1}.")
                 notes[part] = len(images)
                 for i in range(0, len(images), BLOCK):
-                    yield resized(images[i : i + BLOCK, None], size), labels[i : i + BLOCK]
+                    yield resize(images[i : i + BLOCK, None], size), labels[i : i + BLOCK]
 
-        entry = prepared(
+        entry = load_or_build_samples(
             root,
             {"data": self.data_name, "size": size},
-            [loose(path) for pair in files.values() for path in pair],
+            [file_source(path) for pair in files.values() for path in pair],
             None,
             (1, size, size),
             produce,
             self.data_name,
         )
         counts = {part: entry.notes[part] for part in files}
-        parts = {"train": np.arange(counts["train"]), "test": np.arange(counts["train"], len(entry.labels))}
-        rows, words = divide(entry.labels, parts, val_fraction, 0.0, split_seed)
+        rows, words = divide(entry.labels, consecutive_rows(counts), val_fraction, 0.0, split_seed)
         super().__init__(
             name=self.data_name,
             classes=self.class_names,
-            protocol=f"{self.data_name}: {sizes(rows)}; {words}; {size}x{size}" + published(counts, {"train": 60_000, "test": 10_000}),
+            protocol=f"{self.data_name}: {sizes_in_words(rows)}; {words}; {size}x{size}"
+            + difference_in_words(counts, {"train": 60_000, "test": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, crop=crop, cutout=cutout),
-            centred=True,
-            mean=None if mean is None else [255 * value for value in mean],
-            std=None if std is None else [255 * value for value in std],
+            augmentation=FrameAugmentation(flip=flip, crop=crop, cutout=cutout),
+            mean=mean,
+            std=std,
         )
 
     def find(self, root: Path, name: str) -> Path | None:
+        """Return the path of a file, packed or not, in the first place that has it, or None."""
         places = (root, root / "download", root / "raw", root / self.archive_name / "raw")
         return next((p for place in places for p in (place / name, place / f"{name}.gz") if p.is_file()), None)
 
     def fetch_missing(self, root: Path) -> None:
+        """Download the files that are missing."""
         missing = [name for names in FILES.values() for name in names if self.find(root, name) is None]
         if not missing:
             return
@@ -136,13 +135,13 @@ class FashionMNIST(IdxImages):
 
 
 def parse_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array in an idx file (labels: int64).
+    """Return the uint8 array in an idx file (labels: int64).
 
     Two zero bytes, type 8 (unsigned byte), number of dimensions, sizes as big-endian 32 bit, then the values.
 
     Raises: UserError for another magic number or a file that is shorter or longer than its header says.
     """
-    data = read(path)
+    data = read_bytes(path)
     magic = bytes([0, 0, 8, dimensions])
     start = 4 + 4 * dimensions
     if data[:4] != magic:
@@ -156,7 +155,11 @@ def parse_idx(path: Path, dimensions: int) -> np.ndarray:
     return array if dimensions > 1 else array.astype(np.int64)
 
 
-def read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, unpacked if it ends in .gz.
+
+    Raises: UserError if it cannot be read.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             return file.read()

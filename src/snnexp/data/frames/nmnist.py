@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, prepared
+from snnexp.data.cache import Notes
 from snnexp.data.download import fetch, md5_of
-from snnexp.data.frames.augment import Augmentation
+from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import check_framing, parse_atis
-from snnexp.data.frames.framing import framed
-from snnexp.data.source_files import File, in_folder, in_zip
-from snnexp.data.splits import divide, published, sizes
+from snnexp.data.frames.framing import frame_files, load_or_build_frames
+from snnexp.data.source_files import File, files_in_folder, files_in_zip
+from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData
 
 CLASSES = tuple("0123456789")
@@ -31,10 +31,10 @@ ARCHIVES = {
 class NMNIST(EventFrames):
     """N-MNIST (Orchard, Jayawant, Cohen, Thakor 2015, Front. Neurosci. 9:437) as frames [T, 2, size, size] (FrameForm).
 
-    Files (ATIS .bin), for Train and Test each where it is first found: `root`/Train/<class>/*.bin, `root`/extract/Train/..,
-    `root`/download/Train.zip, `root`/Train.zip. `download` fetches both zips where nothing is there, or the one that is still missing.
+    Files (ATIS .bin), Train and Test each from the first place that has it: `root`/Train/<class>/*.bin, `root`/extract/Train/...,
+    `root`/download/Train.zip, `root`/Train.zip. `download` fetches the zips that are missing.
     Split: Test is the test; `val_fraction` of Train is the validation part. If there is no Test, `test_fraction` of Train becomes the
-    test first, and the protocol says so. If there is only Test, the data can be judged but not trained on.
+    test first, and the protocol says so. If there is only Test, models can be evaluated on it but not trained.
 
     Raises: MissingData with instructions, UserError for a damaged file or a framing that cannot be made.
     """
@@ -60,58 +60,49 @@ class NMNIST(EventFrames):
         root = Path(root)
         if download:
             fetch_missing(root)
-        of_part = {part: files for part in ARCHIVES if (files := recordings(root, part))}
-        if not of_part:
+        files_of_part = {part: files for part in ARCHIVES if (files := recordings(root, part))}
+        if not files_of_part:
             zips = " and ".join(f"{part}.zip (md5 {md5})" for part, (_, md5) in ARCHIVES.items())
             raise MissingData(
                 f"nmnist: {root} holds no recordings. Fetch them with: snnexp data dataset=nmnist. Or get {zips} from "
                 f"https://data.mendeley.com/datasets/{RECORD} by hand and put both into {root / 'download'} as they are, "
                 f"or unpacked as {root}/Train/<0-9>/*.bin and {root}/Test/<0-9>/*.bin."
             )
-        files = [file for part in of_part.values() for file in part]
+        files = [file for part_files in files_of_part.values() for file in part_files]
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            zips = {part: files[0].path for part, files in of_part.items() if files[0].archive is not None}
+            zips = {part: part_files[0].path for part, part_files in files_of_part.items() if part_files[0].archive is not None}
             notes["published"] = [f"{part}.zip" for part, path in zips.items() if md5_of(path) == ARCHIVES[part][1]]
-            return framed(files, parse_atis, T, form.cells, SENSOR, framing)
+            return frame_files(files, parse_atis, T, form, framing)
 
-        entry = prepared(
-            root,
-            {"data": "nmnist", "T": T, "size": size, "framing": framing} | form.settings,
-            [file.source for file in files],
-            len(files),
-            (T, 2, size, size),
-            produce,
-            "nmnist",
-            form.store,
-        )
-        bounds = np.cumsum([0, *map(len, of_part.values())])
-        parts = {part.lower(): np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(of_part)}
+        sources = [file.source for file in files]
+        entry = load_or_build_frames(root, "nmnist", T, framing, form, sources, len(files), produce)
+        parts = consecutive_rows({part.lower(): len(part_files) for part, part_files in files_of_part.items()})
         rows, words = divide(entry.labels, parts, val_fraction, test_fraction, split_seed)
-        known = " and ".join(entry.notes.get("published", []))
+        verified = " and ".join(entry.notes.get("published", []))
         super().__init__(
             name="nmnist",
             classes=CLASSES,
-            protocol=f"nmnist: {sizes(rows)}; {words}; T={T} frames of equal {framing}, {size}x{size}"
-            + (f"; {known} of Mendeley Data {RECORD}" if known else "")
-            + published({part: len(files) for part, files in of_part.items()}, {"Train": 60_000, "Test": 10_000}),
+            protocol=f"nmnist: {sizes_in_words(rows)}; {words}; T={T} frames of equal {framing}, {size}x{size}"
+            + (f"; {verified} of Mendeley Data {RECORD}" if verified else "")
+            + difference_in_words({part: len(part_files) for part, part_files in files_of_part.items()}, {"Train": 60_000, "Test": 10_000}),
             directory=root,
             entry=entry,
             rows=rows,
             seed=seed,
-            augmentation=Augmentation(flip=flip, roll=roll),
+            augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
 
 
 def recordings(root: Path, part: str) -> list[File]:
-    """The recordings of Train or Test by class and number, from the first place that has any."""
+    """Return the recordings of Train or Test by class and number, from the first place that has any."""
     for folder in (root / part, root / "extract" / part):
         files = [
             file
             for label, name in enumerate(CLASSES)
             if (folder / name).is_dir()
-            for file in in_folder(folder / name, [".bin"], label, f"{part}/{name}")
+            for file in files_in_folder(folder / name, [".bin"], label, f"{part}/{name}")
         ]
         if files:
             return files
@@ -121,17 +112,17 @@ def recordings(root: Path, part: str) -> list[File]:
         return CLASSES.index(folder[0]) if folder and folder[0] in CLASSES else None
 
     for archive in (root / "download" / f"{part}.zip", root / f"{part}.zip"):
-        if archive.is_file() and (files := in_zip(archive, [".bin"], label_of)):
+        if archive.is_file() and (files := files_in_zip(archive, [".bin"], label_of)):
             return files
     return []
 
 
 def fetch_missing(root: Path) -> None:
-    """Download the zips that are not there; a part that lies unpacked is somebody's own choice of recordings, to which nothing is added."""
-    there = {part: recordings(root, part) for part in ARCHIVES}
-    if any(files and files[0].archive is None for files in there.values()):
+    """Download the missing zips; nothing is added to an unpacked part, which is a user's own choice of recordings."""
+    recordings_of = {part: recordings(root, part) for part in ARCHIVES}
+    if any(files and files[0].archive is None for files in recordings_of.values()):
         return
-    for part, files in there.items():
+    for part, files in recordings_of.items():
         if not files:
-            number, md5 = ARCHIVES[part]
-            fetch([ADDRESS.format(number)], root / "download" / f"{part}.zip", md5)
+            file_id, md5 = ARCHIVES[part]
+            fetch([ADDRESS.format(file_id)], root / "download" / f"{part}.zip", md5)

@@ -1,4 +1,4 @@
-"""What a recipe does to training samples after the moves of augment.py: RandAugment and erasing by timm, mixup, warps of clips."""
+"""Augmentation after the moves of augment.py: RandAugment and erasing by timm, mixup, warps of clips."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.data.frames.augment import draws, place
+from snnexp.data.frames.augment import uniform_draws, write_moved
 from snnexp.errors import UserError, nearest
 
-TRANSLATION = 0.45  # of the image's side, the furthest that timm's recipes move one
+TRANSLATION = 0.45  # of the image's side, the largest in timm's recipes
 
 
 @contextmanager
-def kept_generators() -> Iterator[None]:
-    """Python's and NumPy's global generators are free to be seeded inside, and stand where they stood afterwards."""
+def preserve_generators() -> Iterator[None]:
+    """Restore the states of Python's and NumPy's global generators at the end of a block that seeds them."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -27,26 +27,26 @@ def kept_generators() -> Iterator[None]:
 
 
 def seed_generators(u: float) -> None:
-    """Let Python's and NumPy's global generators, which timm draws from, begin at a number from [0, 1)."""
+    """Seed Python's and NumPy's global generators, from which timm draws, by a number in [0, 1)."""
     random.seed(int(u * 2**53))
     np.random.seed(int(u * 2**32))
 
 
-def rand_augment(policy: str, fill: np.ndarray, size: int, operations: Sequence[str] | None = None) -> Any:
-    """timm's transform of a PIL image, drawing from `operations` (None: timm's 15).
+def make_rand_augment(policy: str, fill: np.ndarray, size: int, operations: Sequence[str] | None = None) -> Any:
+    """Return timm's transform of a PIL image, which draws from `operations` (None: timm's 15).
 
-    `fill` [C] is the colour of what moves in, interpolation is bicubic as in Spikformer's recipe.
+    `fill` [C] is the colour of pixels that move in; interpolation is bicubic as in Spikformer's recipe.
 
-    Raises: UserError for an operation that timm does not have, or none at all.
+    Raises: UserError for an operation that timm does not have, or for an empty list.
     """
     from PIL import Image
-    from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform  # seconds to import, so only where it is asked for
+    from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform  # takes seconds to import, so only if it is used
 
-    wrong = next((name for name in operations or () if name not in NAME_TO_OP), None)
-    if wrong is not None or (operations is not None and not operations):
-        said = f"names {wrong!r}" if operations else "is empty"
-        near = nearest(str(wrong), NAME_TO_OP) if operations else ""
-        raise UserError(f"dataset.rand_augment_ops {said}; allowed are {', '.join(NAME_TO_OP)}, and null for timm's 15.{near}")
+    unknown = next((name for name in operations or () if name not in NAME_TO_OP), None)
+    if unknown is not None or (operations is not None and not operations):
+        fault = f"names {unknown!r}" if operations else "is empty"
+        hint = nearest(str(unknown), NAME_TO_OP) if operations else ""
+        raise UserError(f"dataset.rand_augment_ops {fault}; allowed are {', '.join(NAME_TO_OP)}, and null for timm's 15.{hint}")
     colour = [int(value) for value in np.clip(np.rint(fill), 0, 255)]
     settings = {
         "translate_const": int(TRANSLATION * size),
@@ -57,11 +57,11 @@ def rand_augment(policy: str, fill: np.ndarray, size: int, operations: Sequence[
 
 
 def apply_rand_augment(x: np.ndarray, transform: Any, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
-    """Change the images x, uint8 [N, C, H, W] with C of 1 or 3, in place."""
+    """Apply the transform to images x, uint8 [N, C, H, W] with C of 1 or 3, in place."""
     from PIL import Image
 
-    u = draws(seed, epochs, indices, 6)[:, 5]  # the five before it are the moves'
-    with kept_generators():
+    u = uniform_draws(seed, epochs, indices, 6)[:, 5]  # the five before it belong to the moves
+    with preserve_generators():
         for n, image in enumerate(x):
             seed_generators(u[n])
             picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
@@ -78,21 +78,21 @@ def erase(x: np.ndarray, probability: float, fill: np.ndarray, seed: int, epochs
     from timm.data.random_erasing import RandomErasing
 
     erasing = RandomErasing(probability, mode="const", device="cpu")
-    u = draws(seed, epochs, indices, 7)[:, 6]
-    with kept_generators():
+    u = uniform_draws(seed, epochs, indices, 7)[:, 6]
+    with preserve_generators():
         for n in range(len(u)):
             seed_generators(u[n])
             hole = erasing(torch.ones(1, *x.shape[-2:]))[0].numpy() == 0
             (x[:, n] if x.ndim == 5 else x[n])[..., hole] = fill[:, None]
 
 
-def own_share(alpha: float, probability: float, seed: int, epoch: int, index: int) -> float:
-    """The share of its own that each sample keeps in the batch that begins with (epoch, index).
+def mixup_share(alpha: float, probability: float, seed: int, epoch: int, index: int) -> float:
+    """Return the share of each sample's own values in the mixed batch that begins with (epoch, index).
 
-    It is the larger part of Beta(alpha, alpha) with `probability`, else 1. Mixed is the batch with itself in reverse, so a share of s and
-    one of 1 - s give the same batch in another order; taking the larger one lets a sample's own label be the one that accuracy counts by.
+    With `probability` it is s or 1 - s, the larger one, with s of Beta(alpha, alpha); otherwise it is 1. A batch is mixed with itself in
+    reverse order, so s and 1 - s give the same samples in another order; with the larger one accuracy is counted by a sample's own label.
     """
-    u = draws(seed, np.array([epoch]), np.array([index]), 9)[0]
+    u = uniform_draws(seed, np.array([epoch]), np.array([index]), 9)[0]
     if u[7] >= probability:
         return 1.0
     part = np.random.Generator(np.random.Philox(int(u[8] * 2**53))).beta(alpha, alpha)
@@ -100,40 +100,40 @@ def own_share(alpha: float, probability: float, seed: int, epoch: int, index: in
 
 
 def mixup(x: np.ndarray, share: float) -> np.ndarray:
-    """Mix every sample with the one as far from the batch's end (Zhang et al., ICLR 2018): x float32 [N, C, H, W] or [T, N, C, H, W]."""
+    """Return the batch mixed with itself in reverse order (Zhang et al., ICLR 2018): x float32 [N, C, H, W] or [T, N, C, H, W]."""
     share = np.float32(share)
     return share * x + (1 - share) * np.flip(x, axis=1 if x.ndim == 5 else 0)
 
 
 def warp(x: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
-    """Do one of six things to each clip of event frames, counts [T, N, C, H, W], as a whole and in place; what moves in is 0.
+    """Apply one of six operations to each clip of event frames, counts [T, N, C, H, W], to all its frames and in place; 0 moves in.
 
-    Nothing; a shear along x by up to 0.3; a shift by up to 5 whole pixels along x, or along y; a turn by up to 30 degrees; a square of
-    0.1 to 11 % of the area set to 0. Each is as likely, a magnitude is one of 31 evenly spaced, and moves take the nearest pixel, so that
-    counts stay whole (SNNAugmentWide of Spikformer's code, after Mueller, Hutter, ICCV 2021).
+    Nothing; a shear along x by up to 0.3; a shift by up to 5 whole pixels along x, or along y; a rotation by up to 30 degrees; a square
+    of 0.1 to 11 % of the area set to 0. All are equally likely, a magnitude is one of 31 evenly spaced ones, and moves take the nearest
+    pixel, so that counts stay integers (SNNAugmentWide of Spikformer's code, after Mueller, Hutter, ICCV 2021).
     """
     height, width = x.shape[-2:]
-    u = draws(seed, epochs, indices, 13)[:, 9:]
+    u = uniform_draws(seed, epochs, indices, 13)[:, 9:]
     for n, (kind, size, top, left) in enumerate(u):
         clip, magnitude = x[:, n], np.floor(31 * size) / 15 - 1
         match int(6 * kind):
             case 1:
-                clip[...] = resampled(clip, np.array([[1, 0], [0.3 * magnitude, 1]]))
+                clip[...] = map_pixels(clip, np.array([[1, 0], [0.3 * magnitude, 1]]))
             case 2:
-                place(clip, clip.copy(), False, 0, int(5 * magnitude), wrap=False)
+                write_moved(clip, clip.copy(), False, 0, int(5 * magnitude), wrap=False)
             case 3:
-                place(clip, clip.copy(), False, int(5 * magnitude), 0, wrap=False)
+                write_moved(clip, clip.copy(), False, int(5 * magnitude), 0, wrap=False)
             case 4:
                 angle = np.deg2rad(30 * magnitude)
-                clip[...] = resampled(clip, np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]))
+                clip[...] = map_pixels(clip, np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]))
             case 5:
                 side = round(np.sqrt((0.001 + 0.109 * size) * height * width))
                 row, column = int(top * (max(height - side, 0) + 1)), int(left * (max(width - side, 0) + 1))
                 clip[..., row : row + side, column : column + side] = 0
 
 
-def resampled(clip: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The clip [..., H, W] whose pixel at (y, x) from the centre is the nearest to matrix @ (y, x) in the given one, or 0 outside."""
+def map_pixels(clip: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return a clip [..., H, W] whose pixel at (y, x) from the centre is the given clip's nearest to matrix @ (y, x), or 0 outside."""
     centre = (np.array(clip.shape[-2:]) - 1) / 2
     grid = np.moveaxis(np.indices(clip.shape[-2:]), 0, -1) - centre
     row, column = np.moveaxis(np.rint(grid @ matrix.T + centre).astype(int), -1, 0)

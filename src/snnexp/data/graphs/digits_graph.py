@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.data.cache import Notes, Source
-from snnexp.data.frames.digits_dvs import COUNT, digits
-from snnexp.data.graphs.graphs import Block, GraphSamples, compact, prepared_graphs, strata
-from snnexp.data.splits import apportion, sizes
+from snnexp.data.frames.digits_dvs import COUNT, scikit_digits
+from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, compact, load_or_build_graphs, strata_labels
+from snnexp.data.splits import apportion, sizes_in_words
 
 NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
 
@@ -18,8 +18,8 @@ NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (d
 class DigitsGraph(GraphSamples):
     """1,797 real handwritten digits (8x8), a node for each pixel with ink and an edge to each of its up to 8 neighbours with ink.
 
-    x float32 [V, 3]: ink 0..1, then the place of the pixel, -1..1 to the right and -1..1 downwards. Edges have no features.
-    Split: `val_fraction` and `test_fraction` of all, stratified by class (`split_seed`).
+    x float32 [V, 3]: ink 0..1, then the position of the pixel, -1..1 to the right and -1..1 downwards. Edges have no features.
+    Split: `val_fraction` and `test_fraction` of all digits, stratified by class (`split_seed`).
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class DigitsGraph(GraphSamples):
     ) -> None:
         root = Path(root)
 
-        def produce(notes: Notes) -> Iterator[Block]:
-            yield pixel_graphs(*digits())
+        def produce(notes: Notes) -> Iterator[GraphChunk]:
+            yield pixel_graphs(*scikit_digits())
 
         sources = [Source("sklearn.datasets.load_digits", COUNT, 0)]
-        entry = prepared_graphs(root, {"data": "digits_graph"}, sources, produce, "digits_graph", COUNT)
-        rows, words = apportion(strata(entry), val_fraction, test_fraction, split_seed)
+        entry = load_or_build_graphs(root, {"data": "digits_graph"}, sources, produce, "digits_graph", COUNT)
+        rows, words = apportion(strata_labels(entry), val_fraction, test_fraction, split_seed)
         super().__init__(
             name="digits_graph",
-            protocol=f"digits_graph: {sizes(rows)} of scikit-learn's 1,797 digits as graphs of inked pixels; {words}",
+            protocol=f"digits_graph: {sizes_in_words(rows)} of scikit-learn's 1,797 digits as graphs of inked pixels; {words}",
             directory=root,
             entry=entry,
             rows=rows,
@@ -51,23 +51,25 @@ class DigitsGraph(GraphSamples):
         )
 
 
-def pixel_graphs(images: np.ndarray, labels: np.ndarray) -> Block:
-    """The graphs of `images` [G, H, W], ink 0..1, edges in ascending order."""
+def pixel_graphs(images: np.ndarray, labels: np.ndarray) -> GraphChunk:
+    """Return the graphs of `images` [G, H, W], ink 0..1, edges in ascending order."""
     count, height, width = images.shape
     inked = images > 0
     image, row, column = np.nonzero(inked)
     nodes = np.bincount(image, minlength=count)
-    number = np.full((count, height + 2, width + 2), -1)  # of a node within its graph; a border saves asking for the edge of the image
-    number[image, row + 1, column + 1] = np.arange(len(image)) - (np.cumsum(nodes) - nodes)[image]
-    to = np.stack([number[image, row + 1 + down, column + 1 + right] for down, right in NEIGHBOURS], axis=1)
-    place, neighbour = np.nonzero(to >= 0)
-    places = [2 * column / (width - 1) - 1, 2 * row / (height - 1) - 1]
-    return Block(
+    node_index = np.full(
+        (count, height + 2, width + 2), -1
+    )  # within its graph, -1 without ink; the border spares a test for the edge of the image
+    node_index[image, row + 1, column + 1] = np.arange(len(image)) - (np.cumsum(nodes) - nodes)[image]
+    neighbour_index = np.stack([node_index[image, row + 1 + down, column + 1 + right] for down, right in NEIGHBOURS], axis=1)
+    source, direction = np.nonzero(neighbour_index >= 0)
+    positions = [2 * column / (width - 1) - 1, 2 * row / (height - 1) - 1]
+    return GraphChunk(
         nodes=nodes,
         codes=np.empty((len(image), 0), dtype=np.uint8),
-        values=np.column_stack([images[inked], *places]).astype(np.float32),
-        edge_counts=np.bincount(image[place], minlength=count),
-        edges=compact(np.column_stack([number[image, row + 1, column + 1][place], to[place, neighbour]])),
-        bonds=np.empty((len(place), 0), dtype=np.uint8),
+        values=np.column_stack([images[inked], *positions]).astype(np.float32),
+        edge_counts=np.bincount(image[source], minlength=count),
+        edges=compact(np.column_stack([node_index[image, row + 1, column + 1][source], neighbour_index[source, direction]])),
+        bonds=np.empty((len(source), 0), dtype=np.uint8),
         y=labels,
     )

@@ -1,4 +1,4 @@
-"""pcqm4mv2: 3.7 million molecules of PubChemQC with their HOMO-LUMO gap, the table of OGB's large-scale challenge."""
+"""pcqm4mv2: 3.7 million molecules of PubChemQC with their HOMO-LUMO gap, from the table of OGB's large-scale challenge."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torch
 
 from snnexp.data.cache import Notes
 from snnexp.data.download import fetch
-from snnexp.data.frames.cifar import latin1
 from snnexp.data.graphs import molecules
-from snnexp.data.graphs.graphs import SPLITS, Block, GraphSamples, given_parts, prepared_graphs
-from snnexp.data.source_files import File, listings
-from snnexp.data.splits import carve, published, sizes
+from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_graphs, rows_of_given_split, strata_labels
+from snnexp.data.plain_pickle import encode_latin1
+from snnexp.data.source_files import File, find_files
+from snnexp.data.splits import SPLITS, carve, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 ARCHIVE = "https://dgl-data.s3-accelerate.amazonaws.com/dataset/OGB-LSC/pcqm4m-v2.zip"
 PUBLISHED = {"train": 3_378_606, "valid": 73_545}
 OFFICIAL = {"train": "train", "valid": "test"}
-"""What the labelled parts of the official split are here."""
+"""The split in which each labelled part of the official split is used."""
 
 
 class PCQM4Mv2(GraphSamples):
@@ -52,10 +52,10 @@ class PCQM4Mv2(GraphSamples):
         node_budget: int | None = None,
     ) -> None:
         root = Path(root)
-        files = find(root)
+        files = find_table_and_split(root)
         if len(files) < 2 and download:
             fetch([ARCHIVE], root / "download" / "pcqm4m-v2.zip", md5=None)
-            files = find(root)
+            files = find_table_and_split(root)
         if missing := [name for name in ("data.csv.gz", "split_dict.pt") if name not in files]:
             raise MissingData(
                 f"pcqm4mv2: {root} holds no {' and no '.join(missing)}. Fetch them with: snnexp data dataset=pcqm4mv2. "
@@ -64,20 +64,20 @@ class PCQM4Mv2(GraphSamples):
         molecules.check_rdkit("pcqm4mv2")
         table, split = files["data.csv.gz"], files["split_dict.pt"]
 
-        def produce(notes: Notes) -> Iterator[Block]:
-            yield from molecules.blocks(read(table, official(split)), table.shown, divided=True)
+        def produce(notes: Notes) -> Iterator[GraphChunk]:
+            yield from molecules.read_chunks(read_table(table, read_split(split)), table.location, divided=True)
 
-        entry = prepared_graphs(
+        entry = load_or_build_graphs(
             root, {"data": "pcqm4mv2"}, [table.source, split.source], produce, "pcqm4mv2", PUBLISHED["train"] + PUBLISHED["valid"]
         )
-        rows = given_parts(entry)
-        found = {name: len(rows[place]) for name, place in OFFICIAL.items()}
-        strata = np.zeros(len(entry.arrays["y"]), dtype=np.int64)
-        rows["train"], rows["val"] = carve(strata, rows["train"], val_fraction, split_seed, "dataset.val_fraction")
+        rows = rows_of_given_split(entry)
+        counts = {name: len(rows[place]) for name, place in OFFICIAL.items()}
+        rows["train"], rows["val"] = carve(strata_labels(entry), rows["train"], val_fraction, split_seed, "dataset.val_fraction")
         super().__init__(
             name="pcqm4mv2",
-            protocol=f"pcqm4mv2: {sizes(rows)}; test is the official valid part (the labels of test-dev and test-challenge are hidden), "
-            f"val {val_fraction:.0%} of the official train, split_seed {split_seed}" + published(found, PUBLISHED),
+            protocol=f"pcqm4mv2: {sizes_in_words(rows)}; "
+            "test is the official valid part (the labels of test-dev and test-challenge are hidden), "
+            f"val {val_fraction:.0%} of the official train, split_seed {split_seed}" + difference_in_words(counts, PUBLISHED),
             directory=root,
             entry=entry,
             rows=rows,
@@ -88,19 +88,16 @@ class PCQM4Mv2(GraphSamples):
         )
 
 
-def find(root: Path) -> dict[str, File]:
-    """The table and the split by their names."""
-    files: dict[str, File] = {}
+def find_table_and_split(root: Path) -> dict[str, File]:
+    """Return the table and the split by their names."""
     folders = [f"{place}{part}" for place in ("", "pcqm4m-v2/", "raw/pcqm4m-v2/") for part in ("", "raw")]
-    for _, there in listings(root, folders, ["pcqm4m-v2.zip"], ["data.csv.gz", "split_dict.pt"]):
-        files = there | files
-    return files
+    return find_files(root, folders, ["pcqm4m-v2.zip"], ["data.csv.gz", "split_dict.pt"])
 
 
-def official(file: File) -> np.ndarray:
-    """The place in SPLITS of each molecule, int8, -1 for those whose label is hidden.
+def read_split(file: File) -> np.ndarray:
+    """Return the place in SPLITS of each molecule, int8, -1 for molecules whose label is hidden.
 
-    Raises: UserError if the file is not whole, asks for code to be run, or holds no such split.
+    Raises: UserError if the file is incomplete, asks for code to be run, or holds no such split.
     """
     numpy_parts = [
         np._core.multiarray._reconstruct,
@@ -108,57 +105,63 @@ def official(file: File) -> np.ndarray:
         np.ndarray,
         np.dtype,
         np.dtypes.Int64DType,
-        (latin1, "_codecs.encode"),
+        (encode_latin1, "_codecs.encode"),
     ]
     try:
         with torch.serialization.safe_globals(numpy_parts):
             split = torch.load(io.BytesIO(file.read()), weights_only=True)
         parts = {name: np.asarray(split[name], dtype=np.int64).reshape(-1) for name in split}
         count = 1 + max(int(part.max(initial=-1)) for part in parts.values())
-        place = np.full(count, -1, dtype=np.int8)
-        for name, ours in OFFICIAL.items():
-            if (parts[name] < 0).any() or (place[parts[name]] != -1).any():
+        split_of = np.full(count, -1, dtype=np.int8)
+        for name, split_name in OFFICIAL.items():
+            if (parts[name] < 0).any() or (split_of[parts[name]] != -1).any():
                 raise ValueError(f"the part {name} has a number twice or below 0")
-            place[parts[name]] = SPLITS.index(ours)
+            split_of[parts[name]] = SPLITS.index(split_name)
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
+    except Exception as error:  # a damaged file may raise any error
         why = str(error).partition("\n")[0]
-        raise UserError(f"{file.shown}: no split of OGB that could be read ({type(error).__name__}: {why}). Fetch it again.") from error
-    return place
+        raise UserError(f"{file.location}: no split of OGB that could be read ({type(error).__name__}: {why}). Fetch it again.") from error
+    return split_of
 
 
-def read(file: File, place: np.ndarray) -> Iterator[molecules.Row]:
-    """The molecules of the table whose label is known.
+def read_table(file: File, split_of: np.ndarray) -> Iterator[molecules.Row]:
+    """Yield the molecules of the table whose label is known.
 
-    Raises: UserError with the line for what is not as it should be.
+    Raises: UserError with the line that is wrong.
     """
-    done = 0
+    rows_read = 0
     try:
         with file.open() as packed, gzip.open(packed) as stream:
             table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
             header = next(table, [])
             if not {"smiles", "homolumogap"} <= set(header):
-                raise UserError(f"{file.shown}:1: the columns are {', '.join(header) or 'none'}; smiles and homolumogap are needed.")
+                raise UserError(f"{file.location}:1: the columns are {', '.join(header) or 'none'}; smiles and homolumogap are needed.")
             smiles, gap = header.index("smiles"), header.index("homolumogap")
-            for number, fields in enumerate(table):
-                shown = f"{file.shown}:{table.line_num}"
-                if len(fields) != len(header) or number >= len(place):
-                    raise UserError(f"{shown}: {','.join(fields)[:60]!r} is not one of {len(place)} molecules with {len(header)} columns.")
-                if place[number] >= 0:
-                    yield table.line_num, fields[smiles], [gap_of(fields[gap], shown)], int(place[number])
-                done = number + 1
-            if (place[done:] >= 0).any():
-                raise UserError(f"{file.shown}: ends after {done} molecules; the split has {len(place)}. Fetch it again.")
+            for row, fields in enumerate(table):
+                location = f"{file.location}:{table.line_num}"
+                if len(fields) != len(header) or row >= len(split_of):
+                    raise UserError(
+                        f"{location}: {','.join(fields)[:60]!r} is not one of {len(split_of)} molecules with {len(header)} columns."
+                    )
+                if split_of[row] >= 0:
+                    yield table.line_num, fields[smiles], [parse_gap(fields[gap], location)], int(split_of[row])
+                rows_read = row + 1
+            if (split_of[rows_read:] >= 0).any():
+                raise UserError(f"{file.location}: ends after {rows_read} molecules; the split has {len(split_of)}. Fetch it again.")
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file.shown}: cannot be read ({error}). Fetch it again.") from error
+        raise UserError(f"{file.location}: cannot be read ({error}). Fetch it again.") from error
 
 
-def gap_of(field: str, shown: str) -> float:
+def parse_gap(field: str, location: str) -> float:
+    """Return the gap in a field of the table.
+
+    Raises: UserError if it is no finite number.
+    """
     try:
         gap = float(field)
     except ValueError:
         gap = math.nan
     if not math.isfinite(gap):
-        raise UserError(f"{shown}: homolumogap is {field!r}, no finite number, though the split counts the molecule as labelled.")
+        raise UserError(f"{location}: homolumogap is {field!r}, no finite number, though the split counts the molecule as labelled.")
     return gap

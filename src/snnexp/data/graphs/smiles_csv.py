@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, loose
+from snnexp.data.cache import Notes, file_source
 from snnexp.data.graphs import molecules
-from snnexp.data.graphs.graphs import SPLITS, Block, GraphSamples, given_parts, prepared_graphs, strata
-from snnexp.data.source_files import SPLIT_FOLDERS, natural
-from snnexp.data.splits import apportion, sizes
+from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_graphs, rows_of_given_split, strata_labels
+from snnexp.data.source_files import SPLIT_FOLDERS, natural_key
+from snnexp.data.splits import SPLITS, apportion, sizes_in_words
 from snnexp.errors import MissingData, UserError, nearest
 
 
@@ -21,9 +21,9 @@ class SmilesCSV(GraphSamples):
     """The molecules of `file`, a CSV table with a header: SMILES in the column `smiles`, targets in one or more columns `target`.
 
     x int64 [V, 9] and edge_attr int64 [E, 3] are PyTorch Geometric's categorical columns of atoms and bonds (from_smiles).
-    Targets are real numbers, or with `classes` the names of classes (one column). Prepared molecules are kept in `root`/cache.
-    Split: the column `split` with train, val or test in each line; without one `val_fraction` and `test_fraction` of all at random
-    (`split_seed`), stratified by class.
+    Targets are real numbers, or with `classes` the names of classes (one column). Prepared molecules are stored in `root`/cache.
+    Split: the column `split` with train, val or test in each line; without such a column `val_fraction` and `test_fraction` of all
+    molecules at random (`split_seed`), stratified by class.
 
     Raises: MissingData without a file, UserError with file and line for what cannot be read, UserError if RDKit is not installed.
     """
@@ -43,8 +43,9 @@ class SmilesCSV(GraphSamples):
         node_budget: int | None = None,
     ) -> None:
         if file is None or target is None or not Path(file).is_file():
+            missing = "a table is needed" if file is None or target is None else f"there is no file {file}"
             raise MissingData(
-                f"smiles_csv: {'there is no file ' + str(file) if file is not None and target is not None else 'a table is needed'}. "
+                f"smiles_csv: {missing}. "
                 "Name a CSV file and the column to learn: dataset.file=PATH dataset.target=COLUMN. Its molecules are then prepared once "
                 f"in {root}, by this command or by: snnexp data dataset=smiles_csv dataset.file=PATH dataset.target=COLUMN."
             )
@@ -53,22 +54,22 @@ class SmilesCSV(GraphSamples):
         if not targets or (classes and len(targets) > 1):
             raise UserError(f"dataset.target is {targets}; {'with dataset.classes=true one column' if targets else 'at least one column'}.")
 
-        def produce(notes: Notes) -> Iterator[Block]:
-            rows = read(path, smiles, targets, split, classes)
-            notes["classes"] = sorted({label for _, _, label, _ in rows}, key=natural) if classes else []
-            place = {label: number for number, label in enumerate(notes["classes"])}
-            rows = [(line, text, place[y] if classes else y, part) for line, text, y, part in rows]
-            yield from molecules.blocks(rows, str(path), divided=split is not None)
+        def produce(notes: Notes) -> Iterator[GraphChunk]:
+            rows = read_table(path, smiles, targets, split, classes)
+            notes["classes"] = sorted({label for _, _, label, _ in rows}, key=natural_key) if classes else []
+            class_number = {label: index for index, label in enumerate(notes["classes"])}
+            rows = [(line, text, class_number[y] if classes else y, part) for line, text, y, part in rows]
+            yield from molecules.read_chunks(rows, str(path), divided=split is not None)
 
         settings = {"data": "smiles_csv", "smiles": smiles, "targets": targets, "split": split, "classes": classes}
-        entry = prepared_graphs(Path(root), settings, [loose(path)], produce, f"smiles_csv {path.name}")
+        entry = load_or_build_graphs(Path(root), settings, [file_source(path)], produce, f"smiles_csv {path.name}")
         if split is not None:
-            rows, words = given_parts(entry), f"split as given in column {split}"
+            rows, words = rows_of_given_split(entry), f"split as given in column {split}"
         else:
-            rows, words = apportion(strata(entry), val_fraction, test_fraction, split_seed)
+            rows, words = apportion(strata_labels(entry), val_fraction, test_fraction, split_seed)
         super().__init__(
             name="smiles_csv",
-            protocol=f"smiles_csv {path.name}: {sizes(rows)}; target {', '.join(targets)}; {words}",
+            protocol=f"smiles_csv {path.name}: {sizes_in_words(rows)}; target {', '.join(targets)}; {words}",
             directory=path.parent,
             entry=entry,
             rows=rows,
@@ -80,32 +81,30 @@ class SmilesCSV(GraphSamples):
         )
 
 
-def read(path: Path, smiles: str, targets: Sequence[str], split: str | None, classes: bool) -> list[molecules.Row]:
-    """The molecules of a table, with a class name or a list of numbers each.
+def read_table(path: Path, smiles: str, targets: Sequence[str], split: str | None, classes: bool) -> list[molecules.Row]:
+    """Return the molecules of a table, each with a class name or a list of numbers.
 
-    Raises: UserError with file and line for what is not there or no number.
+    Raises: UserError with file and line for a field that is missing or no number.
     """
     rows = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.reader(file, strict=True)
             header = [name.strip() for name in next(table, [])]
-            wanted = [smiles, *targets, *([split] if split is not None else [])]
-            for name in wanted:
+            names = [smiles, *targets, *([split] if split is not None else [])]
+            for name in names:
                 if name not in header:
                     raise UserError(f"{path}:1: no column {name!r}; there are {', '.join(header) or 'none'}.{nearest(name, header)}")
-            at = [header.index(name) for name in wanted]
+            columns = [header.index(name) for name in names]
             for fields in table:
                 if not any(map(str.strip, fields)):
                     continue
+                location = f"{path}:{table.line_num}"
                 if len(fields) != len(header):
-                    raise UserError(f"{path}:{table.line_num}: {len(fields)} fields; the header has {len(header)}.")
-                text, *values = (fields[place].strip() for place in at)
-                part = -1
-                if split is not None:
-                    part = SPLITS.index(split_of(values.pop(), f"{path}:{table.line_num}", split))
-                shown = f"{path}:{table.line_num}"
-                y = class_of(values[0], shown, targets[0]) if classes else numbers_of(values, shown, targets)
+                    raise UserError(f"{location}: {len(fields)} fields; the header has {len(header)}.")
+                text, *values = (fields[place].strip() for place in columns)
+                part = -1 if split is None else SPLITS.index(parse_split(values.pop(), location, split))
+                y = parse_class(values[0], location, targets[0]) if classes else parse_numbers(values, location, targets)
                 rows.append((table.line_num, text, y, part))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no text in UTF-8 ({error}). Save it as UTF-8.") from error
@@ -116,19 +115,31 @@ def read(path: Path, smiles: str, targets: Sequence[str], split: str | None, cla
     return rows
 
 
-def split_of(value: str, shown: str, column: str) -> str:
+def parse_split(value: str, location: str, column: str) -> str:
+    """Return the split that a field names.
+
+    Raises: UserError if it names none.
+    """
     if value.lower() not in SPLIT_FOLDERS:
-        raise UserError(f"{shown}: column {column} is {value!r}; allowed are {', '.join(SPLIT_FOLDERS)}.")
+        raise UserError(f"{location}: column {column} is {value!r}; allowed are {', '.join(SPLIT_FOLDERS)}.")
     return SPLIT_FOLDERS[value.lower()]
 
 
-def class_of(value: str, shown: str, column: str) -> str:
+def parse_class(value: str, location: str, column: str) -> str:
+    """Return the class that a field names.
+
+    Raises: UserError if it is empty.
+    """
     if not value:
-        raise UserError(f"{shown}: column {column} is empty; every molecule needs a class.")
+        raise UserError(f"{location}: column {column} is empty; every molecule needs a class.")
     return value
 
 
-def numbers_of(values: Sequence[str], shown: str, columns: Sequence[str]) -> list[float]:
+def parse_numbers(values: Sequence[str], location: str, columns: Sequence[str]) -> list[float]:
+    """Return the numbers in the fields of some columns.
+
+    Raises: UserError for one that is no finite number of 32 bits.
+    """
     numbers = []
     for value, column in zip(values, columns, strict=True):
         try:
@@ -137,7 +148,7 @@ def numbers_of(values: Sequence[str], shown: str, columns: Sequence[str]) -> lis
             number = math.nan
         if not abs(number) <= float(np.finfo(np.float32).max):
             raise UserError(
-                f"{shown}: column {column} is {value!r}, no finite number of 32 bits. Correct or remove the line; for classes give "
+                f"{location}: column {column} is {value!r}, no finite number of 32 bits. Correct or remove the line; for classes give "
                 "dataset.classes=true task=graph_classification."
             )
         numbers.append(number)

@@ -1,10 +1,8 @@
-"""Stays in an intensive care unit: batches of sets of events, and what every such data set of this room is once prepared."""
+"""Stays in an intensive care unit: batches of sets of events, and the base class of all their data sets."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,9 +16,9 @@ from torch import Tensor
 
 from snnexp import contracts
 from snnexp.contracts import DataSet
-from snnexp.data.cache import Arrays
-from snnexp.data.splits import SPLITS, rows_of, sizes
-from snnexp.data.stays.stay_arrays import Window, events_before, fingerprints, set_counts, used_sets, window, without
+from snnexp.data.cache import Arrays, digest_of
+from snnexp.data.splits import SPLITS, rows_of, sizes_in_words
+from snnexp.data.stays.stay_arrays import Window, events_up_to_horizon, fingerprints, remove_variables, select_window, set_counts, used_sets
 from snnexp.errors import MissingData, UserError
 
 CLASSES = ("survived", "died")
@@ -28,10 +26,10 @@ CLASSES = ("survived", "died")
 
 @dataclass
 class Stays:
-    """A batch of N stays: M sets of E events in all, a set being what was measured at one time.
+    """A batch of N stays with M sets of E events in all; a set holds the events of one time.
 
-    Sets are ordered by their size, so that those of one size are a plain view [k, n] of the events; within a size they come by stay and
-    place. Shapes: variable int64 [E], its number; value float32 [E], standardised; minute float32 [M] since admission; stay int64 [M],
+    Sets are ordered by their size, so that those of one size are a plain view [k, n] of the events, and within a size by stay and place.
+    Shapes: variable int64 [E], its number; value float32 [E], standardised; minute float32 [M] since admission; stay int64 [M],
     0..N-1; place int64 [M] of the set in its stay, by time from 0; lengths int64 [N] sets of each stay. `runs`: (size n, count k) of
     each size; `longest`: the largest of the lengths.
     """
@@ -46,11 +44,11 @@ class Stays:
     longest: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Stays:
-        """The batch on `device`."""
+        """Return the batch on `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Stays:
-        """The batch in memory that a GPU reads by itself."""
+        """Return the batch in pinned memory, from which a GPU copies directly."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Any) -> Stays:
@@ -60,7 +58,7 @@ class Stays:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values are standardised: (x - mean) / std, limited to [-clip, clip], with log(1 + x) in the place of x where `log`.
+    """The standardisation of values: (x - mean) / std, limited to [-clip, clip], with log(1 + x) instead of x where `log` is true.
 
     Shapes: mean and std float32 [V], log bool [V].
     """
@@ -71,49 +69,51 @@ class Scale:
     clip: float
 
     def __call__(self, variable: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """The standardised values float32 [E] of variables [E]."""
-        value = logarithmic(self.log, variable, value)
+        """Return the standardised values float32 [E] of variables [E]."""
+        value = apply_log(self.log, variable, value)
         value = (value - self.mean[variable]) / self.std[variable]
         return np.clip(value, -self.clip, self.clip, out=value)
 
 
-def logarithmic(log: np.ndarray, variable: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """A copy of the values with log(1 + x) of those whose variable is among the `log` ones, bool [V]; below 0 there is none, it is 0."""
+def apply_log(log: np.ndarray, variable: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return a copy of the values, with log(1 + x) of variables where `log`, bool [V], is true; values below 0 count as 0."""
     value = value.copy()
     if log.any():
-        at = np.flatnonzero(log[variable])
-        value[at] = np.log1p(np.maximum(value[at], 0))
+        places = np.flatnonzero(log[variable])
+        value[places] = np.log1p(np.maximum(value[places], 0))
     return value
 
 
-class View(contracts.View):
+class StayView(contracts.View):
     """One split of a data set of stays, in whole batches."""
 
-    def __init__(self, stored: Arrays | dict[str, np.ndarray], use: Window, rows: np.ndarray, numbers: np.ndarray, scale: Scale) -> None:
-        self.stored, self.use, self.rows = stored, use, rows
-        self.numbers, self.scale = numbers, scale
+    def __init__(
+        self, stored: Arrays | dict[str, np.ndarray], window: Window, rows: np.ndarray, known_numbers: np.ndarray, scale: Scale
+    ) -> None:
+        self.stored, self.window, self.rows = stored, window, rows
+        self.known_numbers, self.scale = known_numbers, scale
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Stays, Tensor]:
-        """The batch of `keys` = (epoch, index) pairs and its outcomes, y int64 [N]."""
+        """Return the batch of `keys`, (epoch, index) pairs, and its outcomes, y int64 [N]."""
         stored = self.stored.arrays if isinstance(self.stored, Arrays) else self.stored
         rows = self.rows[np.array(keys, dtype=np.int64).reshape(-1, 2)[:, 1]]
-        owner, minute, begins, sizes = used_sets(stored, self.use, rows)
+        owner, minute, starts, sizes = used_sets(stored, self.window, rows)
         lengths = np.bincount(owner, minlength=len(rows))
         place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
 
         order = np.argsort(sizes, kind="stable")
         owner, sizes = owner[order], sizes[order]
-        event = np.arange(sizes.sum()) + np.repeat(begins[order] - (np.cumsum(sizes) - sizes), sizes)
-        cut = self.use.tail[rows] - self.use.head[rows]
-        of_event = np.repeat(owner, sizes)
+        event = np.arange(sizes.sum()) + np.repeat(starts[order] - (np.cumsum(sizes) - sizes), sizes)
+        cut = self.window.tail[rows] - self.window.head[rows]
+        event_owner = np.repeat(owner, sizes)
         if cut.any():
-            event += np.where(event >= self.use.head[rows][of_event], cut[of_event], 0)
-        event += stored["event_offsets"][rows][of_event]
-        variable = self.numbers[stored["variable"][event]]
-        counted = np.unique(sizes, return_counts=True)
+            event += np.where(event >= self.window.head[rows][event_owner], cut[event_owner], 0)
+        event += stored["event_offsets"][rows][event_owner]
+        variable = self.known_numbers[stored["variable"][event]]
+        runs = np.unique(sizes, return_counts=True)
         stays = Stays(
             variable=torch.from_numpy(variable),
             value=torch.from_numpy(self.scale(variable, stored["value"][event])),
@@ -121,24 +121,24 @@ class View(contracts.View):
             stay=torch.from_numpy(owner),
             place=torch.from_numpy(place[order]),
             lengths=torch.from_numpy(lengths),
-            runs=list(zip(*(column.tolist() for column in counted), strict=True)),
+            runs=list(zip(*(column.tolist() for column in runs), strict=True)),
             longest=int(lengths.max(initial=0)),
         )
         return stays, torch.from_numpy(stored["y"][rows])
 
 
 class MedicalStays(DataSet):
-    """Stays with an outcome each (0 survived, 1 died), a split, and a standardisation that comes from the training part only.
+    """Stays with an outcome each (0 survived, 1 died), a split, and a standardisation measured on the training part only.
 
-    Of a stay the events up to and including `horizon_hours` are used, of these the last `max_sequence_length`; those that describe the
-    patient at admission remain. Values are standardised by mean and standard deviation of their variable over the training split (before
+    The last `max_sequence_length` events of a stay up to and including `horizon_hours` are used; those that describe the patient at
+    admission always remain. Values are standardised by mean and standard deviation of their variable over the training split (before
     events are cut), those of `logged` variables after log(1 + x), and limited to `clip` standard deviations. A variable that is constant
-    there becomes 1, and one that does not occur there stays as it is. `given`: (mean, std) of some variables, instead.
-    `embeddings`: a CSV file of frozen vectors of the variables' names: the name, then numbers, in each line.
-    `title` and `words`: what the protocol says before and after the number of stays, `remark`: what last. With `strict` false, events
-    of variables that a run does not know are left out when it judges these data.
+    there becomes 1, and one that does not occur there stays as it is. `given_statistics`: (mean, std) to use for some variables instead.
+    `embeddings`: a CSV file of frozen vectors of the variables' names, in each line the name, then numbers.
+    `title`, `words` and `remark`: what the protocol says before and after the number of stays, and at its end. With `strict` false, events
+    of variables that a run does not know are left out when it is evaluated on these data.
 
-    Raises: UserError for an option out of its range; MissingData, UserError for embeddings that are not there or no numbers.
+    Raises: UserError for an option out of its range; MissingData, UserError for embeddings that are missing or no numbers.
     """
 
     kind = "stays"
@@ -155,7 +155,7 @@ class MedicalStays(DataSet):
         rows: dict[str, np.ndarray],
         variables: Sequence[str],
         logged: Sequence[str] = (),
-        given: dict[str, tuple[float, float]] | None = None,
+        given_statistics: dict[str, tuple[float, float]] | None = None,
         horizon_hours: float | None = 48,
         max_sequence_length: int | None = 1000,
         clip: float = 5.0,
@@ -168,41 +168,41 @@ class MedicalStays(DataSet):
                 raise UserError(f"dataset.{option} is {value}; allowed are numbers above 0{'' if option == 'clip' else ' and null'}.")
         self.name, self.directory, self.strict = name, directory, strict
         self.entry: Arrays | None = entry
-        self.stored = self.prepared = entry.arrays
-        self.own = self.variables = tuple(variables)
+        self.stored = self.prepared_arrays = entry.arrays
+        self.prepared_variables = self.variables = tuple(variables)
         self.horizon_hours, self.max_sequence_length = horizon_hours, max_sequence_length
-        self.vectors = read_embeddings(Path(embeddings)) if embeddings is not None else None
-        self.embeddings = self.embedded()
-        self.use = window(self.stored, horizon_hours, max_sequence_length)
-        self.counts = set_counts(self.stored, self.use)
+        self.vectors_by_name = read_embeddings(Path(embeddings)) if embeddings is not None else None
+        self.embeddings = self.embedding_vectors()
+        self.window = select_window(self.stored, horizon_hours, max_sequence_length)
+        self.counts = set_counts(self.stored, self.window)
         rows = {split: np.asarray(rows[split], dtype=np.int64) for split in SPLITS}
         self.digests = {split: self.digest(rows[split]) for split in SPLITS}
         self.rows = {split: rows[split][self.counts[rows[split]] > 0] for split in SPLITS}
-        self.title, self.words = title, f"{words}{self.limits(sum(map(len, rows.values())))}{remark}"
-        self.numbers = np.arange(len(self.variables))
-        self.scale = self.statistics(np.isin(self.variables, list(logged)), clip, given or {})
+        self.title, self.words = title, f"{words}{self.limits_in_words(sum(map(len, rows.values())))}{remark}"
+        self.known_numbers = np.arange(len(self.variables))
+        self.scale = self.statistics(np.isin(self.variables, list(logged)), clip, given_statistics or {})
         y = self.stored["y"][self.rows["train"]]
         self.positive = float(y.mean()) if len(y) else 0.0
 
-    def limits(self, stays: int) -> str:
-        """The words for what the horizon and the length of a sequence leave of so many stays."""
-        words = "" if self.horizon_hours is None else f"; events up to {self.horizon_hours:g} h ({self.use.beyond:,} later ones left out)"
+    def limits_in_words(self, stays: int) -> str:
+        """Return what the protocol says of events and stays (of `stays` in all) left out because of the horizon and the length limit."""
+        text = "" if self.horizon_hours is None else f"; events up to {self.horizon_hours:g} h ({self.window.beyond:,} later ones left out)"
         if self.max_sequence_length is not None:
-            words += f"; at most {self.max_sequence_length:,} events of a stay, the last (stays cut: {int(self.use.cut.sum()):,})"
+            text += f"; at most {self.max_sequence_length:,} events of a stay, the last (stays cut: {int(self.window.cut.sum()):,})"
         if empty := stays - sum(self.splits.values()):
-            words += f"; {empty:,} stays without any event left out"
-        return words
+            text += f"; {empty:,} stays without any event left out"
+        return text
 
     @property
     def protocol(self) -> str:
-        """What the data are, in words: the stays that are used, their outcomes, how they were divided, and what was left out."""
+        """A description of the data: the stays that are used, their outcomes, how they were divided, and what was left out."""
         y = self.stored["y"][self.rows_of("all")]
-        said = f"{self.title}: {sizes(self.rows)} stays, {int(y.sum()):,} of {len(y):,} died"
+        text = f"{self.title}: {sizes_in_words(self.rows)} stays, {int(y.sum()):,} of {len(y):,} died"
         train = self.stored["y"][self.rows["train"]]
         if len(train) and (train == train[0]).all():
             who = "every stay" if train[0] else "no stay"
-            said += f"; {who} of the training split died: AUROC is not defined and nothing can be learned"
-        return f"{said}; {self.words}"
+            text += f"; {who} of the training split died: AUROC is not defined and nothing can be learned"
+        return f"{text}; {self.words}"
 
     @property
     def splits(self) -> dict[str, int]:
@@ -216,79 +216,79 @@ class MedicalStays(DataSet):
 
     @property
     def provides(self) -> dict[str, Any]:
-        """What a model may take from the data: the number of variables V and the vectors of their names, float32 [V, F] or None."""
+        """Values for arguments that a model leaves null: the number of variables V, the vectors of their names, float32 [V, F] or None."""
         return {"num_variables": len(self.variables), "embeddings": self.embeddings}
 
     def rows_of(self, split: str) -> np.ndarray:
-        """The stays of "train", "val", "test", or "all" three in this order.
+        """Return the stays of "train", "val", "test", or "all" three in this order.
 
         Raises: UserError for another name.
         """
         return rows_of(self.rows, split)
 
-    def view(self, split: str, augment: bool = False) -> View:
-        """The stays of a split, as `rows_of` has them; there is nothing to augment.
+    def view(self, split: str, augment: bool = False) -> StayView:
+        """Return the stays of a split, as `rows_of` has them; there is nothing to augment.
 
         Raises: UserError for another name.
         """
-        # What is mapped to memory goes to a worker as a name, to be mapped there again.
-        return View(self.stored if self.entry is None else self.entry, self.use, self.rows_of(split), self.numbers, self.scale)
+        # A worker gets the path of memory-mapped arrays and maps them again.
+        return StayView(self.stored if self.entry is None else self.entry, self.window, self.rows_of(split), self.known_numbers, self.scale)
 
     def sizes(self, split: str, augmented: bool = False) -> np.ndarray:
-        """The number of events of each stay of a split, int64 [N]."""
-        return self.use.events[self.rows_of(split)]
+        """Return the number of events of each stay of a split, int64 [N]."""
+        return self.window.events[self.rows_of(split)]
 
     def lengths(self, split: str) -> np.ndarray:
-        """The number of sets of each stay of a split, int64 [N]."""
+        """Return the number of sets of each stay of a split, int64 [N]."""
         return self.counts[self.rows_of(split)]
 
     @staticmethod
     def preparation(state: dict[str, Any]) -> Callable[[Stays | tuple[Stays, Tensor]], tuple[Stays, Tensor]]:
-        """What `prepare` does in a run, by its `state_dict`, where the data are not; of stays alone too, whose outcomes are then 0."""
+        """Return what `prepare` does in the run of a `state_dict`, for use without its data; stays alone get outcomes of 0."""
         return lambda batch: (batch, torch.zeros_like(batch.lengths)) if isinstance(batch, Stays) else batch
 
-    def statistics(self, log: np.ndarray, clip: float, given: dict[str, tuple[float, float]]) -> Scale:
-        """The scale of the training split, given or measured; 0 and 1 of a variable that does not occur."""
+    def statistics(self, log: np.ndarray, clip: float, given_statistics: dict[str, tuple[float, float]]) -> Scale:
+        """Return the scale of the training split, given or measured; mean 0 and std 1 for a variable that does not occur."""
         count = len(self.variables)
-        seen, total, square = np.zeros(count), np.zeros(count), np.zeros(count)
-        for variable, value in events_before(self.stored, self.use, self.rows["train"]):
-            seen += np.bincount(variable, minlength=count)
-            total += np.bincount(variable, logarithmic(log, variable, value.astype(np.float64)), minlength=count)
-        mean = total / np.maximum(seen, 1)
-        for variable, value in events_before(self.stored, self.use, self.rows["train"]):
-            off = logarithmic(log, variable, value.astype(np.float64)) - mean[variable]
-            square += np.bincount(variable, off * off, minlength=count)
-        std = np.sqrt(square / np.maximum(seen, 1))
-        for number, name in enumerate(self.variables):
-            if name in given:
-                (mean[number], std[number]), seen[number] = given[name], 1
-        constant = (std <= 1e-6 * np.maximum(np.abs(mean), 1)) & (seen > 0)
-        # MechVent is always 1: standardised it would be 0, and whoever multiplies by the value would not see the event at all.
-        mean = np.where(constant, mean - 1, np.where(seen > 0, mean, 0))
-        std = np.where(constant | (seen == 0), 1, std)
+        counts, total, square = np.zeros(count), np.zeros(count), np.zeros(count)
+        for variable, value in events_up_to_horizon(self.stored, self.window, self.rows["train"]):
+            counts += np.bincount(variable, minlength=count)
+            total += np.bincount(variable, apply_log(log, variable, value.astype(np.float64)), minlength=count)
+        mean = total / np.maximum(counts, 1)
+        for variable, value in events_up_to_horizon(self.stored, self.window, self.rows["train"]):
+            deviation = apply_log(log, variable, value.astype(np.float64)) - mean[variable]
+            square += np.bincount(variable, deviation * deviation, minlength=count)
+        std = np.sqrt(square / np.maximum(counts, 1))
+        for variable_number, name in enumerate(self.variables):
+            if name in given_statistics:
+                (mean[variable_number], std[variable_number]), counts[variable_number] = given_statistics[name], 1
+        constant = (std <= 1e-6 * np.maximum(np.abs(mean), 1)) & (counts > 0)
+        # MechVent is always 1: standardised to 0 its events would vanish in a model that multiplies by the value.
+        mean = np.where(constant, mean - 1, np.where(counts > 0, mean, 0))
+        std = np.where(constant | (counts == 0), 1, std)
         return Scale(mean.astype(np.float32), std.astype(np.float32), log, clip)
 
-    def embedded(self) -> Tensor | None:
-        """The vectors of the variables' names, float32 [V, F].
+    def embedding_vectors(self) -> Tensor | None:
+        """Return the vectors of the variables' names, float32 [V, F], or None without embeddings.
 
-        Raises: UserError naming those that the file does not have.
+        Raises: UserError that names the variables without a vector.
         """
-        if self.vectors is None:
+        if self.vectors_by_name is None:
             return None
-        if missing := [name for name in self.variables if name not in self.vectors]:
+        if missing := [name for name in self.variables if name not in self.vectors_by_name]:
             raise UserError(
                 f"dataset.embeddings holds no vector of {', '.join(missing[:12])}{' ...' if len(missing) > 12 else ''} "
                 f"({len(missing)} of {len(self.variables)} variables); add a line for each."
             )
-        return torch.tensor(np.stack([self.vectors[name] for name in self.variables]), dtype=torch.float32)
+        return torch.tensor(np.stack([self.vectors_by_name[name] for name in self.variables]), dtype=torch.float32)
 
     @cached_property
     def fingerprints(self) -> np.ndarray:
-        """A number of each stay, by which it is known again in other data, int64 [N] (`stay_arrays.fingerprints`)."""
-        return fingerprints(self.prepared, self.own)
+        """A number that identifies each stay in other data too, int64 [N] (`stay_arrays.fingerprints`)."""
+        return fingerprints(self.prepared_arrays, self.prepared_variables)
 
     def seen_before(self, state: dict[str, Any], split: str) -> int:
-        """How many stays of a split of these data a run trained or validated with, by its `state_dict`.
+        """Return how many stays of a split of these data a run trained or validated with, by its `state_dict`.
 
         Raises: UserError for another name of a split.
         """
@@ -296,7 +296,7 @@ class MedicalStays(DataSet):
         return int(np.isin(self.fingerprints[rows], state["seen"].cpu().numpy()).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep to know its data again, or to judge others.
+        """Return what a checkpoint needs to recognise its data or to evaluate others.
 
         The variables, their standardisation, a digest of each split, and "seen": the fingerprints of the training and validation stays,
         int64, ascending.
@@ -315,24 +315,23 @@ class MedicalStays(DataSet):
         }
 
     def digest(self, rows: np.ndarray) -> str:
-        """The hash of a choice of stays: of the content of all of them, and of the rows.
+        """Return the hash of a choice of stays: of the content of all stays, and of the rows.
 
-        It is the same on every machine, wherever and in whatever form the data lie.
+        It is the same on every machine, and does not depend on where or in what form the data lie.
         """
         checksums = dict(self.entry.checksums) if self.entry is not None else {}
-        if "describing" in checksums:  # once kept in a byte: the digests of the runs of then remain
+        if "describing" in checksums:  # it was stored in bytes once: the digests of older runs stay valid
             checksums["describing"] = zlib.crc32(self.stored["describing"].astype(np.uint8))
-        content = json.dumps({name: value for name, value in checksums.items() if name != "part"}, sort_keys=True).encode()
-        return hashlib.sha256(content + rows.astype("<i8").tobytes()).hexdigest()[:16]
+        return digest_of(checksums, rows)
 
     def same_samples(self, state: dict[str, Any]) -> bool:
-        """Whether a run's `state_dict` is of the same stays in the same splits."""
+        """Return whether a run's `state_dict` belongs to the same stays in the same splits."""
         return state["split"] == self.digests
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the variables, the standardisation and the fraction of deaths of a run, whatever its stays (`same_samples`).
+        """Take over the variables, the standardisation and the fraction of deaths of a run, even one of other stays (`same_samples`).
 
-        Raises: UserError if the run knows other classes, or not all the variables that these data have (unless `strict` is false).
+        Raises: UserError if the run has other classes, or lacks some of the variables of these data (unless `strict` is false).
         """
         place = f"{self.name} in {self.directory}"
         if list(state["classes"]) != list(self.classes):
@@ -340,42 +339,42 @@ class MedicalStays(DataSet):
                 f"The run was trained on the classes {', '.join(state['classes'])}, but {place} has {', '.join(self.classes)}. "
                 "Give data with the same classes in the same order."
             )
-        known = {name: number for number, name in enumerate(state["variables"])}
-        occurring = np.bincount(self.stored["variable"], minlength=len(self.own)) > 0
-        foreign = occurring & ~np.isin(self.own, list(known))
+        number_of = {name: index for index, name in enumerate(state["variables"])}
+        occurring = np.bincount(self.stored["variable"], minlength=len(self.prepared_variables)) > 0
+        foreign = occurring & ~np.isin(self.prepared_variables, list(number_of))
         if foreign.any():
-            names = [name for name, unknown in zip(self.own, foreign, strict=True) if unknown]
-            said = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+            names = [name for name, unknown in zip(self.prepared_variables, foreign, strict=True) if unknown]
+            names_in_words = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
             if self.strict:
                 raise UserError(
-                    f"{place} has {len(names)} variables that the run was not trained with: {said}. "
+                    f"{place} has {len(names)} variables that the run was not trained with: {names_in_words}. "
                     "Leave them out with dataset.strict=false."
                 )
-            self.leave_out(foreign, said)
-        self.variables = tuple(known)
-        self.numbers = np.array([known.get(name, 0) for name in self.own], dtype=np.int64)
-        self.embeddings = self.embedded()
+            self.leave_out(foreign, names_in_words)
+        self.variables = tuple(number_of)
+        self.known_numbers = np.array([number_of.get(name, 0) for name in self.prepared_variables], dtype=np.int64)
+        self.embeddings = self.embedding_vectors()
         mean, std = (state[name].float().cpu().numpy().copy() for name in ("mean", "std"))
         self.scale = Scale(mean, std, np.array(state["log"], dtype=bool), float(state["clip"]))
         self.positive = float(state["positive"])
 
-    def leave_out(self, foreign: np.ndarray, said: str) -> None:
-        """Take the events of some variables out of all stays, from now on in memory; bool [variables]."""
-        before, stays = int(np.diff(self.stored["event_offsets"]).sum()), sum(self.splits.values())
-        self.stored, self.entry = without(self.stored, foreign), None
-        self.use = window(self.stored, self.horizon_hours, self.max_sequence_length)
-        self.counts = set_counts(self.stored, self.use)
+    def leave_out(self, foreign: np.ndarray, names_in_words: str) -> None:
+        """Remove the events of `foreign` variables, bool [variables], from all stays; the arrays are in memory from then on."""
+        events_before, stays = int(np.diff(self.stored["event_offsets"]).sum()), sum(self.splits.values())
+        self.stored, self.entry = remove_variables(self.stored, foreign), None
+        self.window = select_window(self.stored, self.horizon_hours, self.max_sequence_length)
+        self.counts = set_counts(self.stored, self.window)
         self.rows = {split: rows[self.counts[rows] > 0] for split, rows in self.rows.items()}
-        gone = before - int(self.stored["event_offsets"][-1])
-        self.words += f"; {gone:,} events of variables unknown to the run ({said}) left out"
+        removed = events_before - int(self.stored["event_offsets"][-1])
+        self.words += f"; {removed:,} events of variables unknown to the run ({names_in_words}) left out"
         if empty := stays - sum(self.splits.values()):
             self.words += f", with them {empty:,} stays that have no others"
 
 
 def read_embeddings(path: Path) -> dict[str, np.ndarray]:
-    """The vectors float32 [F] of a CSV file by name: the first column, with a header or without.
+    """Return the vectors float32 [F] of a CSV file by name, its first column; a header is optional.
 
-    Raises: MissingData without a file, UserError with file and line for what is no number or of another length.
+    Raises: MissingData without a file, UserError with file and line for a value that is no number, or a vector of another length.
     """
     if not path.is_file():
         raise MissingData(f"dataset.embeddings={path}: no such file. Needed is a CSV file: a variable's name, then numbers, in each line.")

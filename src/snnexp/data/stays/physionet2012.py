@@ -1,4 +1,4 @@
-"""physionet2012: stays in an intensive care unit with their outcome, the PhysioNet/CinC Challenge 2012, from its text files."""
+"""physionet2012: stays in an intensive care unit with their outcomes, from the text files of the PhysioNet/CinC Challenge 2012."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.cache import Notes, Source, loose
+from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
-from snnexp.data.splits import apportion, carve, fold, published
+from snnexp.data.splits import apportion, carve, difference_in_words, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
-from snnexp.data.stays.stay_arrays import Block, Skipped, dropped, folder_source, prepared_stays
+from snnexp.data.stays.stay_arrays import FaultCounter, StayChunk, folder_source, load_or_build_stays, omissions_in_words
 from snnexp.errors import MissingData, UserError, nearest
 
 ADDRESS = "https://physionet.org/files/challenge-2012/1.0.0"
@@ -31,12 +31,12 @@ PUBLISHED = 4000
 AT_ONCE = 500
 HEADER = "Time,Parameter,Value"
 OUTCOME = "In-hospital_death"
-LARGEST = 64 * 2**20  # bytes of a record; the published ones have some thousands
+LARGEST = 64 * 2**20  # bytes of a record; the published ones have a few thousand
 
 
 @dataclass(frozen=True)
-class Records:
-    """The record files of one of the three sets: a folder of <RecordID>.txt, or an archive of such."""
+class RecordSet:
+    """The record files of one of the three sets: a folder of <RecordID>.txt, or an archive of these files."""
 
     letter: str
     place: Path
@@ -47,74 +47,76 @@ class Records:
         return self.place.is_file()
 
     def source(self) -> Source:
-        """All of them as one source."""
+        """Return all record files as one source."""
         if self.archive:
-            return loose(self.place)
+            return file_source(self.place)
         return folder_source(self.place, ".txt", f"set-{self.letter}")
 
     def read(self) -> Iterator[tuple[str, str, bytes]]:
-        """The name, the shown place and the content of each record, in the order of their numbers.
+        """Yield the name, the location for messages and the content of each record, in the order of their numbers.
 
-        Raises: UserError for what cannot be read.
+        Raises: UserError for a file or an archive that cannot be read.
         """
         try:
             if not self.archive:
-                for name in numbered(os.listdir(self.place)):
+                for name in record_names(os.listdir(self.place)):
                     yield name, str(self.place / name), (self.place / name).read_bytes()
             elif self.place.suffix == ".zip":
                 with zipfile.ZipFile(self.place) as archive:
                     members = {info.filename.rpartition("/")[2]: info for info in archive.infolist() if "__MACOSX" not in info.filename}
-                    for name in numbered(members):
+                    for name in record_names(members):
                         info = members[name]
-                        shown = f"{self.place}:{info.filename}"
+                        location = f"{self.place}:{info.filename}"
                         if info.flag_bits & 1:
-                            raise UserError(f"{shown}: encrypted. Unpack it with its password into a folder {self.place.stem} beside it.")
-                        yield name, bounded(shown, info.file_size), archive.read(info)
+                            raise UserError(
+                                f"{location}: encrypted. Unpack it with its password into a folder {self.place.stem} beside it."
+                            )
+                        yield name, check_size(location, info.file_size), archive.read(info)
             else:
-                with tarfile.open(self.place, "r:gz") as tar:  # one stream: what comes out of order waits in memory
-                    found: dict[str, tuple[str, bytes]] = {}
+                with tarfile.open(self.place, "r:gz") as tar:  # a stream in any order, so that all records are kept in memory
+                    records: dict[str, tuple[str, bytes]] = {}
                     for info in tar:
                         name = info.name.rpartition("/")[2]
-                        if info.isfile() and numbered([name]):
-                            shown = bounded(f"{self.place}:{info.name}", info.size)
-                            found[name] = shown, tar.extractfile(info).read()
-                for name in numbered(found):
-                    yield name, *found[name]
-        # NotImplementedError is zipfile's word for a compression that it cannot read
+                        if info.isfile() and record_names([name]):
+                            location = check_size(f"{self.place}:{info.name}", info.size)
+                            records[name] = location, tar.extractfile(info).read()
+                for name in record_names(records):
+                    yield name, *records[name]
+        # zipfile raises NotImplementedError for a compression that it cannot read
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
             raise UserError(f"{self.place}: cannot be read ({error}). Copy it again, or remove and fetch it again.") from error
 
 
-def bounded(shown: str, size: int) -> str:
-    """The shown place of a record of `size` bytes.
+def check_size(location: str, size: int) -> str:
+    """Return the location of a record of `size` bytes.
 
-    Raises: UserError if no record is so large: it would fill the memory.
+    Raises: UserError if it is so large that it might fill the memory.
     """
     if size > LARGEST:
         raise UserError(
-            f"{shown}: {size:,} bytes; a record may have {LARGEST:,}, and the published ones have some thousands. Fetch the archive again, "
-            "or take this file out of it."
+            f"{location}: {size:,} bytes; a record may have {LARGEST:,}, and the published ones have some thousands. Fetch the archive "
+            "again, or take this file out of it."
         )
-    return shown
+    return location
 
 
-def numbered(names: object) -> list[str]:
-    """Of some file names those of records, <RecordID>.txt, in the order of their numbers."""
+def record_names(names: object) -> list[str]:
+    """Return the names of record files, <RecordID>.txt, among some names, in the order of their numbers."""
     return sorted((name for name in names if re.fullmatch(r"\d+\.txt", name)), key=lambda name: int(name[:-4]))
 
 
 class PhysioNet2012(MedicalStays):
     """Up to 12,000 first 48 hours in an intensive care unit: 36 variables and 5 descriptors, and who died in hospital.
 
-    `root` holds any of the folders set-a, set-b and set-c of <RecordID>.txt (or set-x.zip, set-x.tar.gz; one folder further down too) and
-    Outcomes-x.txt beside each; `download` fetches all three sets if none is there. Of a file's lines HH:MM,Parameter,Value the value -1
-    (and a line without a name) is missing; a value outside its range (physionet2012_rules) is impossible; both are dropped and counted.
+    `root` holds any of the folders set-a, set-b and set-c of <RecordID>.txt (or set-x.zip, set-x.tar.gz; also one folder further down) and
+    Outcomes-x.txt beside each; `download` fetches all three sets if there is none. A record has lines HH:MM,Parameter,Value: the value -1
+    (or a line without a name) is missing; a value outside its range (physionet2012_rules) is impossible; both are dropped and counted.
     `split`: "random" (`val_fraction` and `test_fraction` of all, stratified by outcome, `split_seed`), or "strats": set a is test, sets b
-    and c are 80 % train and 20 % val (seed 123). `cv_fold` = 0..`cv_folds` - 1, of "random" only: that fold of all is the test and
-    `val_fraction` of the rest the validation part. `strict` false: lines and stays at fault are skipped and counted.
+    and c are 80 % train and 20 % val (seed 123). `cv_fold` = 0..`cv_folds` - 1, with "random" only: that fold of all is the test and
+    `val_fraction` of the rest the validation part. `strict` false: faulty lines and stays are skipped and counted.
     The other options are those of MedicalStays.
 
-    Raises: MissingData without any set, UserError naming file and line for what is not as published.
+    Raises: MissingData without any set, UserError that names file and line for content that is not as published.
     """
 
     def __init__(
@@ -139,31 +141,31 @@ class PhysioNet2012(MedicalStays):
         if split == "strats" and cv_fold is not None:
             raise UserError(f"dataset.cv_fold is {cv_fold}, but dataset.split=strats fixes the test; take split=random, or cv_fold=null.")
         root = Path(root)
-        sets = find(root)
-        if download and not any(records.place.parent != root / "download" for records in sets):
+        record_sets = find_record_sets(root)
+        if download and not any(records.place.parent != root / "download" for records in record_sets):
             for letter in SETS:
                 for name in (f"Outcomes-{letter}.txt", f"set-{letter}.tar.gz"):
                     fetch([f"{ADDRESS}/{name}?download"], root / "download" / name, md5=None)
-            sets = find(root)
-        if not sets:
+            record_sets = find_record_sets(root)
+        if not record_sets:
             raise MissingData(
                 f"physionet2012: {root} holds no set-a, set-b or set-c (a folder of <RecordID>.txt, .zip or .tar.gz). Fetch them with: "
                 f"snnexp data dataset=physionet2012. Or get set-a.tar.gz ... and Outcomes-a.txt ... from {ADDRESS}/ by hand and put them "
                 f"into {root / 'download'}; any one of the three will do."
             )
-        for records in sets:
+        for records in record_sets:
             if strict and records.outcomes is None:
                 raise MissingData(
                     f"physionet2012: {records.place} has no Outcomes-{records.letter}.txt beside it. Get it from {ADDRESS}/ and put it "
                     f"into {root}; or leave these stays out with dataset.strict=false."
                 )
-        outcomes = [loose(records.outcomes) for records in sets if records.outcomes is not None]
+        outcomes = [file_source(records.outcomes) for records in record_sets if records.outcomes is not None]
         settings = {"data": "physionet2012", "strict": strict, "ranges": {name: list(RANGES[name]) for name in VARIABLES}}
-        entry = prepared_stays(
+        entry = load_or_build_stays(
             root,
             settings,
-            [*(records.source() for records in sets), *outcomes],
-            lambda notes: blocks(sets, strict, notes),
+            [*(records.source() for records in record_sets), *outcomes],
+            lambda notes: read_chunks(record_sets, strict, notes),
             "physionet2012",
             len(VARIABLES),
         )
@@ -173,12 +175,12 @@ class PhysioNet2012(MedicalStays):
         elif split == "random":
             rows, words = apportion(y, val_fraction, test_fraction, split_seed)
         else:
-            rows, words = as_strats(y, letters)
-        found = {f"set-{letter}": int((letters == place).sum()) for place, letter in enumerate(SETS)}
+            rows, words = strats_split(y, letters)
+        counts = {f"set-{letter}": int((letters == place).sum()) for place, letter in enumerate(SETS)}
         super().__init__(
             name="physionet2012",
             title="physionet2012",
-            words=f"{words}{dropped(entry.notes)}",
+            words=f"{words}{omissions_in_words(entry.notes)}",
             directory=root,
             entry=entry,
             rows=rows,
@@ -189,12 +191,12 @@ class PhysioNet2012(MedicalStays):
             clip=clip,
             embeddings=embeddings,
             strict=strict,
-            remark=published(found, dict.fromkeys(found, PUBLISHED)),
+            remark=difference_in_words(counts, dict.fromkeys(counts, PUBLISHED)),
         )
 
 
-def as_strats(y: np.ndarray, letters: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
-    """The split that STraTS describes, and words that say so: set a is test, the others 80 % train and 20 % val, not stratified."""
+def strats_split(y: np.ndarray, letters: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
+    """Return the split that STraTS describes, set a test, the others 80 % train and 20 % val, not stratified, and its description."""
     rest = np.flatnonzero(letters > 0)
     train, val = carve(np.zeros(len(y), dtype=np.int64), rest, 0.2, 123, "dataset.val_fraction")
     rows = {"train": train, "val": val, "test": np.flatnonzero(letters == 0)}
@@ -202,62 +204,64 @@ def as_strats(y: np.ndarray, letters: np.ndarray) -> tuple[dict[str, np.ndarray]
     return rows, ", ".join([words, *(f"no {name} part" for name in rows if not len(rows[name]))])
 
 
-def find(root: Path) -> list[Records]:
-    """The sets that are there, in the order a, b, c."""
+def find_record_sets(root: Path) -> list[RecordSet]:
+    """Return the sets that `root` holds, in the order a, b, c."""
     if not root.is_dir():
         return []
     inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "set-")) and path.name != "cache")
-    found = []
+    record_sets = []
     for letter in SETS:
         name = f"set-{letter}"
-        # Some archives hold a folder set-a in which the files lie, and are unpacked into one of that name.
-        folders = [at / name / deeper for at in (root, *inner) for deeper in ("", name)]
-        archives = [at / f"{name}{ending}" for at in (root, *inner) for ending in (".zip", ".tar.gz", ".tgz")]
-        places = [path for path in folders if path.is_dir() and numbered(os.listdir(path))] + [path for path in archives if path.is_file()]
+        # Some archives hold the files in a folder set-a, and are unpacked into another folder of that name.
+        folders = [parent / name / deeper for parent in (root, *inner) for deeper in ("", name)]
+        archives = [parent / f"{name}{ending}" for parent in (root, *inner) for ending in (".zip", ".tar.gz", ".tgz")]
+        places = [path for path in folders if path.is_dir() and record_names(os.listdir(path))]
+        places += [path for path in archives if path.is_file()]
         if places:
             place = places[0]
-            beside = [at / f"Outcomes-{letter}.txt" for at in (place.parent, place, place.parent.parent, root, root / "download", *inner)]
-            found.append(Records(letter, place, next((path for path in beside if path.is_file()), None)))
-    return found
+            beside = (place.parent, place, place.parent.parent, root, root / "download", *inner)
+            outcomes = [folder / f"Outcomes-{letter}.txt" for folder in beside]
+            record_sets.append(RecordSet(letter, place, next((path for path in outcomes if path.is_file()), None)))
+    return record_sets
 
 
-def blocks(sets: list[Records], strict: bool, notes: Notes) -> Iterator[Block]:
-    """The stays of some sets, in their order.
+def read_chunks(record_sets: list[RecordSet], strict: bool, notes: Notes) -> Iterator[StayChunk]:
+    """Yield the stays of some sets, in their order.
 
-    Raises: UserError naming file and line for what is not as published, if `strict`.
+    Raises: UserError that names file and line for content that is not as published, if `strict`.
     """
-    skip = Skipped(strict)
+    skip = FaultCounter(strict)
     notes |= {"missing": 0, "impossible": 0}
     low, high = np.array([RANGES[name] for name in VARIABLES]).T
-    taken: dict[str, str] = {}  # where the record lies, by its name
-    for records in sets:
-        outcome = read_outcomes(records.outcomes, skip) if records.outcomes is not None else {}
+    location_of: dict[str, str] = {}  # where the record lies, by its name
+    for records in record_sets:
+        outcome_of = read_outcomes(records.outcomes, skip) if records.outcomes is not None else {}
         letter = np.int8(SETS.index(records.letter))
         batch: list[tuple[str, int, list[int], list[int], list[float]]] = []
-        for name, shown, content in records.read():
-            if name in taken:
-                said = f"{shown}: RecordID {name[:-4]} is also in {taken[name]}; what is judged might have been learned."
-                skip("stays that are in two sets", said)
+        for name, location, content in records.read():
+            if name in location_of:
+                message = f"{location}: RecordID {name[:-4]} is also in {location_of[name]}; what is judged might have been learned."
+                skip("stays that are in two sets", message)
                 continue
-            events = read_record(name, shown, content, skip)
+            events = read_record(name, location, content, skip)
             if events is None:
                 continue
-            if name[:-4] not in outcome:
-                skip("stays without an outcome", f"{shown}: {records.outcomes} has no line of RecordID {name[:-4]}.")
+            if name[:-4] not in outcome_of:
+                skip("stays without an outcome", f"{location}: {records.outcomes} has no line of RecordID {name[:-4]}.")
                 continue
-            batch.append((name[:-4], outcome[name[:-4]], *events))
-            taken[name] = shown
+            batch.append((name[:-4], outcome_of[name[:-4]], *events))
+            location_of[name] = location
             if len(batch) == AT_ONCE:
-                yield block(batch, letter, low, high, notes)
+                yield make_chunk(batch, letter, low, high, notes)
                 batch = []
-        yield block(batch, letter, low, high, notes)
+        yield make_chunk(batch, letter, low, high, notes)
     notes["skipped"] = dict(skip.counts)
 
 
-def block(
+def make_chunk(
     batch: list[tuple[str, int, list[int], list[int], list[float]]], letter: np.int8, low: np.ndarray, high: np.ndarray, notes: Notes
-) -> Block:
-    """Some stays (name, outcome, minutes, variables, values), without what is missing or impossible, which `notes` counts."""
+) -> StayChunk:
+    """Return some stays (name, outcome, minutes, variables, values) without missing and impossible values, which are counted in `notes`."""
     counts = np.array([len(minute) for _, _, minute, _, _ in batch], dtype=np.int64)
     minute = np.array([m for _, _, minutes, _, _ in batch for m in minutes], dtype=np.int64)
     variable = np.array([v for _, _, _, variables, _ in batch for v in variables], dtype=np.int64)
@@ -270,8 +274,8 @@ def block(
     owner = np.repeat(np.arange(len(batch)), counts)[keep]
     minute, variable, value = minute[keep], variable[keep], value[keep]
     describing = (minute == 0) & np.isin(variable, DESCRIBING)
-    order = np.lexsort((~describing, minute, owner))  # those that describe the patient before others of minute 0
-    return Block(
+    order = np.lexsort((~describing, minute, owner))  # at minute 0 those that describe the patient come first
+    return StayChunk(
         counts=np.bincount(owner, minlength=len(batch)),
         describing=np.bincount(owner[describing], minlength=len(batch)),
         variable=variable[order],
@@ -285,96 +289,96 @@ def block(
 
 
 TIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]")
-NUMBERS = {name: number for number, name in enumerate(VARIABLES)}
+VARIABLE_NUMBERS = {name: number for number, name in enumerate(VARIABLES)}
 
 
-def read_record(name: str, shown: str, content: bytes, skip: Skipped) -> tuple[list[int], list[int], list[float]] | None:
-    """Minutes, numbers of variables (-1 without a name) and values of a record; None for one that is skipped.
+def read_record(name: str, location: str, content: bytes, skip: FaultCounter) -> tuple[list[int], list[int], list[float]] | None:
+    """Return minutes, numbers of variables (-1 without a name) and values of a record; None if it is skipped.
 
-    Raises: UserError naming the line, if not skipped.
+    Raises: UserError that names the line, if not skipped.
     """
     lines = content.removeprefix(codecs.BOM_UTF8).decode("latin1").splitlines()
     if not lines:
-        skip("stays with an empty file", f"{shown}: empty. Copy or download it again.")
+        skip("stays with an empty file", f"{location}: empty. Copy or download it again.")
         return None
     start = 1
     if lines[0].strip() != HEADER:
-        skip("missing headers", f"{shown}:1: {lines[0][:60]!r} is not the header {HEADER}.")
+        skip("missing headers", f"{location}:1: {lines[0][:60]!r} is not the header {HEADER}.")
         start = 0
     minutes: list[int] = []
     variables: list[int] = []
     values: list[float] = []
     before, record = 0, None
-    for number in range(start, len(lines)):
-        line = lines[number]
+    for line_number in range(start, len(lines)):
+        line = lines[line_number]
         try:
             clock, parameter, text = line.split(",")
-            variable = NUMBERS[parameter]
+            variable = VARIABLE_NUMBERS[parameter]
             minute, value = 60 * int(clock[:-3]) + int(clock[-2:]), float(text)
             if not (minute >= before and value - value == 0 and TIME.fullmatch(clock)) or "_" in text:
                 raise ValueError
-        except (ValueError, KeyError):  # a line that is none of the plain ones
+        except (ValueError, KeyError):  # not a plain line
             if not line.strip():
                 continue
-            read = unusual(line, f"{shown}:{number + 1}", before, skip)
-            if isinstance(read, str):
-                record = read
-            if not isinstance(read, tuple):
+            parsed = parse_unusual_line(line, f"{location}:{line_number + 1}", before, skip)
+            if isinstance(parsed, str):
+                record = parsed
+            if not isinstance(parsed, tuple):
                 continue
-            minute, variable, value = read
+            minute, variable, value = parsed
         before = minute
         minutes.append(minute)
         variables.append(variable)
         values.append(value)
     if record != name[:-4]:
-        said = f"RecordID is {record}" if record is not None else "there is no line with the RecordID"
-        skip("stays whose RecordID is not that of their file", f"{shown}: {said}, and the file is called {name}.")
+        message = f"RecordID is {record}" if record is not None else "there is no line with the RecordID"
+        skip("stays whose RecordID is not that of their file", f"{location}: {message}, and the file is called {name}.")
         return None
     return minutes, variables, values
 
 
-def unusual(line: str, shown: str, before: int, skip: Skipped) -> tuple[int, int, float] | str | None:
-    """What a line means that is not plain: an event with blanks in it or without a name (number -1), the RecordID, or nothing (None).
+def parse_unusual_line(line: str, location: str, before: int, skip: FaultCounter) -> tuple[int, int, float] | str | None:
+    """Return the meaning of a line that is not plain: an event with blanks or without a name (number -1), the RecordID, or None.
 
-    Raises: UserError naming the line for one that means nothing, if not skipped.
+    Raises: UserError that names a line without a meaning, if not skipped.
     """
     fields = [field.strip() for field in line.split(",")]
     if len(fields) != 3:
-        return skip("malformed lines", f"{shown}: {len(fields)} fields ({line[:60]!r}); there must be 3: {HEADER}.")
+        return skip("malformed lines", f"{location}: {len(fields)} fields ({line[:60]!r}); there must be 3: {HEADER}.")
     clock, parameter, text = fields
     if not TIME.fullmatch(clock):
-        return skip("malformed lines", f"{shown}: {clock[:60]!r} is no time HH:MM.")
+        return skip("malformed lines", f"{location}: {clock[:60]!r} is no time HH:MM.")
     minute = 60 * int(clock[:-3]) + int(clock[-2:])
     if minute < before:
-        return skip("malformed lines", f"{shown}: {clock} comes after {before // 60:02}:{before % 60:02}; times must not decrease.")
+        return skip("malformed lines", f"{location}: {clock} comes after {before // 60:02}:{before % 60:02}; times must not decrease.")
     if parameter == "RecordID":
         return text
     if parameter == "":  # a few published lines have no name
         return minute, -1, -1.0
-    if parameter not in NUMBERS:
-        return skip("malformed lines", f"{shown}: {parameter[:60]!r} is no parameter of the challenge.{nearest(parameter, VARIABLES)}")
+    if parameter not in VARIABLE_NUMBERS:
+        return skip("malformed lines", f"{location}: {parameter[:60]!r} is no parameter of the challenge.{nearest(parameter, VARIABLES)}")
     try:
         if "_" in text or not math.isfinite(value := float(text)):
             raise ValueError
     except ValueError:
-        return skip("malformed lines", f"{shown}: the value {text[:60]!r} is no finite number.")
-    return minute, NUMBERS[parameter], value
+        return skip("malformed lines", f"{location}: the value {text[:60]!r} is no finite number.")
+    return minute, VARIABLE_NUMBERS[parameter], value
 
 
-def read_outcomes(path: Path, skip: Skipped) -> dict[str, int]:
-    """Who died in hospital, 0 or 1 by RecordID.
+def read_outcomes(path: Path, skip: FaultCounter) -> dict[str, int]:
+    """Return who died in hospital, 0 or 1 by RecordID.
 
-    Raises: UserError naming file and line for what is neither, if not skipped.
+    Raises: UserError that names file and line for another value, if not skipped.
     """
     table = csv.reader(io.StringIO(path.read_text(encoding="latin1")))
     header = [name.strip() for name in next(table, [])]
     if "RecordID" not in header or OUTCOME not in header:
         raise UserError(f"{path}:1: no columns RecordID and {OUTCOME}; there are {', '.join(header) or 'none'}. Fetch it again.")
-    at = header.index("RecordID"), header.index(OUTCOME)
-    outcome: dict[str, int] = {}
+    columns = header.index("RecordID"), header.index(OUTCOME)
+    outcome_of: dict[str, int] = {}
     for fields in filter(None, table):
-        if len(fields) != len(header) or fields[at[1]].strip() not in ("0", "1"):
+        if len(fields) != len(header) or fields[columns[1]].strip() not in ("0", "1"):
             skip("malformed outcomes", f"{path}:{table.line_num}: {','.join(fields)[:60]!r}; {OUTCOME} must be 0 or 1.")
             continue
-        outcome[fields[at[0]].strip()] = int(fields[at[1]])
-    return outcome
+        outcome_of[fields[columns[0]].strip()] = int(fields[columns[1]])
+    return outcome_of

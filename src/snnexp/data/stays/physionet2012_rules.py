@@ -1,4 +1,4 @@
-"""What the variables of the PhysioNet/CinC Challenge 2012 can be: ranges outside which a value is no measurement."""
+"""The variables of the PhysioNet/CinC Challenge 2012: their plausible ranges, and how they are treated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "Height": (100, 230),  # cm; some are in other units
     "ICUType": (1, 4),  # 1 coronary care, 2 cardiac surgery recovery, 3 medical, 4 surgical
     "Weight": (20, 300),  # kg
-    # In time. Wide enough for what patients survive or die of; outside are slips of the decimal point and lines taken off a patient.
+    # Over time. Wide enough for all values of living patients; outside are misplaced decimal points and disconnected sensors.
     "Albumin": (0.3, 10),  # g/dL
     "ALP": (1, 10_000),  # IU/L
     "ALT": (0, 50_000),  # IU/L
@@ -47,15 +47,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "Urine": (0, 10_000),  # mL
     "WBC": (0, 1000),  # 1000/uL
 }
-"""The smallest and the largest value of each variable that is taken for a measurement."""
+"""The smallest and the largest value of each variable that counts as a measurement."""
 
 VARIABLES = tuple(RANGES)
 
 DESCRIBING = tuple(VARIABLES.index(name) for name in ("Age", "Gender", "Height", "ICUType", "Weight"))
-"""The numbers of the variables that describe a patient, where they stand at 00:00."""
+"""The numbers of the variables that describe a patient if they are recorded at 00:00."""
 
 LOGGED = (
     "ALP", "ALT", "AST", "Bilirubin", "BUN", "Creatinine", "Glucose", "Lactate", "PaO2", "Platelets", "TroponinI", "TroponinT",
     "Urine", "WBC",
 )  # fmt: skip
-"""Variables with a long tail to the right: log(1 + x) is standardised in the place of x."""
+"""Variables with a long tail to the right, of which log(1 + x) is standardised instead of x."""

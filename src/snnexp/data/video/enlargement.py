@@ -1,4 +1,4 @@
-"""Small pictures enlarged to the size of others, as the spikes of a camera with fewer pixels are."""
+"""Enlargement of small pictures to the size of others, for the spikes of a camera with fewer pixels."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from snnexp.data.video.spike_camera import Box
 
 
 class Enlargement:
-    """Pictures of `small` pixels enlarged to `size` (height, width), of which only `box` is wanted: bilinear, pixel centres correspond.
+    """Enlarges pictures of `small` pixels to `size` (height, width) and cuts out `box`: bilinear, pixel centres correspond.
 
-    `inner` is the box of the small picture that it takes.
+    `inner`: the box of the small picture that this needs.
     """
 
     def __init__(self, small: tuple[int, int], size: tuple[int, int], box: Box) -> None:
@@ -18,7 +18,7 @@ class Enlargement:
         self.inner = box if self.same else Box(top, left, height, width)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The box [..., h, w] of the large picture, float32, from the inner box of the small one; the very same if there is no change."""
+        """Return the box [..., h, w] of the large picture, float32, from the inner box of the small one; `x` itself if sizes are equal."""
         if self.same:
             return x
         (y0, y1, dy), (x0, x1, dx) = self._y, self._x
@@ -28,7 +28,8 @@ class Enlargement:
 
 
 def _taps(small: int, full: int, begin: int, length: int) -> tuple[int, int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    at = np.clip((np.arange(begin, begin + length) + 0.5) * (small / full) - 0.5, 0, small - 1)
-    low = np.floor(at).astype(int)
-    high, share = np.minimum(low + 1, small - 1), (at - low).astype(np.float32)
+    """Return first pixel and number of pixels needed of one side, then lower and upper neighbour and weight of the upper, [length] each."""
+    positions = np.clip((np.arange(begin, begin + length) + 0.5) * (small / full) - 0.5, 0, small - 1)
+    low = np.floor(positions).astype(int)
+    high, share = np.minimum(low + 1, small - 1), (positions - low).astype(np.float32)
     return int(low[0]), int(high[-1] - low[0] + 1), (low - low[0], high - low[0], share)

@@ -9,32 +9,34 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.source_files import natural
-from snnexp.data.video.clips import Augmentation, Recording, Sample, VideoClips
+from snnexp.data.source_files import natural_key
+from snnexp.data.video.clips import ClipAugmentation, Recording, Sample, VideoClips
 from snnexp.data.video.spike_camera import Box, Representation, Stream, open_dat, tfp_of
-from snnexp.data.video.video_folders import opened, size_of
+from snnexp.data.video.video_folders import open_picture, picture_size
 from snnexp.errors import MissingData, UserError
 
-GAIN = 425 / 255
-"""Light 0..1 of a spike a frame in the published streams, about; used where no training stream says it."""
+DEFAULT_GAIN = 425 / 255
+"""The approximate light 0..1 of one spike a frame in the published streams; used if there is no training stream to measure it on."""
 GAP = 16
-"""Pixels between what is trained on and the strip by which the epoch is chosen."""
+"""Pixels between the region of training crops and the strip by which the epoch is chosen."""
 SOURCE = "https://github.com/chenkang455/Spike-Zoo (spikezoo/data/base; MIT, frames from REDS, CC BY 4.0)"
 
 
 class KeyStream(Recording):
     """A stream and the sharp picture of its key moment: `frames` moments `stride` spike frames apart, the key in the middle.
 
-    The blurry picture of a moment is the sum of the `exposure` spike frames around it. Raises: UserError for files that do not fit.
+    The blurry picture of a moment is the sum of the `exposure` spike frames around it.
+
+    Raises: UserError for files that do not belong together.
     """
 
     channels = 1
 
     def __init__(self, dat: Path, png: Path, frames: int, stride: int, exposure: int) -> None:
         self.name, self.path, self.png, self.frames, self.exposure = dat.stem, dat, png, frames, exposure
-        self.size = size_of(png)
-        self.stream = open_dat(dat, *self.size)  # before the picture is decoded, which its header may say is enormous
-        self.truth = grey(png)
+        self.size = picture_size(png)
+        self.stream = open_dat(dat, *self.size)  # before the picture is decoded, in case its header claims an enormous one
+        self.truth = read_grey(png)
         self.shortest = self.stream.count
         key = re.search(r"_id(\d+)$", dat.stem)
         if key is None:
@@ -53,7 +55,7 @@ class KeyStream(Recording):
 
     @property
     def shape(self) -> str:
-        """How many spike frames it has, of how many pixels, in words."""
+        """The number of its spike frames and their pixels, as text."""
         return f"{self.stream.count} spike frames of {self.size[1]} x {self.size[0]} pixels"
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
@@ -71,11 +73,11 @@ class KeyStream(Recording):
         return zlib.crc32(self.stream.packed)
 
     def fingerprint(self) -> int:
-        """The CRC-32 of the stream."""
+        """Return the CRC-32 of the stream."""
         return self._stream
 
     def content(self) -> int:
-        """That, and of the picture and the number of the key frame."""
+        """Return the CRC-32 of the stream, the picture and the number of the key frame."""
         return zlib.crc32(f"{self.key}".encode(), zlib.crc32(self.truth, self._stream))
 
 
@@ -84,13 +86,13 @@ class SpikeREDS(VideoClips):
 
     Layouts: `root`/{train,test}/{gt,spike}/NAME.{png,dat}, or one of the two, or `root`/{gt,spike}, whose streams are the test part. NAME
     ends in _idN: the picture shows spike frame N, counted from 1. A picture without a stream is left out.
-    The moments lie `stride` spike frames apart, the key in the middle, and only that has a truth. The blurry picture of a moment is
-    min(1, gain * mean of the `exposure` spike frames around it); the gain is the least-squares one of TFP (`tfp_window`) to the truth where
-    training crops come from. Spikes: `spikes`, `window` and `bins` as Representation has them.
-    Split: the right-hand strip of each training stream (`val_fraction` of its width, a multiple of 8 pixels) is the validation; crops
-    come from what lies 16 pixels or more to the left of it. "test" and "all" are whole frames, "all" of every stream once.
+    The moments lie `stride` spike frames apart, the key in the middle; only the key has a sharp picture. The blurry picture of a moment is
+    min(1, gain * mean of the `exposure` spike frames around it); the gain fits TFP (`tfp_window`) to the sharp pictures by least squares,
+    in the region of training crops. `spikes`, `window` and `bins` are those of Representation.
+    Split: the right-hand strip of each training stream (`val_fraction` of its width, a multiple of 8 pixels) is the validation part;
+    crops come from the region 16 pixels or more to the left of it. "test" and "all" are whole frames, "all" of every stream once.
 
-    Raises: MissingData if there are no streams; UserError for an even number of frames or exposure, other options out of range, a file
+    Raises: MissingData if there are no streams; UserError for an even number of frames or exposure, other options out of range, or a file
     that is wrong.
     """
 
@@ -121,73 +123,73 @@ class SpikeREDS(VideoClips):
         if not 0 <= val_fraction < 1:
             raise UserError(f"dataset.val_fraction is {val_fraction}; allowed is 0 to below 1.")
         root = Path(root)
-        found, lonely = streams(root)
-        recordings, samples, whole = [], {"train": [], "val": [], "test": []}, []
-        for part, dat, png in found:
+        streams, unpaired = find_streams(root)
+        recordings, samples, whole_samples = [], {"train": [], "val": [], "test": []}, []
+        for part, dat, png in streams:
             recording = KeyStream(dat, png, frames, stride, exposure)
-            if recordings and (unlike := recording.shape) != recordings[0].shape:
+            if recordings and (shape := recording.shape) != recordings[0].shape:
                 raise UserError(
-                    f"{dat} has {unlike}, by its picture {png.name}, but {recordings[0].path} has {recordings[0].shape}: the streams of a "
+                    f"{dat} has {shape}, by its picture {png.name}, but {recordings[0].path} has {recordings[0].shape}: the streams of a "
                     "set are alike. One of these files is cut off, or a picture is not of the camera's size."
                 )
-            number, (height, width), known = len(recordings), recording.size, tuple(recording.known.tolist())
+            index, (height, width), known = len(recordings), recording.size, tuple(recording.known.tolist())
             recordings.append(recording)
-            name = f"{part}_{dat.stem}" if sum(other.stem == dat.stem for _, other, _ in found) > 1 else dat.stem
-            whole.append(Sample(number, 0, Box(0, 0, height, width), known, name))
+            name = f"{part}_{dat.stem}" if sum(path.stem == dat.stem for _, path, _ in streams) > 1 else dat.stem
+            whole_samples.append(Sample(index, 0, Box(0, 0, height, width), known, name))
             if part == "test":
-                samples["test"].append(whole[-1])
+                samples["test"].append(whole_samples[-1])
                 continue
             strip = round(val_fraction * width / 8) * 8
             left = width - strip - (GAP if strip else 0)
             if left < 1:
                 raise UserError(f"dataset.val_fraction={val_fraction} of {width} pixels leaves nothing of {dat} to train on.")
-            samples["train"].append(Sample(number, 0, Box(0, 0, height, left), known, name))
+            samples["train"].append(Sample(index, 0, Box(0, 0, height, left), known, name))
             if strip:
-                samples["val"].append(Sample(number, 0, Box(0, width - strip, height, strip), known, name))
+                samples["val"].append(Sample(index, 0, Box(0, width - strip, height, strip), known, name))
         training = [(recordings[sample.recording], sample.region) for sample in samples["train"]]
-        self.gain = gain_of(training, tfp_window) if training else GAIN
+        self.gain = fit_gain(training, tfp_window) if training else DEFAULT_GAIN
         self.exposure = exposure
         words = [f"{len(samples['train'])} training streams x {crops} crops of {crop}"] if training else ["no training streams"]
         if samples["val"]:
             words.append(f"val their right-hand strips ({strip} pixels wide, {GAP} apart)")
         words.append(f"{len(samples['test'])} test streams, whole" if samples["test"] else "no test streams")
         words.append(f"each of {recordings[0].shape}")
-        if lonely:
-            words.append(f"{lonely} pictures without a stream left out")
+        if unpaired:
+            words.append(f"{unpaired} pictures without a stream left out")
         super().__init__(
             name="spike_reds",
             protocol=f"spike_reds: {', '.join(words)}; one key frame a stream, blurry = gain x mean of {exposure} spike frames, "
             f"{frames} moments {stride} apart, spikes {spikes} of {window}; NOT the published protocol of Spk2ImgNet (all of Spike-REDS)",
             directory=root,
             recordings=recordings,
-            samples=samples | {"all": whole},
+            samples=samples | {"all": whole_samples},
             frames=frames,
             channels=1,
             representation=Representation(spikes, window, bins),
             tfp_window=tfp_window,
-            augmentation=Augmentation(crop, crops, flip, reverse),
+            augmentation=ClipAugmentation(crop, crops, flip, reverse),
             seed=seed,
             unit=self.gain / exposure,
         )
 
     def state_dict(self) -> dict:
-        """That of VideoClips, and the gain."""
+        """Return the state of VideoClips and the gain."""
         return super().state_dict() | {"gain": self.gain}
 
     def load_state_dict(self, state: dict) -> None:
-        """That of VideoClips; the blurry pictures get the gain of the run.
+        """Take over the state of a run as VideoClips does, and its gain for the blurry pictures.
 
-        Raises: UserError as there.
+        Raises: UserError as VideoClips does.
         """
         super().load_state_dict(state)
         self.gain = float(state["gain"])
         self.unit = self.gain / self.exposure
 
 
-def gain_of(training: list[tuple[KeyStream, Box]], window: int) -> float:
-    """The g for which g * TFP is nearest to the truth (0..1) by least squares, over all pixels of some regions of streams.
+def fit_gain(training: list[tuple[KeyStream, Box]], window: int) -> float:
+    """Return the g for which g * TFP is nearest to the sharp pictures (0..1) by least squares, over all pixels of some regions of streams.
 
-    Raises: UserError if there is no spike at all.
+    Raises: UserError if there is no spike at all, or a stream is shorter than `window`.
     """
     product = square = 0.0
     for recording, region in training:
@@ -203,37 +205,37 @@ def gain_of(training: list[tuple[KeyStream, Box]], window: int) -> float:
     return product / square
 
 
-def streams(root: Path) -> tuple[list[tuple[str, Path, Path]], int]:
-    """The streams below `root`, in natural order, train first, and how many pictures have none.
+def find_streams(root: Path) -> tuple[list[tuple[str, Path, Path]], int]:
+    """Return the streams below `root`, in natural order, train first, and the number of pictures without a stream.
 
-    Of a stream: part ("train" or "test"), `.dat` file, and picture.
+    A stream is given by its part ("train" or "test"), its `.dat` file and its picture.
 
     Raises: MissingData if there are none, UserError for a stream without a picture.
     """
-    divided = [(part, root / part) for part in ("train", "test") if (root / part / "spike").is_dir()]
-    found, lonely = [], 0
-    for part, place in divided or [("test", root)]:
+    parts = [(part, root / part) for part in ("train", "test") if (root / part / "spike").is_dir()]
+    streams, unpaired = [], 0
+    for part, place in parts or [("test", root)]:
         dats = {path.stem: path for path in (place / "spike").glob("*.dat")}
         pngs = {path.stem: path for path in (place / "gt").glob("*.png")}
-        for name in sorted(dats, key=natural):
+        for name in sorted(dats, key=natural_key):
             if name not in pngs:
                 raise UserError(f"{dats[name]} has no sharp picture {place / 'gt' / name}.png. Put it there, or remove the stream.")
-            found.append((part, dats[name], pngs[name]))
-        lonely += len(set(pngs) - set(dats))
-    if not found:
+            streams.append((part, dats[name], pngs[name]))
+        unpaired += len(set(pngs) - set(dats))
+    if not streams:
         raise MissingData(
             f"spike_reds: {root} holds no streams. Needed are <root>/{{train,test}}/{{spike,gt}}/NAME_key_idN.{{dat,png}}, or "
             f"<root>/{{spike,gt}}/ alone; they come from {SOURCE}. Put them there, or name their place with dataset.root=DIR."
         )
-    return found, lonely
+    return streams, unpaired
 
 
-def grey(path: Path) -> np.ndarray:
-    """A grey picture uint8 [H, W].
+def read_grey(path: Path) -> np.ndarray:
+    """Return a grey picture uint8 [H, W].
 
     Raises: UserError if it cannot be read or is not grey with 8 bits.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         if image.mode != "L":
             raise UserError(f"{path} is a picture of mode {image.mode}; needed is one of 8-bit grey (mode L).")
         return np.asarray(image)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from snnexp.data.cache import Arrays, Notes, loose, prepared_arrays
+from snnexp.data.cache import Arrays, Notes, file_source, load_or_build_arrays
 from snnexp.data.progress import progress
-from snnexp.data.source_files import natural
-from snnexp.data.splits import published as not_published
+from snnexp.data.source_files import natural_key
+from snnexp.data.splits import difference_in_words
 from snnexp.data.video.clip_layout import CLIP, Folders, Layout
-from snnexp.data.video.clips import Augmentation, Recording, VideoClips, samples_of
+from snnexp.data.video.clips import ClipAugmentation, Recording, VideoClips, cut_into_samples
 from snnexp.data.video.spike_camera import (
     Box,
     Representation,
@@ -27,11 +27,11 @@ from snnexp.data.video.spike_camera import (
     check_theta,
     first_charge,
     frames_in_dat,
-    interpolated,
+    interpolate,
     luminance,
     open_dat,
-    packed_rows,
-    simulated,
+    pack_rows,
+    simulate,
 )
 from snnexp.errors import MissingData, UserError
 
@@ -44,9 +44,10 @@ VERSION = 1  # of the simulation; another one makes other spikes
 
 @dataclass(frozen=True)
 class Sensor:
-    """Where spikes come from: `source` file, simulated or none. Of files the pixel size `size` (height, width), None: that of the frames.
+    """The source of spikes: `source` is file, simulated or none.
 
-    Simulated: threshold `theta`, `sub_frames` from one frame to the next, and the `seed` of the first charge.
+    From files: `size` in pixels (height, width), None: that of the frames. Simulated: threshold `theta`, `sub_frames` from one frame to
+    the next, and the `seed` of the first charge.
 
     Raises: UserError for options out of range.
     """
@@ -70,42 +71,42 @@ class Sensor:
 
 
 class FolderRecording(Recording):
-    """One clip of pictures, called `name`, decoded when they are asked for.
+    """A clip with the name `name`, as pictures in folders that are decoded when they are needed.
 
-    Raises: UserError if blurry and sharp frames do not belong together, or spikes are not as they should be.
+    Raises: UserError if blurry and sharp frames do not belong together, or files of spikes are missing or wrong.
     """
 
     channels = 3
 
     def __init__(self, folders: Folders, root: Path, sensor: Sensor, name: str) -> None:
         self.name, self.folders, self.sensor = name, folders, sensor
-        blurry, self.sharp_files = pictures(folders.blurry), pictures(folders.sharp)
-        for here, there, place in ((blurry, self.sharp_files, folders.sharp), (self.sharp_files, blurry, folders.blurry)):
-            if lonely := [path for stem, path in here.items() if stem not in there]:
-                raise UserError(f"{lonely[0]} has no frame of its name in {place}: {len(here)} frames here, {len(there)} there.")
+        blurry, sharp = find_pictures(folders.blurry), find_pictures(folders.sharp)
+        for files, others, folder in ((blurry, sharp, folders.sharp), (sharp, blurry, folders.blurry)):
+            if unpaired := [path for stem, path in files.items() if stem not in others]:
+                raise UserError(f"{unpaired[0]} has no frame of its name in {folder}: {len(files)} frames here, {len(others)} there.")
         self.stems = list(blurry)
         self.blurry_files = list(blurry.values())
-        self.sharp_files = [self.sharp_files[stem] for stem in self.stems]
+        self.sharp_files = [sharp[stem] for stem in self.stems]
         self.frames = len(self.stems)
         self.known = np.ones(self.frames, dtype=bool)
-        self.size = size_of(self.blurry_files[0])
-        if (size := size_of(self.sharp_files[0])) != self.size:
-            raise UserError(f"{self.sharp_files[0]} has {pixels(size)}; {self.blurry_files[0]} has {pixels(self.size)}.")
+        self.size = picture_size(self.blurry_files[0])
+        if (size := picture_size(self.sharp_files[0])) != self.size:
+            raise UserError(f"{self.sharp_files[0]} has {pixels_in_words(size)}; {self.blurry_files[0]} has {pixels_in_words(self.size)}.")
         self.sensor_size = sensor.size or self.size
-        self.entry = prepared_spikes(self, root, sensor) if sensor.source == "simulated" else None
+        self.entry = load_or_simulate_spikes(self, root, sensor) if sensor.source == "simulated" else None
         self.shortest = self.check_files() if sensor.source == "file" else len(self.entry.arrays["spikes"]) if self.entry else None
 
     @property
     def spike_files(self) -> list[Path]:
-        """The file of the clip, or those of its frames."""
+        """The files of spikes: one for the clip, or one for each of its frames."""
         if self.folders.spike_file.is_file():
             return [self.folders.spike_file]
         return [self.folders.spike_folder / f"{stem}.dat" for stem in self.stems]
 
     def check_files(self) -> int:
-        """The fewest spike frames of its files.
+        """Return the smallest number of spike frames in its files.
 
-        Raises: UserError naming the file that is missing or wrong.
+        Raises: UserError that names a file which is missing or wrong.
         """
         counts = []
         for path in self.spike_files:
@@ -118,10 +119,10 @@ class FolderRecording(Recording):
         return min(counts)
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
-        return decoded(self.blurry_files[frame], self.size)[:, box.rows, box.columns]
+        return decode_picture(self.blurry_files[frame], self.size)[:, box.rows, box.columns]
 
     def sharp(self, frame: int, box: Box) -> np.ndarray:
-        return decoded(self.sharp_files[frame], self.size)[:, box.rows, box.columns]
+        return decode_picture(self.sharp_files[frame], self.size)[:, box.rows, box.columns]
 
     def spikes(self, frame: int) -> tuple[Stream, float] | None:
         if self.sensor.source == "none":
@@ -139,7 +140,7 @@ class FolderRecording(Recording):
         return zlib.crc32(f"{self.frames}".encode(), zlib.crc32(self.blurry_files[0].read_bytes()))
 
     def fingerprint(self) -> int:
-        """The CRC-32 of its first blurry frame's file, and of the number of frames."""
+        """Return the CRC-32 of the file of its first blurry frame and of the number of frames."""
         return self._fingerprint
 
     @cached_property
@@ -149,14 +150,16 @@ class FolderRecording(Recording):
         return zlib.crc32(repr(files).encode(), self._fingerprint)
 
     def content(self) -> int:
-        """That, and of the names and sizes of all its pictures, blurry and sharp, and of its spike files; not of all their bytes."""
+        """Return the CRC-32 of the fingerprint and of the names and sizes, not the bytes, of all blurry, sharp and spike files."""
         return self._content
 
 
-def prepared_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -> Arrays:
-    """The simulated spikes of a clip, found in `root`/cache or made there: uint8 [(n - 1) * sub_frames + 1, H, ceil(W / 8)].
+def load_or_simulate_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -> Arrays:
+    """Load the simulated spikes of a clip from `root`/cache, after simulating them if they are missing.
 
-    Raises: UserError as `decoded` and the cache do.
+    Shape: uint8 [(n - 1) * sub_frames + 1, H, ceil(W / 8)] for n frames.
+
+    Raises: UserError as `decode_picture` and the cache do.
     """
 
     def produce(notes: Notes) -> Iterator[dict[str, np.ndarray]]:
@@ -164,32 +167,32 @@ def prepared_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -> Arrays
 
             def light() -> Iterator[np.ndarray]:
                 for path in clip.sharp_files:
-                    yield luminance(decoded(path, clip.size))
+                    yield luminance(decode_picture(path, clip.size))
                     advance(1)
 
             charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(clip.folders.name.encode())])
-            for fired in simulated(interpolated(light(), sensor.sub_frames), sensor.theta, charge):
-                yield {"spikes": packed_rows(fired)[None]}
+            for fired in simulate(interpolate(light(), sensor.sub_frames), sensor.theta, charge):
+                yield {"spikes": pack_rows(fired)[None]}
 
     settings = {"data": "simulated spikes", "version": VERSION, "clip": clip.folders.name, "theta": float(sensor.theta)}
     settings |= {"sub_frames": sensor.sub_frames, "seed": sensor.seed}
-    return prepared_arrays(root, settings, [loose(path) for path in clip.sharp_files], produce, f"spikes of {clip.name}")
+    return load_or_build_arrays(root, settings, [file_source(path) for path in clip.sharp_files], produce, f"spikes of {clip.name}")
 
 
-def pictures(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by name without ending, in natural order.
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """Return the pictures of a folder by name without ending, in natural order.
 
     Raises: UserError if there are none.
     """
-    found = sorted((path for path in folder.iterdir() if path.suffix.lower() in ENDINGS), key=lambda path: natural(path.name))
-    if not found:
+    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in ENDINGS), key=lambda path: natural_key(path.name))
+    if not paths:
         raise UserError(f"{folder} holds no frames ({', '.join(ENDINGS)}).")
-    return {path.stem: path for path in found}
+    return {path.stem: path for path in paths}
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture whose header is read, to be decoded inside.
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture, of which only the header is read yet.
 
     Raises: UserError if it cannot be read or decoded, or claims so many pixels that Pillow refuses it.
     """
@@ -202,48 +205,51 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, by its header.
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture, from its header.
 
-    Raises: UserError as `opened` does.
+    Raises: UserError as `open_picture` does.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         return image.size[::-1]
 
 
-def pixels(size: Sequence[int]) -> str:
+def pixels_in_words(size: Sequence[int]) -> str:
+    """Return the size (height, width) of a picture as messages show it."""
     return f"{size[1]} x {size[0]} pixels"
 
 
-def decoded(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture uint8 [3, H, W].
+def decode_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture uint8 [3, H, W].
 
-    Raises: UserError as `opened` does, or if it has not the `size` (height, width) of the other frames.
+    Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         if image.size[::-1] != size:  # by the header, before an enormous one is decoded
-            raise UserError(f"{path} has {pixels(image.size[::-1])}; the clip's first frame has {pixels(size)}.")
+            raise UserError(f"{path} has {pixels_in_words(image.size[::-1])}; the clip's first frame has {pixels_in_words(size)}.")
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 class VideoFolders(VideoClips):
     """Clips of `frames` frames of blurry video, RGB, with sharp frames and spikes, in folders below `root`.
 
-    Where: `blurry`, `sharp`, `spike`, `parts` and `homes` as Layout has them (`parts` None: train and test); blurry and sharp frames of a
-    clip have the same names. `gamma`: the blurry frames of `blurry_gamma` instead. The test clips are those that `test_clips` names; None:
-    those published, without any those of the part test. Two clips of one name are train_NAME and test_NAME.
-    Training clips begin every `stride` frames (None: `frames`); of validation and test every frame is judged once. Frames are decoded
+    Folders: `blurry`, `sharp`, `spike`, `parts` and `homes` as in Layout (`parts` None: train and test); blurry and sharp frames of a clip
+    have the same names. `gamma`: use the blurry frames of `blurry_gamma` instead. The test clips are those that `test_clips` names; None:
+    the published ones, or without these the clips of the part test. Two clips with one name are called train_NAME and test_NAME.
+    Training clips begin every `stride` frames (None: `frames`); in validation and test every frame is judged once. Frames are decoded
     when they are needed.
     Spikes (`spike_source`): "file", `.dat` files beside the frames, `spike_size` [height, width] pixels (None: those of the frames;
-    otherwise what a network gets is enlarged bilinearly); a file of a whole clip has its frames at equal distances, a file of one frame
-    has it in the middle. "simulated" (cached): an integrate-and-fire pixel with threshold `theta` sees the luminance of the sharp frames,
-    linearly interpolated to `sub_frames` for each step from one to the next, its first charge drawn from `sensor_seed`. "none".
+    otherwise the input of the network is enlarged bilinearly); in a file of a whole clip the frames lie at equal distances, in a file of
+    one frame it lies in the middle. "simulated" (cached): an integrate-and-fire pixel with threshold `theta` sees the luminance of the
+    sharp frames, linearly interpolated to `sub_frames` for each step from one frame to the next, with a first charge drawn from
+    `sensor_seed`. "none".
     Validation: the last `val_fraction` of the training clips, at least one if there are two.
-    `published`, of a set that is: its `title`, the numbers of its clips (`train`, `test`), its `test_clips`, if names say which they are,
-    and their `test_name`; how to `get` it. In title and get, {blurry} is the folder of the blurry frames, and {root} is `root`.
+    `published`, for a published set: its `title`, the numbers of its clips (`train`, `test`), the names of its `test_clips`, if they are
+    named, and what they are called (`test_name`); how to `get` it. In title and get, {blurry} is the folder of the blurry frames, and
+    {root} is `root`.
 
     Raises: MissingData if there are no clips; UserError for options out of range, files that are wrong, a clip that is only blurry or only
-    sharp, or a test clip that is not there.
+    sharp, or a test clip that does not exist.
     """
 
     def __init__(
@@ -288,20 +294,20 @@ class VideoFolders(VideoClips):
             raise UserError(f"dataset.published.{min(unknown)}: allowed are {', '.join(PUBLISHED)}.")
         root, kind = Path(root), blurry.rpartition("/")[2]
         layout = Layout(blurry, sharp, spike, parts or PARTS, homes, facts.get("test_clips") if test_clips is None else test_clips)
-        found = layout.clips(root)
-        if not found:
+        clips = layout.clips(root)
+        if not clips:
             needed = (
                 f"Needed are folders of frames {root}/{blurry} and, with frames of the same names, {root}/{sharp} (dataset.blurry and "
                 "dataset.sharp); or name another place with dataset.root=DIR."
             )
             get = facts.get("get", needed).replace("{root}", str(root)).replace("{blurry}", kind)
             raise MissingData(f"{name}: {root} holds no clips. {get}")
-        train, test = found.get("train", []), found.get("test", [])
+        train, test = clips.get("train", []), clips.get("test", [])
         names = [folders.name for folders in [*train, *test]]
         for chosen in test_clips or ():
             if chosen not in names:
-                there = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
-                raise UserError(f"dataset.test_clips names {chosen}, which {root} does not hold; it has {there}.")
+                existing = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+                raise UserError(f"dataset.test_clips names {chosen}, which {root} does not hold; it has {existing}.")
         for option, value in (("frames", frames), ("stride", stride)):
             if value is not None and value < 1:
                 raise UserError(f"dataset.{option} is {value}; allowed are 1 and more frames.")
@@ -309,33 +315,34 @@ class VideoFolders(VideoClips):
             raise UserError(f"dataset.val_fraction is {val_fraction}; allowed is 0 to below 1.")
         sensor = Sensor(spike_source, None if spike_size is None else tuple(spike_size), theta, sub_frames, sensor_seed)
         representation = Representation(spikes, window, bins) if spike_source != "none" else None
-        augmentation = Augmentation(crop, crops, flip, reverse)
-        called = Counter(names)
+        augmentation = ClipAugmentation(crop, crops, flip, reverse)
+        name_counts = Counter(names)
         recordings = [
-            FolderRecording(folders, root, sensor, folders.name if called[folders.name] == 1 else f"{split}_{folders.name}")
+            FolderRecording(folders, root, sensor, folders.name if name_counts[folders.name] == 1 else f"{split}_{folders.name}")
             for split, chosen in (("train", train), ("test", test))
             for folders in chosen
         ]
-        kept = len(train) - (max(round(val_fraction * len(train)), 1) if val_fraction > 0 and len(train) > 1 else 0)
-        numbers = {"train": range(kept), "val": range(kept, len(train)), "test": range(len(train), len(recordings))}
+        train_count = len(train) - (max(round(val_fraction * len(train)), 1) if val_fraction > 0 and len(train) > 1 else 0)
+        indices = {"train": range(train_count), "val": range(train_count, len(train)), "test": range(len(train), len(recordings))}
         samples = {
-            split: samples_of(recordings, chosen, frames, (stride or frames) if split == "train" else None)
-            for split, chosen in numbers.items()
+            split: cut_into_samples(recordings, chosen, frames, (stride or frames) if split == "train" else None)
+            for split, chosen in indices.items()
         }
-        seen = {
+        spikes_in_words = {
             "file": "spikes from files",
             "simulated": f"spikes simulated (theta {theta:g}, {sub_frames} linearly interpolated sub-frames a frame)",
             "none": "no spikes",
         }[spike_source]
         title = facts.get("title", f"{name} {root.name}").replace("{blurry}", kind)
-        tested = facts.get("test_name") if test_clips is None else ", ".join(test_clips)
-        title += "" if tested is None else f", test {tested}"
-        words = [f"{len(chosen)} {split} clips ({sum(recordings[k].frames for k in chosen)} frames)" for split, chosen in numbers.items()]
-        counted = {"train": len(train), "test": len(test)}
-        lacking = not_published(counted, {split: facts[split] for split in ("train", "test") if split in facts} or counted)
+        test_name = facts.get("test_name") if test_clips is None else ", ".join(test_clips)
+        title += "" if test_name is None else f", test {test_name}"
+        words = [f"{len(chosen)} {split} clips ({sum(recordings[k].frames for k in chosen)} frames)" for split, chosen in indices.items()]
+        counts = {"train": len(train), "test": len(test)}
+        published_counts = {split: facts[split] for split in counts if split in facts} or counts
+        difference = difference_in_words(counts, published_counts)
         super().__init__(
             name=name,
-            protocol=f"{title}: {', '.join(words)}{lacking}; {frames} frames a sample, judged whole; {seen}",
+            protocol=f"{title}: {', '.join(words)}{difference}; {frames} frames a sample, judged whole; {spikes_in_words}",
             directory=root,
             recordings=recordings,
             samples=samples,

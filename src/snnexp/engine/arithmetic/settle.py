@@ -1,4 +1,4 @@
-"""What a run computes in for all its life: chosen once, recorded in RUN/arithmetic.json."""
+"""Settles the precision and the layout of a run once for its whole life, recorded in RUN/arithmetic.json."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,33 +7,33 @@ from torch import nn
 
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic import auto
-from snnexp.engine.arithmetic.auto import OPEN, Choice
+from snnexp.engine.arithmetic.auto import AUTO_KEYS, Choice
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.pruning.start import source_of
 from snnexp.rundir import RunDir, read_json, write_json
 
 
-def settled(run: RunDir, settings: dict[str, Any], model: nn.Module, ranks: Ranks) -> Choice:
-    """What a run computes in, the same on every rank and for its life: where the configuration says auto, it is recorded here.
+def settle(run: RunDir, settings: dict[str, Any], model: nn.Module, ranks: Ranks) -> Choice:
+    """Return the choice of a run, the same on every rank and after every restart; where the configuration says auto, record it.
 
-    Raises: UserError if the record is damaged; RunFailed if the disk refuses it.
+    Raises: UserError if the record is damaged; RunFailed if the disk refuses.
     """
-    if "auto" not in [settings[key] for key in OPEN]:
+    if "auto" not in [settings[key] for key in AUTO_KEYS]:
         return auto.choose(settings, model, ranks.device)
-    chosen = None
+    choice = None
     if ranks.main:
-        chosen = auto.choose(settings, model, ranks.device, chosen_before(run, settings))
+        choice = auto.choose(settings, model, ranks.device, earlier_choices(run, settings))
         record = read_json(run.arithmetic) if run.arithmetic.exists() else {}
-        if not set(chosen.open) <= record.keys():
-            write_json(run.arithmetic, record | chosen.record())
-    return ranks.gather(chosen)[0]
+        if not set(choice.auto_keys) <= record.keys():
+            write_json(run.arithmetic, record | choice.record())
+    return ranks.gather(choice)[0]
 
 
-def chosen_before(run: RunDir, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a run has chosen already: by its record; by its checkpoint, if it is older than such records; by the run it is pruned from."""
+def earlier_choices(run: RunDir, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the choices made before: by the record, by the checkpoint (runs older than such records), by the source of a pruning run."""
     if run.arithmetic.exists():
-        yield auto.recorded(run.arithmetic)
+        yield auto.read_record(run.arithmetic)
     if (latest := run.checkpoint("latest")).exists():
-        yield auto.of_checkpoint(checkpoint.load(latest))
+        yield auto.choice_in_checkpoint(checkpoint.load(latest))
     elif settings.get("prune_from") is not None:
-        yield auto.of_checkpoint(checkpoint.load(source_of(settings)))
+        yield auto.choice_in_checkpoint(checkpoint.load(source_of(settings)))

@@ -1,4 +1,4 @@
-"""What the spiking neurons of a model do on real samples: firing rates per layer, step and unit, and the energy that follows."""
+"""Measures the spiking activity of a model on real samples: firing rates per layer, step and unit, and the resulting energy."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,14 +20,14 @@ from snnexp.errors import UserError
 from snnexp.files import explaining, replacing
 
 SAMPLES = 256
-"""Enough for rates to within a percent; a split may be a thousand times as large."""
+"""The number of samples, enough for rates to within a percent; a split may be a thousand times as large."""
 SATURATED = 0.99
-"""Rate from which on a unit tells nothing by firing."""
+"""The rate from which a unit counts as saturated, because its spikes carry no information any more."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Firing rates of each spiking layer, float32 [T, units], and the energy per sample, over `samples` samples of a split."""
+    """The firing rates of each spiking layer, float32 [T, units], and the energy per sample, over `samples` samples of a split."""
 
     split: str
     samples: int
@@ -35,38 +35,38 @@ class Activity:
     energy: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Per layer the rate (over all, and of each step) and how many units are dead (never fire) or saturated; and the energy."""
+        """Return each layer's rate (mean, and per step) and its numbers of dead (never firing) and saturated units; and the energy."""
         layers = {}
         for name, rates in self.rates.items():
-            of_units = rates.mean(0)
+            unit_rates = rates.mean(0)
             layers[name] = {
                 "rate": float(rates.mean()),
                 "rate_per_step": [float(rate) for rate in rates.mean(1)],
                 "units": rates.shape[1],
-                "dead": int((of_units == 0).sum()),
-                "saturated": int((of_units >= SATURATED).sum()),
+                "dead": int((unit_rates == 0).sum()),
+                "saturated": int((unit_rates >= SATURATED).sum()),
             }
         return {"split": self.split, "samples": self.samples, "layers": layers, "energy": self.energy}
 
     def write(self, path: Path) -> None:
-        """Write the rates as an .npz: under the name of each layer an array [T, units]; nothing if no layer spikes."""
+        """Write the rates to an .npz file, one array [T, units] under the name of each layer; write nothing if no layer spikes."""
         if self.rates:
             with explaining(path), replacing(path, "wb") as file:
                 np.savez(file, **self.rates)
 
 
 class LayerRates:
-    """Sums of the spikes of one layer; a unit is a channel: [T, N, C, H, W], tokens [T, N, L, C], nodes [T, V, F] or flat [T, N, C]."""
+    """Sums the spikes of one layer; a unit is a channel: [T, N, C, H, W], tokens [T, N, L, C], nodes [T, V, F] or flat [T, N, C]."""
 
     def __init__(self) -> None:
-        self.spikes: list[Tensor] = []  # of each step, [units] float64
-        self.outputs: list[int] = []  # of each step, outputs per unit
+        self.spikes: list[Tensor] = []  # for each step, float64 [units]
+        self.outputs: list[int] = []  # for each step, outputs per unit
         self.step = 0
 
     def add(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """A forward hook: count all T steps of a multi-step neuron, or the next step of a single-step one."""
+        """Count all T steps of a multi-step neuron, or the next step of a single-step one; a forward hook."""
         if module.step_mode == "m":
-            self.step = 0  # also where one sample is passed through in several pieces
+            self.step = 0  # in case one sample is passed through the layer in several pieces
         steps = output if module.step_mode == "m" else output.unsqueeze(0)
         steps = steps.unsqueeze(-1) if steps.dim() < 3 else steps
         channels = 3 if steps.dim() == 4 else 2
@@ -79,18 +79,17 @@ class LayerRates:
             self.step += 1
 
     def rates(self) -> np.ndarray:
-        """Float32 [T, units]."""
-        return np.stack([(spikes / count).cpu().numpy() for spikes, count in zip(self.spikes, self.outputs, strict=True)]).astype(
-            np.float32
-        )
+        """Return the firing rates, float32 [T, units]."""
+        rates = [(spikes / count).cpu().numpy() for spikes, count in zip(self.spikes, self.outputs, strict=True)]
+        return np.stack(rates).astype(np.float32)
 
 
-def enough(data: DataSet, split: str, limit: int | None) -> int:
-    """How many samples of a split are looked at: SAMPLES and `limit` at most."""
+def sample_count(data: DataSet, split: str, limit: int | None) -> int:
+    """Return the number of samples of a split to measure: SAMPLES and `limit` at most."""
     return min(SAMPLES, limit or SAMPLES, len(data.telling_part(split)))
 
 
-def measure(
+def measure_activity(
     model: nn.Module,
     task: Task,
     data: DataSet,
@@ -102,9 +101,9 @@ def measure(
     limit: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Activity:
-    """Activity of `model` (not compiled: hooks must fire) on a fixed random choice of a split's samples, as many as are `enough`.
+    """Measure the activity of `model` on a fixed random choice of `sample_count` samples, in evaluation mode and without gradients.
 
-    In evaluation mode and without gradients. Raises: UserError if the split is empty.
+    The model must not be compiled, because its hooks must run. Raises: UserError if the split is empty.
     """
     view = data.telling_part(split)
     if not len(view):
@@ -117,7 +116,7 @@ def measure(
         stack.callback(model.train, was_training)
         for name, layer in layers.items():
             stack.callback(model.get_submodule(name).register_forward_hook(layer.add).remove)
-        for keys in EvaluationBatches(pool(len(view), enough(data, split, limit)), batch_size, **budget(data, split)):
+        for keys in EvaluationBatches(pool(len(view), sample_count(data, split, limit)), batch_size, **budget(data, split)):
             batch = data.prepare(to_device(view.__getitems__(keys), device))
             for layer in layers.values():
                 layer.step = 0

@@ -1,4 +1,4 @@
-"""Synaptic operations of a forward pass and the energy of its arithmetic, counted by SpikingJelly's machinery under a named convention."""
+"""Counts the synaptic operations of a forward pass, and the energy of its arithmetic, with SpikingJelly's counters and one CONVENTION."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakIdKeyDictionary
 
 MAC_PJ, AC_PJ = 4.6, 0.9
-"""Picojoule of a multiply-accumulate and of an accumulate, 32-bit floating point in 45 nm (Horowitz, ISSCC 2014)."""
+"""The energy in pJ of a multiply-accumulate and of an accumulate, 32-bit floating point in 45 nm (Horowitz, ISSCC 2014)."""
 LEVELS = 16
-"""Equally spaced levels above 0 that an operand may have and still hold spikes: what a 4x4 mean or a dozen residuals make of them."""
+"""The most equally spaced levels above 0 that spikes may have: a 4x4 mean or a dozen residual additions produce so many."""
 
 CONVENTION = (
     f"An estimate: 45 nm, {MAC_PJ} pJ per MAC and {AC_PJ} pJ per AC; the arithmetic of convolutions, matrix products and sums over edges "
@@ -31,25 +31,25 @@ CONVENTION = (
 )
 
 HIDDEN = ("rnn", "attention", "deform_conv", "fft")
-"""What the name of an operation holds that does much arithmetic in a form not counted here."""
+"""Parts of the names of operations that do much arithmetic and are not counted here."""
 
 aten = torch.ops.aten
 
 
 def energy_uj(macs: float, acs: float) -> float:
-    """Microjoule of that many operations."""
+    """Return the energy of these numbers of operations, in uJ."""
     return (MAC_PJ * macs + AC_PJ * acs) * 1e-6
 
 
 def holds_spikes(x: Tensor, graded: bool) -> bool:
-    """Whether a tensor is 0 and 1 throughout or, if `graded`, 0 and few equally spaced positive levels."""
+    """Return True if all values of a tensor are 0 or 1 or, if `graded`, 0 or one of at most LEVELS equally spaced positive levels."""
     if x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all()):
         return True
     if not graded or not bool(((x >= 0) & (x < math.inf)).all()):
         return False
-    # A sample refuses most tensors; where it lacks a level that makes the spacing finer, the whole tensor decides.
-    for seen in (x.flatten()[:: max(1, x.numel() // 4096)], x):
-        unit = spacing(torch.unique(seen))
+    # A subset rules out most tensors; if it lacks a level that makes the spacing finer, the whole tensor decides.
+    for subset in (x.flatten()[:: max(1, x.numel() // 4096)], x):
+        unit = spacing(torch.unique(subset))
         if unit is None:
             return False
         if on_grid(x, unit):
@@ -58,21 +58,21 @@ def holds_spikes(x: Tensor, graded: bool) -> bool:
 
 
 def spacing(values: Tensor) -> float | None:
-    """The widest spacing of levels from 0 on among which all `values` (sorted, none negative) are, or None if it takes more than LEVELS."""
+    """Return the widest spacing of levels from 0 up that contains all `values` (sorted, none negative); None if it needs over LEVELS."""
     largest = float(values[-1])
     units = [largest / levels if largest else 1.0 for levels in range(1, LEVELS + 1)] if len(values) <= LEVELS + 1 else []
     return next((unit for unit in units if on_grid(values, unit)), None)
 
 
 def on_grid(x: Tensor, unit: float) -> bool:
-    """Whether all of `x` lies on the first LEVELS multiples of `unit`, to the rounding of its type."""
+    """Return True if all of `x` are among the first LEVELS multiples of `unit` or 0, up to the rounding of its type."""
     steps = x.float() / unit
     tolerance = max(1e-4, 2 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 1e-4
     return bool(((steps - steps.round()).abs() <= tolerance * steps).all() & (steps.amax() < LEVELS + 0.5))
 
 
 class Operations(BaseCounter):
-    """Adds up the operations of a model by CONVENTION; its record per module is that of `dense_macs`."""
+    """Counts the operations of a model by CONVENTION; the counts per module, which BaseCounter keeps, are of `dense_macs`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class Operations(BaseCounter):
         }
 
     def begin(self) -> None:
-        """Begin a forward pass."""
-        self.graded = False  # whether a spiking neuron has fired in it
-        self._weights = dict(self._parameters)  # by the address of their storage; holding the casts keeps their addresses theirs
+        """Prepare for a forward pass."""
+        self.graded = False  # whether a spiking neuron has fired in this pass
+        self._weights = dict(self._parameters)  # by the address of their storage; casts are kept so that no address is reused
         self._products = WeakIdKeyDictionary()
 
     def _product(self, first: int) -> Callable:
-        """The rule of a matrix product whose factors are the arguments from `first` on."""
+        """Return the rule for a matrix product whose two factors begin at argument `first`."""
 
         def rule(args: tuple, kwargs: dict, out: Tensor) -> int:
             x, y = args[first : first + 2]
@@ -113,7 +113,7 @@ class Operations(BaseCounter):
             if not any(spikes):
                 self.macs += dense
                 return dense
-            # Products x[i, k] y[k, j] whose spike operands are not 0, counted for each k.
+            # For each k, count the products x[i, k] y[k, j] whose spike operands are not 0.
             left = (x != 0).sum(-2) if spikes[0] else torch.full_like(x[..., 0, :], x.shape[-2], dtype=torch.int64)
             right = (y != 0).sum(-1) if spikes[1] else y.shape[-1]
             self.synaptic_operations += float((left * right).sum())
@@ -131,14 +131,14 @@ class Operations(BaseCounter):
         return dense
 
     def _adjacency(self, matrix: Tensor, x: Tensor) -> int:
-        """A sparse matrix [M, V] of edges times the features [V, F] of nodes."""
+        """Count a sparse matrix [M, V] of edges times the features [V, F] of nodes."""
         edges = matrix.to_sparse_coo()
         sources, count = edges._indices()[1], edges._nnz() * x.shape[1]
         return self._sum(x, count, lambda: (x != 0).sum(1)[sources].sum(), weighted=not bool((edges._values() == 1).all()))
 
     def _messages(self, args: tuple, kwargs: dict, out: Tensor) -> int:
         x, reduction = args[3], args[4] if len(args) > 4 else "sum"
-        return self._reduction(x, reduction) if x.dim() > 1 else 0  # one number each: degrees of nodes
+        return self._reduction(x, reduction) if x.dim() > 1 else 0  # one dimension: degrees of nodes
 
     def _segments(self, args: tuple, kwargs: dict, out: Tensor) -> int:
         return self._reduction(*args[:2])
@@ -147,7 +147,7 @@ class Operations(BaseCounter):
         return self._sum(x, x.numel(), x.count_nonzero, weighted=x in self._products) if reduction in ("sum", "mean") else 0
 
     def _sum(self, x: Tensor, count: int, spikes: Callable[[], Tensor], weighted: bool) -> int:
-        """Sums of `count` numbers over edges or nodes, as many of them spikes as `spikes` counts if x holds spikes."""
+        """Count a sum of `count` numbers over edges or nodes; `spikes` counts the spikes among them if x holds spikes."""
         if holds_spikes(x, self.graded):
             self.synaptic_operations += float(spikes())
         elif weighted:
@@ -162,43 +162,43 @@ class Operations(BaseCounter):
         return 0
 
     def _note_cast(self, args: tuple, kwargs: dict, out: Tensor) -> int:
-        """A weight cast by autocast is still a weight."""
+        """Note that a weight cast by autocast is still a weight."""
         if args[0].layout == torch.strided and not self._activation(args[0]):
             self._weights[out.untyped_storage().data_ptr()] = out
         return 0
 
     def _dot(self, args: tuple, kwargs: dict, out: Tensor) -> int:
-        """A sum over products is a scalar product: the attention of a GAT."""
+        """Count a sum of products, a scalar product as in the attention of a GAT."""
         count = args[0].numel() if args[0] in self._products else 0
         self.macs += count
         return count
 
     def _activation(self, x: Tensor) -> bool:
-        # F.linear transposes the weight: another tensor, the same storage.
+        # F.linear transposes the weight: it is another tensor then, with the same storage.
         return x.untyped_storage().data_ptr() not in self._weights
 
 
 class EnergyMeter:
-    """Counts the operations of forward passes of one model."""
+    """Counts the operations of a model's forward passes, by CONVENTION and with SpikingJelly's own counters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.neurons = [module for module in model.modules() if isinstance(module, neuron.BaseNode)]
         self.operations = Operations(model)
-        self.theirs = {"synaptic_operations": SynOpCounter(), "macs": MACCounter()}
-        self.theirs["macs"].rules.pop(aten.native_batch_norm.default)  # no synapses; at inference it is part of the convolution
-        for counter in self.theirs.values():
+        self.reference = {"synaptic_operations": SynOpCounter(), "macs": MACCounter()}
+        self.reference["macs"].rules.pop(aten.native_batch_norm.default)  # not synaptic; at inference it is part of the convolution
+        for counter in self.reference.values():
             counter.rules = {op: _dense_only(rule) for op, rule in counter.rules.items()}
         self.samples = 0
         self.not_counted: set[str] = set()
 
     @contextmanager
     def forward(self, samples: int) -> Iterator[None]:
-        """Count what is computed inside, one forward pass of `samples` samples."""
+        """Count what is computed in the context, one forward pass of `samples` samples."""
         self.operations.begin()
         handles = [module.register_forward_hook(self._has_fired) for module in self.neurons]
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention would hide its matrix products
-        mode = DispatchCounterMode([self.operations, *self.theirs.values()])
+        mode = DispatchCounterMode([self.operations, *self.reference.values()])
         try:
             with sdpa_kernel(SDPBackend.MATH), mode:
                 yield
@@ -210,19 +210,20 @@ class EnergyMeter:
         self.samples += samples
 
     def estimate(self) -> dict[str, Any]:
-        """Operations and microjoule per sample; `not_counted` names operations of weight without a rule here; the convention in words."""
-        ours, theirs = self.operations, {name: counter.get_total() for name, counter in self.theirs.items()}
+        """Return operations and energy (uJ) per sample, the names of HIDDEN operations that occurred, and the convention in words."""
+        operations = self.operations
         counts = {
-            "synaptic_operations": ours.synaptic_operations,
-            "additions": ours.additions,
-            "macs": ours.macs,
-            "dense_macs": ours.get_total(),
-            "energy_uJ": energy_uj(ours.macs, ours.synaptic_operations + ours.additions),
+            "synaptic_operations": operations.synaptic_operations,
+            "additions": operations.additions,
+            "macs": operations.macs,
+            "dense_macs": operations.get_total(),
+            "energy_uJ": energy_uj(operations.macs, operations.synaptic_operations + operations.additions),
         }
-        theirs["energy_uJ"] = energy_uj(theirs["macs"], theirs["synaptic_operations"])
+        reference = {name: counter.get_total() for name, counter in self.reference.items()}
+        reference["energy_uJ"] = energy_uj(reference["macs"], reference["synaptic_operations"])
         return {
             **{name: value / self.samples for name, value in counts.items()},
-            "spikingjelly": {name: value / self.samples for name, value in theirs.items()},
+            "spikingjelly": {name: value / self.samples for name, value in reference.items()},
             "not_counted": sorted(self.not_counted),
             "convention": CONVENTION,
         }
@@ -232,7 +233,7 @@ class EnergyMeter:
 
 
 def _dense_only(rule: Callable) -> Callable:
-    """A rule of SpikingJelly's that is spared sparse matrices, whose elements it cannot compare."""
+    """Return a rule of SpikingJelly's that skips sparse matrices, whose elements it cannot compare."""
 
     def guarded(args: tuple, kwargs: dict, out: Tensor) -> int:
         return 0 if any(isinstance(arg, Tensor) and arg.layout != torch.strided for arg in args) else rule(args, kwargs, out)

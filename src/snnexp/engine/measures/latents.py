@@ -1,4 +1,4 @@
-"""The latents of a split, for the plots of `snnexp analyze`: posteriors of sets, representations of stays."""
+"""Collects the latents of a split for the plots of `snnexp analyze`: posteriors of sets, representations of stays."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from snnexp.engine.distributed import Ranks
 from snnexp.files import explaining, replacing
 
 SETS = 20_000
-"""Enough for any plot; a split may have a hundred times as many."""
+"""The most sets to collect, enough for any plot; a split may have a hundred times as many."""
 
 
 class Latents:
-    """Collects what the model makes of the sets of a split: at most SETS of them, a choice that is the same each time.
+    """Collects the posteriors of at most SETS sets of a split, the same choice each time.
 
-    A model that has no posterior of stays has nothing to collect, and no file is written.
+    For a model without a posterior of stays, it collects nothing and writes no file.
     """
 
     def __init__(self, model: nn.Module, data: DataSet, split: str, samples: int, ranks: Ranks) -> None:
@@ -32,7 +32,7 @@ class Latents:
         self.columns: dict[str, list[np.ndarray]] = {}
 
     def __call__(self, batch: Any, output: Any) -> None:
-        """Take over a batch just judged."""
+        """Collect the latents of a batch that has just been evaluated."""
         if not self.wanted:
             return
         stays, y = batch
@@ -56,20 +56,20 @@ class Latents:
         self.stays += len(y)
 
     def write(self, path: Path, epoch: float) -> Path | None:
-        """Write the .npz on the main rank, with mu and logvar [L, M, D] and the `epoch` of the weights; every rank must call it.
+        """Write the .npz file on the main rank, with mu and logvar [L, M, D] and the `epoch` of the weights; every rank must call this.
 
-        None if there is nothing to write. Raises: RunFailed if the disk refuses.
+        Return its path, or None if there is nothing to write. Raises: RunFailed if the disk refuses.
         """
-        mine = {name: np.concatenate(parts) for name, parts in self.columns.items()} | {"stays": self.stays}
-        parts = [part for part in self.ranks.gather(mine) if part["stays"]] if self.wanted else []
+        local = {name: np.concatenate(arrays) for name, arrays in self.columns.items()} | {"stays": self.stays}
+        parts = [part for part in self.ranks.gather(local) if part["stays"]] if self.wanted else []
         if not parts or not self.ranks.main:
             return None
-        before = np.cumsum([0] + [part["stays"] for part in parts])
-        for part, first in zip(parts, before, strict=False):
+        first_stays = np.cumsum([0] + [part["stays"] for part in parts])
+        for part, first in zip(parts, first_stays, strict=False):
             part["stay"] += np.int32(first)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "stays"}
-        of_sets = {name: joined[name][:SETS] for name in ("mu", "logvar", "stay", "minute", "size", "error")}
-        of_sets |= {name: of_sets[name].swapaxes(0, 1) for name in ("mu", "logvar")}
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "stays"}
+        set_columns = {name: columns[name][:SETS] for name in ("mu", "logvar", "stay", "minute", "size", "error")}
+        set_columns |= {name: set_columns[name].swapaxes(0, 1) for name in ("mu", "logvar")}
         with explaining(path), replacing(path, "wb") as file:
-            np.savez(file, **{**joined, **of_sets}, epoch=np.float64(epoch))
+            np.savez(file, **{**columns, **set_columns}, epoch=np.float64(epoch))
         return path

@@ -1,4 +1,4 @@
-"""How fast two networks are, side by side: forward passes and training steps in turn, so that a busy machine slows both alike."""
+"""Compares the speed of two networks: their forward passes and training steps take turns, so that a busy machine slows both alike."""
 
 import statistics
 import time
@@ -11,31 +11,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnexp.data.sampler import EvaluationBatches, pool
+from snnexp.engine.evaluation import forward
 from snnexp.engine.experiment import Experiment, make_optimizer
 from snnexp.engine.loader import budget, to_device
 
 PAIRS, SECONDS = (5, 15), 12.0
-"""At least and at most so many pairs of measurements; between them, as many as fit this time."""
+"""The smallest and the largest number of pairs of measurements, and the seconds that decide how many of them in between."""
 
 
-def compare(experiment: Experiment, dense: nn.Module, pruned: nn.Module) -> dict[str, Any]:
-    """Median milliseconds of a forward pass and of a training step of both, and the median ratios of the rounds; both models are used up.
+def compare_speed(experiment: Experiment, dense: nn.Module, pruned: nn.Module) -> dict[str, Any]:
+    """Return the median times in ms of a forward pass and of a training step of both, and the median ratios; this changes both models.
 
-    A ratio is that of two neighbouring times, so it can differ from the ratio of the medians. A step is forward, backward and optimizer on
-    the first batch of the training split, in the run's precision, on this process alone, not compiled.
+    Each ratio is of two consecutive times, so the median ratio can differ from the ratio of the medians. A step is forward, backward and
+    optimizer on the first batch of the training split, in the run's precision, on this process alone, not compiled.
     """
-    dense, pruned = alone(dense), alone(pruned)
+    dense, pruned = isolate(dense), isolate(pruned)
     view = experiment.data.view("train", augment=False)
     share = max(1, experiment.config.batch_size // experiment.ranks.world)
     keys = next(iter(EvaluationBatches(pool(len(view), None), share, **budget(experiment.data, "train"))))
     batch = experiment.data.prepare(to_device(view.__getitems__(keys), experiment.ranks.device))
-    with torch.random.fork_rng(
-        devices=[experiment.ranks.device] if experiment.ranks.device.type == "cuda" else []
-    ):  # how often it is run depends on time
-        timings = {
-            name: in_turn([work(experiment, model, batch) for model in (dense, pruned)], experiment.ranks.device)
-            for name, work in WORK.items()
-        }
+    device = experiment.ranks.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the number of rounds depends on time
+        timings = {name: time_in_turn([make(experiment, model, batch) for model in (dense, pruned)], device) for name, make in WORK.items()}
     report: dict[str, Any] = {"pairs": min(len(pairs) for pairs in timings.values()), "batch_size": len(keys)}
     for name, pairs in timings.items():
         report[name] = statistics.median(first / second for first, second in pairs)
@@ -45,14 +42,14 @@ def compare(experiment: Experiment, dense: nn.Module, pruned: nn.Module) -> dict
 
 
 class PlainNorm(_BatchNorm):
-    """Batch norm of this process alone, for inputs of any number of axes, as SyncBatchNorm takes them."""
+    """Batch norm of this process alone, for inputs with any number of axes, as SyncBatchNorm accepts them."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         return None
 
 
-def alone(model: nn.Module) -> nn.Module:
-    """A model that neither waits for other processes, as synchronised norms do, nor counts its spikes for a tracker."""
+def isolate(model: nn.Module) -> nn.Module:
+    """Change a model so that it neither waits for other processes, as synchronised norms do, nor counts its spikes for a tracker."""
     for parent in list(model.modules()):
         if hasattr(parent, "count_spikes"):
             parent.count_spikes = False
@@ -66,19 +63,18 @@ def alone(model: nn.Module) -> nn.Module:
 
 
 def forward_pass(experiment: Experiment, model: nn.Module, batch: Any) -> Callable[[], None]:
-    """One forward pass in evaluation mode."""
+    """Return a function that runs a forward pass in evaluation mode."""
 
     def work() -> None:
         model.eval()
-        with torch.no_grad(), experiment.precision.autocast():
-            experiment.task.loss(model, batch, step=0)
+        forward(model, experiment.task, batch, experiment.precision)
         functional.reset_net(model)
 
     return work
 
 
 def training_step(experiment: Experiment, model: nn.Module, batch: Any) -> Callable[[], None]:
-    """One step of training, with an optimizer of its own."""
+    """Return a function that runs a training step, with an optimizer of its own."""
     optimizer = make_optimizer(experiment.settings, model)
 
     def work() -> None:
@@ -96,17 +92,17 @@ def training_step(experiment: Experiment, model: nn.Module, batch: Any) -> Calla
 WORK = {"forward": forward_pass, "step": training_step}
 
 
-def in_turn(works: list[Callable[[], None]], device: torch.device) -> list[tuple[float, ...]]:
-    """Seconds of both works, in turn and in changing order, as often as the time allows; the first round warms up."""
+def time_in_turn(works: list[Callable[[], None]], device: torch.device) -> list[tuple[float, ...]]:
+    """Return the times in s of two functions that take turns in alternating order, as often as SECONDS allow; the first round warms up."""
     pairs: list[tuple[float, ...]] = []
     started = time.perf_counter()
     while len(pairs) <= PAIRS[0] or (len(pairs) <= PAIRS[1] and time.perf_counter() - started < SECONDS / len(WORK)):
         times = [0.0] * len(works)
-        for place in (0, 1) if len(pairs) % 2 else (1, 0):  # who is second pays for what the first left behind
-            begun = time.perf_counter()
-            works[place]()
+        for i in (0, 1) if len(pairs) % 2 else (1, 0):  # the second pays for what the first leaves behind, in caches and memory
+            start = time.perf_counter()
+            works[i]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times[place] = time.perf_counter() - begun
+            times[i] = time.perf_counter() - start
         pairs.append(tuple(times))
     return pairs[1:]

@@ -1,4 +1,4 @@
-"""RUN/pruning.json: what was scored, cut and measured, as it becomes known."""
+"""RUN/pruning.json: the scores, the cuts and the measurements of a pruning run, written as they become known."""
 
 import json
 from typing import Any
@@ -13,29 +13,29 @@ from snnexp.engine.pruning import start
 from snnexp.rundir import read_json, write_json
 
 SPLIT = "train"
-"""The split whose samples calibrate: neither chooses epochs nor judges."""
+"""The split with the calibration samples; it neither chooses the epoch nor tests."""
 
 
-def done_until(steps: list[dict[str, Any]], epoch: int) -> list[dict[str, Any]]:
-    """The steps of the epochs that the run has done."""
+def steps_before(steps: list[dict[str, Any]], epoch: int) -> list[dict[str, Any]]:
+    """Return the pruning steps before an epoch."""
     return [step for step in steps if step["epoch"] < epoch]
 
 
-def validated(experiment: Experiment, epoch: int) -> dict[str, float]:
-    """The validation metrics of an epoch, from the log of the run."""
+def validation_metrics(experiment: Experiment, epoch: int) -> dict[str, float]:
+    """Return the validation metrics of an epoch, from the log of the run."""
     rows = [row for row in map(json.loads, experiment.run.metrics_log.read_text().splitlines()) if row["epoch"] == epoch]
     return {name.removeprefix("Val/"): value for row in rows for name, value in row.items() if name.startswith("Val/")}
 
 
-def once(experiment: Experiment) -> bool:
-    """True for a run made by `snnexp prune`, False for one that prunes while it trains."""
+def is_pruned_once(experiment: Experiment) -> bool:
+    """Return True for a run made by `snnexp prune`, False for one that prunes while it trains."""
     return "stages" in experiment.settings
 
 
 def new_record(experiment: Experiment) -> dict[str, Any]:
-    """What pruning.json says before the first cut."""
+    """Return the record before the first cut."""
     source = None
-    if once(experiment):
+    if is_pruned_once(experiment):
         source = str(start.source_of(experiment.settings)) if experiment.settings["prune_from"] else experiment.settings["init_from"]
     node, count = experiment.settings["pruner"], len(pool(experiment.data.splits[SPLIT], experiment.pruner.calibration_samples))
     return {
@@ -49,29 +49,29 @@ def new_record(experiment: Experiment) -> dict[str, Any]:
 
 
 def record_of_source(experiment: Experiment) -> dict[str, Any]:
-    """The record of the run that pruned the network to be fine-tuned, without what became of it there."""
+    """Return the record of the run that pruned the network to be fine-tuned, without the results of its own fine-tuning."""
     source = start.source_of(experiment.settings)
     path = source.parents[1] / experiment.run.pruning.name
     before = read_json(path) if path.exists() else {}
     stages = {name: values for name, values in before.get("stages", {}).items() if name == "dense"}
-    plain = {"criterion": None, "ratio": experiment.ratio, "steps": []}
-    return plain | {name: value for name, value in before.items() if name != "speedup"} | {"source": str(source), "stages": stages}
+    defaults = {"criterion": None, "ratio": experiment.ratio, "steps": []}
+    return defaults | {name: value for name, value in before.items() if name != "speedup"} | {"source": str(source), "stages": stages}
 
 
-def write(experiment: Experiment, record: dict[str, Any]) -> None:
+def write_record(experiment: Experiment, record: dict[str, Any]) -> None:
     """Write the record, on the main rank."""
     if experiment.ranks.main:
         write_json(experiment.run.pruning, record)
 
 
-def layer(experiment: Experiment, group: Any, scores: Tensor) -> dict[str, Any]:
-    """What the record says of a group before the cut."""
+def layer_entry(experiment: Experiment, group: Any, scores: Tensor) -> dict[str, Any]:
+    """Return the entry of a group of channels in the record, before the cut."""
     units = experiment.kept.get(group.name, list(range(group.size)))
-    return {"of": group.of, "size": experiment.sizes[group.name], "units": units, "scores": [float(f"{value:.6g}") for value in scores]}
+    return {"of": group.kind, "size": experiment.sizes[group.name], "units": units, "scores": [float(f"{value:.6g}") for value in scores]}
 
 
-def stage(experiment: Experiment, epoch: int, metrics: dict[str, dict[str, float]], active: Activity | None) -> dict[str, Any]:
-    """A network in the record: parameters, operations and energy per sample, metrics by split; the times are entered later."""
+def stage_entry(experiment: Experiment, epoch: int, metrics: dict[str, dict[str, float]], active: Activity | None) -> dict[str, Any]:
+    """Return the entry of a network: parameters, operations and energy per sample, metrics by split; the times are added later."""
     energy = active.energy if active else {}
     return {
         "epoch": epoch,

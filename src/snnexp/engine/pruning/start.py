@@ -1,4 +1,4 @@
-"""What a run that prunes starts from: its source, the structure that it takes over, and its pruner."""
+"""The start of a pruning run: its source, the structure that it adopts, and its pruner."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from snnexp.pruning import surgery
 
 
 def check_pruning(settings: dict[str, Any], model: nn.Module, data: Any) -> None:
-    """Raises: UserError if the run would prune and cannot: its settings, its model, or the checkpoint it is to start from."""
+    """Raises: UserError if the run cannot prune, because of its settings, its model, or the checkpoint that it starts from."""
     if settings.get("prune_from") is not None:
         source = source_of(settings)
         if source.exists() or "train" not in settings["stages"]:
@@ -30,7 +30,7 @@ def check_pruning(settings: dict[str, Any], model: nn.Module, data: Any) -> None
 
 
 def source_of(settings: dict[str, Any]) -> Path:
-    """The checkpoint that a pruned run starts from: that of the best epoch or, of a run that validates none, the latest."""
+    """Return the checkpoint that a pruning run starts from: the best epoch's or, if no epoch was validated, the latest."""
     best = Path(settings["prune_from"])
     latest = best.with_name("checkpoint_latest.pth")
     return latest if not best.exists() and latest.exists() else best
@@ -39,7 +39,7 @@ def source_of(settings: dict[str, Any]) -> Path:
 def adopt_structure(settings: dict[str, Any], model: nn.Module, data: Any, saved: dict[str, Any], source: Path) -> None:
     """Give a model the structure of the checkpoint that a run is to prune or to fine-tune.
 
-    Raises: UserError if that does not fit the model or its data, or if there is nothing to fine-tune.
+    Raises: UserError if the checkpoint does not fit the model or its data, or if there is nothing to fine-tune.
     """
     if not data.same_samples(saved["data"]):
         raise UserError(f"{source}: {OTHER_SAMPLES}")
@@ -49,14 +49,14 @@ def adopt_structure(settings: dict[str, Any], model: nn.Module, data: Any, saved
     checkpoint.check_fits(model, checkpoint.weights(saved), source)
 
 
-def pruning_of(settings: dict[str, Any], model: nn.Module, data: Any, latest: Path) -> tuple[Any, dict[str, Any]]:
-    """The pruner of a run that prunes, while there may be something to prune, and what its checkpoint, or its source, has pruned already.
+def prepare_pruning(settings: dict[str, Any], model: nn.Module, data: Any, latest: Path) -> tuple[Any, dict[str, Any]]:
+    """Give the model of a pruning run the structure of its checkpoint or its source; of its source, also the weights.
 
-    The model gets that structure; where the run is just made from a source, its weights too. Raises: UserError.
+    Return the pruner (None if there is nothing left to prune), and what has been pruned already. Raises: UserError.
     """
     sizes = {"sizes": {group.name: group.size for group in surgery.groups_of(model)}}
     gradual = "stages" not in settings
-    pruner = make_pruner(settings, model) if gradual else None  # counts from the dense model
+    pruner = make_pruner(settings, model) if gradual else None  # before the cuts, because its ratio counts from the dense model
     if latest.exists():
         pruned = checkpoint.load(latest)["pruned"]
         surgery.rebuild(model, pruned["kept"], latest)
@@ -75,12 +75,13 @@ def pruning_of(settings: dict[str, Any], model: nn.Module, data: Any, latest: Pa
 
 
 def refit(experiment: Experiment, cut: surgery.Cut) -> None:
-    """Take channels out of the model of a run and of all that follows its weights; what survives keeps its moments and averages."""
+    """Remove channels from the model of a run and from all that depends on its weights; the rest keeps its moments and averages."""
     names = {id(p): name for name, p in experiment.model.named_parameters()}
     order = [names[id(p)] for group in experiment.optimizer.param_groups for p in group["params"]]
     moments = cut.of_moments(experiment.optimizer.state_dict(), order)
     average = cut.of_entries(experiment.ema.weights) if experiment.ema is not None else {}
-    experiment.kept = surgery.compose(experiment.kept, cut.kept, {group.name: group.size for group in surgery.groups_of(experiment.model)})
+    sizes = {group.name: group.size for group in surgery.groups_of(experiment.model)}
+    experiment.kept = surgery.compose_kept(experiment.kept, cut.kept, sizes)
     cut.apply(experiment.model)
     experiment.optimizer = make_optimizer(experiment.settings, experiment.model)
     experiment.optimizer.load_state_dict(moments)
@@ -88,5 +89,5 @@ def refit(experiment: Experiment, cut: surgery.Cut) -> None:
         updates, experiment.ema = experiment.ema.updates, MovingAverage(experiment.model, experiment.ema.decay)
         experiment.ema.weights, experiment.ema.updates = average, updates
     if experiment.config.compile:
-        torch.compiler.reset()  # it counts the shapes that it has compiled the same code for, and gives up after a few
+        torch.compiler.reset()  # torch.compile counts the shapes that it has compiled the same code for, and gives up after a few
     experiment.net = training_form(experiment.model, experiment.config, experiment.ranks)

@@ -1,4 +1,4 @@
-"""Weights in a file, whoever wrote it and however it wraps them; no code in it is run."""
+"""Reads the weights in a file, whoever wrote it and however they are wrapped, without running any code in it."""
 
 import pickle
 import re
@@ -18,33 +18,33 @@ from snnexp.errors import UserError
 AVERAGES = ("state_dict_ema", "params_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys under which files keep a moving average of the weights."""
 WRAPPINGS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "params", "net", "network", "weights", "module")
-"""Keys under which files keep weights, a moving average before what it is the average of."""
+"""Keys under which files keep weights; a moving average comes before the weights that it averages."""
 OTHERS = r"optim\w*|\w*sched\w*|\w*scaler|rngs?|random|callbacks|loops|hyper_?param\w*|hparams|config|cfg|args"
 BESIDE = re.compile(rf"(^|[^a-z])({OTHERS})($|[^a-z])")
-"""What a key says that holds something else."""
+"""Matches a key under which a file keeps something else than weights."""
 WAY_OUT = "In the program that made it, save the weights alone: torch.save(model.state_dict(), FILE)."
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The entries of a file, and what it says of them."""
+    """The entries of a file, and what the file says about them."""
 
     path: Path
     entries: dict[str, torch.Tensor]
-    kept_under: str = ""  # the keys that lead to them
-    completed_from: str = ""  # for an average: the keys that lead to what it averages, if entries that it lacks are taken from there
-    variables: list[str] | None = None  # those of the medical events that a run of ours was trained on, in its order
-    pruned: bool = False  # a run of ours took channels out
-    settings: dict[str, Any] | None = None  # of the run of ours
+    kept_under: str = ""  # the keys that lead to the entries
+    completed_from: str = ""  # for an average: the keys that lead to the weights from which its missing entries are taken
+    variables: list[str] | None = None  # for a run of snnexp: the variables of the medical events that it was trained on, in its order
+    pruned: bool = False  # for a run of snnexp: whether channels were pruned
+    settings: dict[str, Any] | None = None  # for a run of snnexp: its settings
 
     @property
     def averaged(self) -> bool:
-        """True if a moving average is kept under these keys."""
+        """True if the entries are a moving average, by their keys."""
         return bool(set(AVERAGES) & set(self.kept_under.split(".")))
 
 
 def read(path: Path) -> list[Weights]:
-    """The weights in a checkpoint of ours, as a run is judged by them, or all that may be meant in a file of others, the likeliest first.
+    """Return the weights of a checkpoint of snnexp, or all candidates in a file of another program, the most likely first.
 
     Raises: UserError if the file is missing, damaged, would run code, or holds no weights.
     """
@@ -52,88 +52,90 @@ def read(path: Path) -> list[Weights]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a single {type(content).__name__}, and no weights. {WAY_OUT}")
     if all(name in content for name in checkpoint.REQUIRED):
-        return [of_a_run(path, content)]
-    found = completed(list(candidates(content)))
-    if not found:
+        return [weights_of_run(path, content)]
+    weights = complete_averages(list(candidates(content)))
+    if not weights:
         raise UserError(f"{path} holds no weights; it holds {_contents(content)}. {WAY_OUT}")
-    return [replace(each, path=path) for each in found]
+    return [replace(each, path=path) for each in weights]
 
 
-def of_a_run(path: Path, content: dict[str, Any]) -> Weights:
-    """The weights by which a run of ours is judged.
+def weights_of_run(path: Path, content: dict[str, Any]) -> Weights:
+    """Return the weights that a run of snnexp is evaluated with.
 
-    Raises: UserError if its checkpoint holds something else where they, or what is said of them, belong.
+    Raises: UserError if its checkpoint does not hold what belongs under its keys.
     """
     data, pruned, args, ema = content["data"], content.get("pruned"), content["args"], content.get("ema")
     under = "ema" if isinstance(ema, dict) and ema else "state_dict"
     entries = content[under]
     variables = data.get("variables") if isinstance(data, dict) else None
-    odd = [
+    wrong = [
         name
-        for name, right in {
+        for name, is_right in {
             "state_dict": isinstance(entries, dict) and all(isinstance(value, torch.Tensor) for value in entries.values()),
             "data": variables is None or isinstance(variables, list | tuple),
             "pruned": pruned is None or isinstance(pruned, dict),
             "args": isinstance(args, dict) and isinstance(args.get("choices") or {}, dict),
         }.items()
-        if not right
+        if not is_right
     ]
-    if odd:
-        raise UserError(f"{path} has the keys of a checkpoint of snnexp, but not what belongs under {', '.join(odd)}. {WAY_OUT}")
+    if wrong:
+        raise UserError(f"{path} has the keys of a checkpoint of snnexp, but not what belongs under {', '.join(wrong)}. {WAY_OUT}")
     names = None if variables is None else list(variables)
     return Weights(path, entries, under, variables=names, pruned=bool((pruned or {}).get("kept")), settings=args)
 
 
 def candidates(content: dict[Any, Any], under: tuple[str, ...] = ()) -> Iterator[Weights]:
-    """What may be meant in a dictionary: what it wraps, averages first; all of it, parts side by side by their names; each part."""
+    """Yield what may be the weights in a dictionary: what it wraps, averages first; then all parts together; then each part."""
     wrapped = [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
     for key in wrapped:
         yield from candidates(content[key], (*under, key))
     parts = {key: part for key, part in content.items() if isinstance(part, dict) and key not in wrapped and not is_beside(key)}
-    filled = [key for key in (*wrapped, *parts) if any(value.dim() for value in tensors(content[key]).values())]  # a number is no weight
+    filled = [key for key in (*wrapped, *parts) if any(value.dim() for value in tensors(content[key]).values())]  # scalars are no weights
     if any(value.dim() for value in content.values() if isinstance(value, torch.Tensor)) or len(filled) > 1:
         yield Weights(Path(), tensors(content), ".".join(under))
-    for key, part in parts.items():  # a key of any name around a file that one knows
+    for key, part in parts.items():  # any other key may wrap a dictionary of a known form
         yield from candidates(part, (*under, str(key)))
 
 
-def completed(found: list[Weights]) -> list[Weights]:
-    """The same, with averages that are of parameters alone completed by what they average: its statistics of batches are theirs too."""
-    whole = []
-    for each in found:
-        plain = next((other for other in found if each.averaged and not other.averaged and is_part(each.entries, other.entries)), None)
-        if plain is not None:
-            each = replace(each, entries=plain.entries | each.entries, completed_from=plain.kept_under or "the rest of the file")
-        whole.append(each)
-    return whole
+def complete_averages(every: list[Weights]) -> list[Weights]:
+    """Return the weights, with averages of parameters alone completed from what they average, which has the batch statistics too."""
+    plain = [each for each in every if not each.averaged]
+    completed = []
+    for weights in every:
+        source = next((each for each in plain if weights.averaged and is_subset(weights.entries, each.entries)), None)
+        if source is not None:
+            entries = source.entries | weights.entries
+            weights = replace(weights, entries=entries, completed_from=source.kept_under or "the rest of the file")
+        completed.append(weights)
+    return completed
 
 
-def is_part(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
-    """True if entries are some of others, and not all of them, in the same shapes."""
-    return len(some) < len(others) and all(name in others and others[name].shape == value.shape for name, value in some.items())
+def is_subset(entries: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """Return True if the entries are a proper subset of the others, with the same shapes."""
+    return len(entries) < len(others) and all(name in others and others[name].shape == value.shape for name, value in entries.items())
 
 
 def is_beside(key: object) -> bool:
-    """True if a key says that it holds no weights."""
+    """Return True if a key says that it holds something else than weights."""
     return BESIDE.search(str(key).lower()) is not None
 
 
-def tensors(content: dict[Any, Any], before: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a dictionary and of those in it that may hold weights, by their names with dots between."""
-    found: dict[str, torch.Tensor] = {}
+def tensors(content: dict[Any, Any], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return the tensors of a dictionary and of the dictionaries in it that may hold weights, with dots between the parts of a name."""
+    values: dict[str, torch.Tensor] = {}
     for name, value in content.items():
         if isinstance(value, torch.Tensor) and isinstance(name, str):
-            found[before + name] = value
+            values[prefix + name] = value
         elif isinstance(value, dict) and not is_beside(name):
-            found |= tensors(value, f"{before}{name}.")
-    return found
+            values |= tensors(value, f"{prefix}{name}.")
+    return values
 
 
 # ---- files
 
 
 def is_safetensors(path: Path) -> bool:
-    """True for a file that begins with the length of a JSON header, and that header."""
+    """Return True for a file that begins with the length of a JSON header, followed by the header."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -142,7 +144,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The entries of a safetensors file.
+    """Return the entries of a safetensors file.
 
     Raises: UserError if it is damaged.
     """
@@ -151,12 +153,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:  # a type of number that torch does not know is a KeyError
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a number type that torch does not have
         raise UserError(f"{path} is no whole safetensors file ({error}); fetch it again.") from error
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file of `torch.save`, in which objects of some harmless classes are stand-ins without a meaning.
+    """Return the content of a file of `torch.save`, with meaningless stand-ins for the objects of some harmless classes.
 
     Raises: UserError.
     """
@@ -165,7 +167,7 @@ def read_pickle(path: Path) -> Any:
         raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
     try:
         with stand_ins(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another protocol of pickle: what cannot be read is refused
+            warnings.simplefilter("ignore")  # about other pickle protocols; what cannot be read is an error anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -174,7 +176,7 @@ def read_pickle(path: Path) -> Any:
             words = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
             reason = f"it is damaged, no file of torch.save, or would run code ({words[1] if words else _reason(error)})"
         raise UserError(f"{path}: {reason}. {WAY_OUT}") from error
-    except Exception as error:  # torch's reader of damaged bytes fails in a dozen ways, AssertionError and struct.error among them
+    except Exception as error:  # torch fails on damaged bytes in many ways, AssertionError and struct.error among them
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program. {WAY_OUT}") from error
         raise UserError(
@@ -184,18 +186,18 @@ def read_pickle(path: Path) -> Any:
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Let files name the classes of `STAND_INS`, and none that libraries had torch admit: imports do not change what a file may hold."""
-    admitted = torch.serialization.get_safe_globals()
+    """Allow files the classes of `STAND_INS` only, not those that libraries have registered, so that imports do not matter."""
+    registered = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
         with torch.serialization.safe_globals(STAND_INS):
             yield
     finally:
-        torch.serialization.add_safe_globals(admitted)
+        torch.serialization.add_safe_globals(registered)
 
 
 class Blank:
-    """What stands in for an object: takes whatever is said of it, and does nothing."""
+    """Stands in for an object: accepts any arguments and any state, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Blank":
         return super().__new__(cls)
@@ -206,7 +208,7 @@ class Blank:
 
 
 class PlainDict:
-    """What stands in for a dictionary of another class, or for an object that is its attributes: a plain one."""
+    """Stands in for a dictionary of another class, or for an object that only holds attributes; makes a plain dictionary."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
         return OrderedDict()
@@ -230,19 +232,19 @@ _PLAIN = [
         "lightning.fabric.utilities.data")),
 ]  # fmt: skip
 STAND_INS = [(type(name, (kind,), {}), name) for kind, names in ((Blank, _BLANK), (PlainDict, _PLAIN)) for name in names]
-"""Classes and functions that occur beside the weights of published files, and what is made of them instead; none of theirs is called."""
+"""Stand-ins for the classes and functions that occur in published files besides the weights; the originals are never called."""
 
 
 # ---- words
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, behind its kind if that line alone says nothing, as a bare key or number does."""
+    """Return the first line of an error, preceded by its type if the line alone says too little, such as a single key or number."""
     line = next(iter(str(error).splitlines()), "")
     return line if " " in line else f"{type(error).__name__} {line}".strip()
 
 
 def _contents(content: dict[Any, Any]) -> str:
-    """The first keys of a dictionary, with what kind of thing each of them holds."""
+    """Return the first keys of a dictionary with the types of their values, as text."""
     kinds = [f"{key} ({type(value).__name__})" for key, value in list(content.items())[:8]]
     return ", ".join(kinds) + (" ..." if len(content) > 8 else "") if kinds else "nothing"

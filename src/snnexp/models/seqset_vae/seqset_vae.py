@@ -1,4 +1,4 @@
-"""SeqSetVAE: the sets of a stay, each encoded by a SetVAE, read in order by a causal transformer with a head for the stay's outcome."""
+"""SeqSetVAE: a SetVAE encodes each set of a stay, and a causal transformer with a head for the outcome reads the sets in order."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from snnexp.contracts import Model
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
-from snnexp.models.seqset_vae.attention import Attention, rows_of_heads
-from snnexp.models.seqset_vae.latest import LatestValues
-from snnexp.models.seqset_vae.set_vae import Coded, SetDecoder, SetVAE
+from snnexp.models.seqset_vae.attention import Attention, split_heads
+from snnexp.models.seqset_vae.latest_values import LatestValues
+from snnexp.models.seqset_vae.set_vae import SetDecoder, SetVAE, SetVAEOutput
 from snnexp.models.seqset_vae.statistics import StatisticsHeads
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ MINUTES_OF_A_DAY = 1440.0
 class SeqSetVAE(nn.Module, Model):
     """A SetVAE for each set of a stay, a causal transformer of `layers` layers over the sets' latents, a head on the mean of its states.
 
-    The transformer reads the posterior's means, averaged over the levels. A state sees its own set and those before it. The time of a
-    set enters through a small network of its minute and, with its position p, as sin(p / 100) times a learned vector. With
-    `context_decoder` the states are decoded too, each back to its set, beside the latents. The SetVAE lies in `set_vae`, so that a
-    pre-trained one fits (init_from=RUN). `posterior` is that of the SetVAE. With `latest` a linear function of each
-    variable's latest value enters beside the latent, with `dropout`. With `statistics` more heads see plain statistics of the stay,
-    with `statistics_dropout`: a linear one and four with a hidden layer. Each head learns the outcome for itself, and the logits are the
-    mean of three votes: of the head on the states, of the linear one, and of the mean of the four.
-    `residual`, `events` and `decoder` are the SetVAE's, the first and the last also those of the context decoder. Sizes as of SetVAE; with
-    those named there, feed_forward 256, 2 layers and the context decoder: 10,157,826 parameters.
-    Raises: UserError for sizes that do not fit.
+    The transformer reads the means of the posterior, averaged over the levels. A state sees its own set and the sets before it. The time of
+    a set enters through a small network of its minute; its position p enters as sin(p / 100) times a learned vector. With
+    `context_decoder`, each state is decoded back to its set, in addition to the latents. The SetVAE is the submodule `set_vae`, so that a
+    pre-trained one fits (init_from=RUN); `posterior` is that of the SetVAE.
+    With `latest`, a linear function of the latest value of each variable enters beside the latent, with `dropout`. With `statistics`, more
+    heads see plain statistics of the stay, with `statistics_dropout`: a linear head and four with a hidden layer. Each head learns the
+    outcome by itself, and the logits are the mean of three votes: the head on the states, the linear head, and the mean of the four.
+    `residual`, `events` and `decoder` are passed to the SetVAE, `residual` and `decoder` also to the context decoder. With the sizes named
+    there, feed_forward 256, 2 layers and the context decoder it has 10,157,826 parameters.
+    Raises: UserError for values that do not fit.
     """
 
     def __init__(
@@ -85,35 +85,35 @@ class SeqSetVAE(nn.Module, Model):
 
     @property
     def posterior(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and log variance [L, M, D] of the latest forward pass."""
+        """Mean and log variance [L, M, D] of the latest forward pass, or None before the first."""
         return self.set_vae.posterior
 
-    def forward(self, stays: "Stays") -> Coded:
-        """Encode and decode the sets, and read the stays."""
-        coded = self.set_vae(stays)
-        states = self.states(coded.mu.mean(0), stays)  # [M, W]
+    def forward(self, stays: "Stays") -> SetVAEOutput:
+        """Return posterior, latents and reconstructions of the sets, and the logits of the stays."""
+        output = self.set_vae(stays)
+        states = self.states(output.mu.mean(0), stays)  # [M, W]
         if self.decoder is not None:
-            coded.decoded.append(self.decoder(states.unsqueeze(1), stays))
+            output.decoded.append(self.decoder(states.unsqueeze(1), stays))
         with torch.autocast(states.device.type, enabled=False):
             states = at_least_fp32(states)
             total = states.new_zeros(len(stays.lengths), states.shape[1]).index_add(0, stays.stay, states)
-            coded.state = total / stays.lengths.unsqueeze(1)
-            coded.logits = self.head(coded.state)
-            coded.heads = [coded.logits]
+            output.state = total / stays.lengths.unsqueeze(1)
+            output.logits = self.head(output.state)
+            output.heads = [output.logits]
             if self.statistics is not None:
                 linear, members = self.statistics(stays)
-                coded.heads += [linear, *members]
-                coded.logits = torch.stack([coded.logits, linear, members.mean(0)]).mean(0)
-        return coded
+                output.heads += [linear, *members]
+                output.logits = torch.stack([output.logits, linear, members.mean(0)]).mean(0)
+        return output
 
     def states(self, z: Tensor, stays: "Stays") -> Tensor:
-        """The state of each set [M, W] after those of its stay up to itself, from latents [M, W]."""
+        """Return the state [M, W] of the transformer at each set, from the latents [M, W]; it depends on the set and those before it."""
         day = (stays.minute.unsqueeze(1) / MINUTES_OF_A_DAY).to(self.of_place.dtype)
         time = self.of_minute(day) + torch.sin(stays.place / 100).unsqueeze(1) * self.of_place
         if self.latest is not None:
             time = time + self.latest(stays)
         rows = stays.stay * stays.longest + stays.place
-        # What stands beyond a stay's end is seen by no set of it, because a state never looks ahead.
+        # The padding behind the end of a stay is seen by none of its sets, because a state never looks ahead.
         x = z.new_zeros(len(stays.lengths) * stays.longest, z.shape[1]).index_copy(0, rows, z + time.to(z.dtype))
         x = x.unflatten(0, (-1, stays.longest))
         for layer in self.transformer:
@@ -122,7 +122,7 @@ class SeqSetVAE(nn.Module, Model):
 
 
 class CausalLayer(nn.Module):
-    """A transformer layer in which a place sees itself and those before it, with the norms first (Xiong et al. 2020); x [N, S, W]."""
+    """A transformer layer with the norms first (Xiong et al. 2020), in which a place sees itself and the places before it; x [N, S, W]."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -132,11 +132,12 @@ class CausalLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One layer."""
+        """Return x after attention and feed-forward layer."""
         x = x + self.dropout(self.attend(self.norm1(x)))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
     def attend(self, x: Tensor) -> Tensor:
-        of, heads = self.attention, self.attention.heads
-        q, k, v = (rows_of_heads(layer(x), x.shape[1], heads) for layer in (of.query, of.key, of.value))
-        return of.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        """Return the causal attention of the places of x."""
+        attention = self.attention
+        q, k, v = (split_heads(layer(x), x.shape[1], attention.heads) for layer in (attention.query, attention.key, attention.value))
+        return attention.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))

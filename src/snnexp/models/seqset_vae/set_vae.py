@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
-from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, first_to_each, one_to_all
+from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, repeat_for_members, share_first_rows
 from snnexp.published import Published
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ DECODERS = ("linear", "tanh")
 
 
 @dataclass
-class Coded:
-    """What a forward pass makes of a batch of M sets of E events altogether.
+class SetVAEOutput:
+    """The output of a forward pass on a batch of M sets with E events in all.
 
-    Shapes: mu, logvar and z [L, M, D], the posterior of each of the L levels and a draw from it (in evaluation its mean); `decoded`, one
-    or two reconstructions [E, W], the rows of a set where its events are; `target` [E, W], what they should be;
-    logits [N, 2] and state [N, W] of the stays, of a model with a head; `heads`, the logits [N, 2] of each that learns.
+    `mu`, `logvar` and `z` [L, M, D] are the posterior of each of the L levels and a draw from it (in evaluation its mean). `decoded` holds
+    one or two reconstructions [E, W], in which a set has the same rows as its events; `target` [E, W] is what they should be. A model with
+    a head gives `logits` [N, 2] and `state` [N, W] of the stays, and in `heads` the logits [N, 2] of each head that learns.
     """
 
     mu: Tensor
@@ -44,17 +44,17 @@ class Coded:
 class SetVAE(nn.Module, Model):
     """Encoder, posterior at each of `levels` levels, and decoder of sets of events (variable, value).
 
-    An event enters as a vector of which one half names the variable and the other is the value times a direction of the variable's own.
-    Those vectors are learned, or made by a linear layer from frozen `embeddings` [V, F] of the variables' names. Each level is an ISAB; its
-    posterior N(mu, exp(logvar)) is read from the mean over the set's members; all levels share that layer. The decoder turns the levels'
-    latents and one fixed point for each event into as many events as the set has; it knows nothing of their order.
-    As published (SeqSetVAE), and so for published weights: `residual` false, no residual path around the feed-forward layers of the
-    attention blocks; `events` "scaled", a unit vector of the variable times the value; `decoder` "tanh", to those vectors (SetDecoder).
+    An event enters as a vector: one half names the variable, the other is the value times a direction that belongs to the variable. These
+    vectors are learned, or a linear layer makes them from frozen `embeddings` [V, F] of the variables' names. Each level is an ISAB; one
+    layer, shared by all levels, reads its posterior N(mu, exp(logvar)) from the mean over the members of the set. The decoder turns the
+    latents of the levels and one fixed point for each event into as many events as the set has, in no particular order.
+    Published weights (SeqSetVAE) need: `residual` false, no residual path around the feed-forward layers of the attention blocks; `events`
+    "scaled", a unit vector of the variable times the value; `decoder` "tanh", which reconstructs those vectors (SetDecoder).
 
-    What it should reconstruct is fixed: the variable as one of V orthonormal codes (drawn once; unit vectors where V exceeds W - 1), and
+    The target of the reconstruction is fixed: the variable as one of V orthonormal codes (drawn once; unit vectors if V exceeds W - 1), and
     the standardised value. `posterior` is (mu, logvar) [L, M, D], fp32, of the latest forward pass, without gradient.
-    With width 256, 16 inducing points, 2 heads, 2 levels, 2 decoder layers and embeddings of 768: 5,946,880 parameters.
-    Raises: UserError for sizes that do not fit.
+    With width 256, 16 inducing points, 2 heads, 2 levels, 2 decoder layers and embeddings of 768 it has 5,946,880 parameters.
+    Raises: UserError for values that do not fit.
     """
 
     published = (
@@ -121,14 +121,14 @@ class SetVAE(nn.Module, Model):
         self.register_buffer("codes", variable_codes(num_variables, width - 1))
         self.posterior: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, stays: "Stays") -> Coded:
-        """Encode each set, draw its latents (in evaluation: take their means), decode it."""
+    def forward(self, stays: "Stays") -> SetVAEOutput:
+        """Encode each set, draw its latents (in evaluation: take their means) and decode them."""
         mu, logvar, z = self.encode(stays)
         decoded = self.decoder(z.transpose(0, 1), stays)
-        return Coded(mu, logvar, z, [decoded], self.target(stays))
+        return SetVAEOutput(mu, logvar, z, [decoded], self.target(stays))
 
     def encode(self, stays: "Stays") -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior's mean and log variance, and a draw, fp32 (in an fp64 model fp64) [L, M, D]."""
+        """Return mean and log variance of the posterior, and a draw from it, fp32 (fp64 in an fp64 model) [L, M, D]."""
         x = self.enter(self.events(stays))
         pooled = []
         for layer in self.encoder:
@@ -142,7 +142,7 @@ class SetVAE(nn.Module, Model):
         return mu, logvar, z
 
     def events(self, stays: "Stays") -> Tensor:
-        """The vectors of events [E, W]: half of the variable's unit vector, and the value times the other half; "scaled": times it all."""
+        """Return the vectors of events [E, W]: the value scales the second half of the vector of the variable; with "scaled", all of it."""
         names = F.normalize(self.names.weight if isinstance(self.names, nn.Embedding) else self.names(self.embeddings), dim=-1)
         if self.form == "scaled":
             return F.embedding(stays.variable, names) * stays.value.unsqueeze(1)
@@ -150,17 +150,17 @@ class SetVAE(nn.Module, Model):
         return torch.cat([name, direction * stays.value.unsqueeze(1)], dim=1)
 
     def target(self, stays: "Stays") -> Tensor:
-        """What a reconstruction should be, fp32 [E, W]: the code of the variable, then the value; of "tanh" the vectors of events."""
+        """Return the target of the reconstruction, fp32 [E, W]: code of the variable, then the value; with "tanh" the vectors of events."""
         if self.decoder.form == "tanh":
             return at_least_fp32(self.events(stays).detach())
         return torch.cat([F.embedding(stays.variable, self.codes), stays.value.unsqueeze(1)], dim=1)
 
 
 class SetDecoder(nn.Module):
-    """From latents [M, L, W] and sizes of sets to rows [E, W]: each layer an ISAB, and attention of fixed points to what it gives.
+    """From latents [M, L, W] and sizes of sets to rows [E, W]; each layer is an ISAB, and attention of fixed points to its output.
 
-    `form` "tanh" is the published one, but for fixed points in the place of random ones: it begins with the last latent alone, goes through
-    its layers from the last to the first, has residual paths around each of them and not around the ISAB, and ends in a tanh.
+    `form` "tanh" is the published decoder, with fixed points instead of random ones: it starts from the last latent alone, applies its
+    layers from the last to the first, has residual paths around the layers but not around the ISABs, and ends in a tanh.
     """
 
     def __init__(self, width: int, heads: int, inducing: int, layers: int, residual: bool = True, form: str = "linear") -> None:
@@ -170,29 +170,29 @@ class SetDecoder(nn.Module):
         self.expand = nn.ModuleList(AttentionBlock(width, heads, residual) for _ in range(layers))
         self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()) for _ in range(layers))
         self.out = nn.Linear(width, width)
-        self.points = fixed_points(64, width)  # no buffer: it grows where a large set is, and ranks exchange their buffers
+        self.points = fixed_points(64, width)  # not a buffer: it grows with the largest set, and ranks exchange their buffers
 
     def forward(self, latents: Tensor, sets: Sets) -> Tensor:
-        """Decode; the rows of a set are in no order that its events have."""
-        self.make_points(sets)
+        """Return the decoded events; within a set their order is not that of the events."""
+        self.provide_points(sets)
         if self.form == "tanh":
-            return self.as_published(latents[:, -1:], sets)
+            return self.decode_as_published(latents[:, -1:], sets)
         x = latents
         for exchange, expand, mix in zip(self.exchange, self.expand, self.mix, strict=True):
-            x = mix(expand(self.points, exchange(x, sets), sets, share=first_to_each))
+            x = mix(expand(self.points, exchange(x, sets), sets, share=share_first_rows))
         return self.out(x)
 
-    def as_published(self, x: Tensor, sets: Sets) -> Tensor:
-        """From one latent [M, 1, W] for each set."""
-        points, before = first_to_each(self.points, sets), one_to_all(x, sets)
+    def decode_as_published(self, x: Tensor, sets: Sets) -> Tensor:
+        """Return the decoded events from one latent [M, 1, W] for each set."""
+        points, before = share_first_rows(self.points, sets), repeat_for_members(x, sets)
         for exchange, expand, (linear, norm, activate) in reversed(list(zip(self.exchange, self.expand, self.mix, strict=True))):
-            context = norm(activate(linear(exchange.exchanged(x, sets))))
+            context = norm(activate(linear(exchange.exchange(x, sets))))
             x = before = before + points + expand(points, context, sets)
         return self.out(x).tanh()
 
     @torch.compiler.disable
-    def make_points(self, sets: Sets) -> None:
-        """See to it that there are points for the largest of the sets, where the weights are and as precise."""
+    def provide_points(self, sets: Sets) -> None:
+        """Make points for the largest of the sets if there are too few, with the device and dtype of the weights."""
         largest = sets.runs[-1][0]
         if largest > len(self.points):
             self.points = fixed_points(2 * largest, self.points.shape[1])
@@ -201,21 +201,22 @@ class SetDecoder(nn.Module):
 
 @torch.compiler.disable
 def mean_of_sets(x: Tensor, sets: Sets) -> Tensor:
-    """The mean over the members of each set, [M, W] from [E, W]."""
+    """Return the mean over the members of each set, [M, W], from x [E, W]."""
     parts = x.split([n * k for n, k in sets.runs])
     return torch.cat([part.reshape(k, n, -1).mean(1) for part, (n, k) in zip(parts, sets.runs, strict=True)])
 
 
 def variable_codes(count: int, width: int) -> Tensor:
-    """Fixed codes of `count` variables, fp32 [count, width]: orthonormal or, where there are more than `width`, random unit vectors."""
+    """Return fixed codes of `count` variables, fp32 [count, width]: orthonormal, or random unit vectors if `count` exceeds `width`."""
     random = torch.randn(width, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0), device="cpu")
     codes = torch.linalg.qr(random).Q.T if count <= width else F.normalize(random, dim=0).T
     return codes.float().contiguous()
 
 
 def fixed_points(count: int, width: int) -> Tensor:
-    """The first `count` points of a sequence that fills a normal distribution evenly, fp32 [count, width]: i sqrt(p_j) mod 1 of the
-    primes p_j (Richtmyer 1951) as quantiles.
+    """Return the first `count` points of a sequence that fills a normal distribution evenly, fp32 [count, width].
+
+    The quantiles of the i-th point are i sqrt(p_j) mod 1, with the primes p_j (Richtmyer 1951).
     """
     primes: list[int] = []
     candidate = 2

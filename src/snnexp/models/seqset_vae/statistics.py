@@ -1,4 +1,4 @@
-"""What a stay comes to without its order: plain statistics of each variable, and heads on them."""
+"""Statistics of each variable over a stay, which ignore the order of its events, and heads that predict the outcome from them."""
 
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,11 @@ SMALLEST_SPREAD = 0.1
 
 
 class StatisticsHeads(nn.Module):
-    """Logits of a stay from the statistics of its variables (`statistics_of`): of a linear layer, and of four with 64 hidden features each.
+    """Logits of a stay from the statistics of its variables (`statistics_of`): by a linear head, and by four with 64 hidden features each.
 
-    Each statistic is standardised by its mean and deviation over the stays of all training batches so far, which are kept with the
-    weights: nobody needs to know the data before. `dropout` is on what enters the hidden layers and on what leaves them; on what enters the
-    linear one, which is 0 at first, a quarter of it.
+    Each statistic is standardised by its mean and deviation over the stays of all training batches so far. They are saved with the weights,
+    so the data need not be known beforehand. `dropout` acts on input and output of the hidden layers; the input of the linear head, which
+    starts at 0, has a quarter of it.
     """
 
     def __init__(self, num_variables: int, num_outputs: int, dropout: float) -> None:
@@ -33,45 +33,45 @@ class StatisticsHeads(nn.Module):
         self.out = nn.ModuleList(nn.Linear(HIDDEN, num_outputs) for _ in range(MEMBERS))
 
     def forward(self, stays: "Stays") -> tuple[Tensor, Tensor]:
-        """The logits of the linear layer, [N, num_outputs], and of the others [4, N, num_outputs], in the precision of the weights."""
-        found = statistics_of(stays, len(self.mean)).to(self.mean.dtype)
+        """Return the logits of the linear head [N, num_outputs] and of the others [4, N, num_outputs], in the precision of the weights."""
+        statistics = statistics_of(stays, len(self.mean)).to(self.mean.dtype)
         if self.training:
-            self.learn(found)
+            self.update(statistics)
         spread = (self.square - self.mean.square()).clamp(min=SMALLEST_SPREAD**2).sqrt()
-        standard = ((found - self.mean) / spread).flatten(1)
+        standard = ((statistics - self.mean) / spread).flatten(1)
         hidden = self.dropout(F.gelu(self.enter(self.dropout(standard)))).chunk(MEMBERS, dim=1)
         members = torch.stack([out(features) for out, features in zip(self.out, hidden, strict=True)])
         return self.linear(self.sparse(standard)), members
 
     @torch.no_grad()
-    def learn(self, found: Tensor) -> None:
-        """Take the statistics of a batch into their mean and mean square."""
+    def update(self, statistics: Tensor) -> None:
+        """Include the statistics of a batch in their running mean and mean square."""
         self.batches += 1
-        self.mean.lerp_(found.mean(0), 1 / self.batches)
-        self.square.lerp_(found.square().mean(0), 1 / self.batches)
+        self.mean.lerp_(statistics.mean(0), 1 / self.batches)
+        self.square.lerp_(statistics.square().mean(0), 1 / self.batches)
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def statistics_of(stays: "Stays", num_variables: int) -> Tensor:
-    """Of each variable in each stay, fp32 [N, V, 10]: mean, smallest, largest, last value, their squares up to 6, log(1 + count), seen.
+    """Return ten statistics of each variable in each stay, fp32 [N, V, 10].
 
-    Values are standardised ones: a variable that a stay has not counts as 0, the mean. Of values at one last time the mean is taken. The
-    squares let a linear layer say that both extremes are bad.
+    They are mean, smallest, largest and last value, the squares of these up to 6, log(1 + count), and 1 if the stay has the variable.
+    Values are standardised, so a missing variable counts as 0, the mean. If there are several last values at one time, their mean counts.
+    The squares let a linear layer express that both extremes are bad.
     """
-    count = len(stays.lengths) * num_variables
+    size = len(stays.lengths) * num_variables
     sizes = torch.repeat_interleave(*torch.tensor(stays.runs, device=stays.value.device).T)
     stay, place = (torch.repeat_interleave(of_set, sizes) for of_set in (stays.stay, stays.place))
     key, value = stay * num_variables + stays.variable, stays.value.float()
 
-    def total(of_events: Tensor) -> Tensor:
-        return value.new_zeros(count).index_add(0, key, of_events)
+    def total(terms: Tensor) -> Tensor:
+        return value.new_zeros(size).index_add(0, key, terms)
 
-    often = total(torch.ones_like(value))
-    seen = often > 0
-    extremes = [value.new_zeros(count).scatter_reduce(0, key, value, reduce, include_self=False) for reduce in ("amin", "amax")]
-    last_place = place.new_full((count,), -1).scatter_reduce(0, key, place, "amax")
+    count = total(torch.ones_like(value))
+    extremes = [value.new_zeros(size).scatter_reduce(0, key, value, reduce, include_self=False) for reduce in ("amin", "amax")]
+    last_place = place.new_full((size,), -1).scatter_reduce(0, key, place, "amax")
     at_last = (place == last_place[key]).float()
-    of_values = [total(value) / often.clamp(min=1), *extremes, total(value * at_last) / total(at_last).clamp(min=1)]
-    squares = [of_value.square().clamp(max=LARGEST_SQUARE) for of_value in of_values]
-    return torch.stack([*of_values, *squares, often.log1p(), seen.float()], dim=1).unflatten(0, (-1, num_variables))
+    plain = [total(value) / count.clamp(min=1), *extremes, total(value * at_last) / total(at_last).clamp(min=1)]
+    squares = [values.square().clamp(max=LARGEST_SQUARE) for values in plain]
+    return torch.stack([*plain, *squares, count.log1p(), (count > 0).float()], dim=1).unflatten(0, (-1, num_variables))

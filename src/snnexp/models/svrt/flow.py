@@ -1,4 +1,4 @@
-"""Optical flow from coarse to fine (SpyNet: Ranjan and Black, CVPR 2017), and what follows it: warping and flow-guided sampling."""
+"""Optical flow from coarse to fine (SpyNet: Ranjan and Black, CVPR 2017), warping and sampling along a flow."""
 
 import math
 from pathlib import Path
@@ -17,11 +17,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SpyNet(nn.Module):
-    """Flow from each reference image to its neighbour at `scales` sizes, from six levels each of which corrects that of the one before.
+    """Flow from each reference image to its neighbour at `scales` sizes; six levels, each of which corrects the flow of the level before.
 
-    The finest `left_out` levels can be done without; the flow there is that of the level before, enlarged.
-    Five 7x7 convolutions a level, of `width`, 2 `width`, `width`, `width` / 2 and 2 channels: 1,440,300 parameters at 32. Without weights
-    from a file the last of each level begins at 0, and so does the flow. Raises: UserError if the file is not one of its weights.
+    The finest `left_out` levels are omitted; the flow there is that of the last level, enlarged. A level has five 7x7 convolutions, of
+    `width`, 2 `width`, `width`, `width` / 2 and 2 channels: 1,440,300 parameters at width 32. Without `weights` (a file), the last
+    convolution of each level starts at 0, and so does the flow.
+    Raises: UserError if the file does not hold weights of this network.
     """
 
     def __init__(self, width: int = 32, scales: int = 4, left_out: int = 0, weights: str | Path | None = None) -> None:
@@ -31,13 +32,13 @@ class SpyNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         if weights is not None:
-            load_flow(self, Path(weights))
+            load_flow_weights(self, Path(weights))
 
     def forward(self, reference: Tensor, neighbour: Tensor) -> list[Tensor]:
-        """Images [N, C, H, W] (0 to 1, C 1 or 3) to flows [N, 2, H / 2^i, W / 2^i], x and y in pixels of their scale, the finest first."""
+        """Return flows [N, 2, H / 2^i, W / 2^i] (x, y in pixels of their scale), the finest first; images [N, 1 or 3, H, W], 0 to 1."""
         h, w = reference.shape[-2:]
         full = math.ceil(h / STEP) * STEP, math.ceil(w / STEP) * STEP
-        pyramids = [[self.normalised(image, full)] for image in (reference, neighbour)]
+        pyramids = [[self.normalise(image, full)] for image in (reference, neighbour)]
         for pyramid in pyramids:
             for _ in range(LEVELS - 1):
                 pyramid.insert(0, F.avg_pool2d(pyramid[0], 2))
@@ -51,19 +52,19 @@ class SpyNet(nn.Module):
             flow = coarser + at_least_fp32(module(torch.cat([first, warp(second, coarser, padding="border"), coarser], 1)))
             scale = LEVELS - 1 - level
             if scale < self.scales:
-                flows.insert(0, resized_flow(flow, (h >> scale, w >> scale)))
+                flows.insert(0, resize_flow(flow, (h >> scale, w >> scale)))
         left_out = LEVELS - len(self.basic_module)
-        return [resized_flow(flow, (h >> scale, w >> scale)) for scale in range(left_out)] + flows
+        return [resize_flow(flow, (h >> scale, w >> scale)) for scale in range(left_out)] + flows
 
-    def normalised(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """As SpyNet was trained: sides that six levels can halve, three channels, ImageNet's mean and deviation."""
+    def normalise(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the image as SpyNet was trained: sides that six levels can halve, three channels, ImageNet's mean and deviation."""
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bilinear", align_corners=False)
         return (image - self.mean) / self.std  # a grey image becomes three equal channels
 
 
 class FlowLevel(nn.Module):
-    """The correction [N, 2, H, W] of a flow, from reference, warped neighbour and flow [N, 8, H, W]."""
+    """The correction [N, 2, H, W] of a flow, computed from reference, warped neighbour and flow [N, 8, H, W]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,27 +80,27 @@ class FlowLevel(nn.Module):
         return self.basic_module(x)
 
 
-def load_flow(net: SpyNet, path: Path) -> None:
-    """Take the weights of a file, as published for video restoration (`basic_module.0.basic_module.0.weight` ..., under `params` or not).
+def load_flow_weights(net: SpyNet, path: Path) -> None:
+    """Load weights as published for video restoration (`basic_module.0.basic_module.0.weight` ..., also below `params`).
 
-    Raises: UserError.
+    Raises: UserError if the file is missing or does not hold such weights.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         saved = saved.get("params", saved)
-        taken = {name: saved[name] for name in net.state_dict()}
-        if odd := next((name for name, value in taken.items() if not value.is_floating_point() or not value.isfinite().all()), None):
+        weights = {name: saved[name] for name in net.state_dict()}
+        if odd := next((name for name, value in weights.items() if not value.is_floating_point() or not value.isfinite().all()), None):
             raise ValueError(f"{odd} holds other than finite real numbers")
-        net.load_state_dict(taken)
+        net.load_state_dict(weights)
     except FileNotFoundError as error:
         raise UserError(f"model.flow_weights={path}: no such file.") from error
     except Exception as error:  # a file may be wrong in any way
-        first = str(error).splitlines()[0]
-        raise UserError(f"model.flow_weights={path}: not the weights of SpyNet of this width ({type(error).__name__}: {first}).") from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UserError(f"model.flow_weights={path}: not the weights of SpyNet of this width ({reason}).") from error
 
 
-def resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """A flow [N, 2, H, W] at another size, its lengths in the pixels of that."""
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a flow [N, 2, H, W] at another size, with its lengths in pixels of that size."""
     h, w = flow.shape[-2:]
     if (h, w) == size:
         return flow
@@ -108,18 +109,18 @@ def resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
-    """Images [N, C, H, W] seen at each pixel plus its flow [N, 2, H, W] (x, y), bilinear, in fp32 or fp64."""
+    """Return images [N, C, H, W] sampled at each pixel plus its flow [N, 2, H, W] (x, y), bilinear, in fp32 or fp64."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.grid_sample(at_least_fp32(x), grid(flow), mode="bilinear", padding_mode=padding, align_corners=True)
+        return F.grid_sample(at_least_fp32(x), sampling_grid(flow), mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
-    """The four pixels around where the flow points to, as channels [N, 4 C, H, W]: of the left column upper and lower, then of the right.
+    """Return the four pixels around the point to which the flow leads, as channels [N, 4 C, H, W]; 0 outside the image.
 
-    0 outside of the image. The order is that of the published weights.
+    Their order is that of the published weights: upper left, lower left, upper right, lower right.
     """
     n, c, h, w = x.shape
-    flow = at_least_fp32(flow).nan_to_num()  # a network that has lost its way is to be told by its loss, not by an index
+    flow = at_least_fp32(flow).nan_to_num()  # a diverged network should show in its loss, not fail on an index
     rows, columns = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
     at_x, at_y = columns + flow[:, 0], rows + flow[:, 1]
     corners = []
@@ -131,8 +132,8 @@ def four_nearest(x: Tensor, flow: Tensor) -> Tensor:
     return torch.cat(corners, 1)
 
 
-def grid(flow: Tensor) -> Tensor:
-    """Where a flow [N, 2, H, W] points to, in the coordinates of grid_sample, [N, H, W, 2]."""
+def sampling_grid(flow: Tensor) -> Tensor:
+    """Return the points to which a flow [N, 2, H, W] leads, in the coordinates of grid_sample, [N, H, W, 2]."""
     h, w = flow.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij")
     at = torch.stack([columns, rows]) + at_least_fp32(flow)
@@ -140,10 +141,10 @@ def grid(flow: Tensor) -> Tensor:
 
 
 class GuidedSampling(nn.Module):
-    """Deformable convolution whose offsets are a flow and a learned residue of at most `reach` pixels (DCNv2: Zhu et al., CVPR 2019).
+    """Deformable convolution whose offsets are a flow plus a learned residue of at most `reach` pixels (DCNv2: Zhu et al., CVPR 2019).
 
-    It brings a frame's features to where the frame beside it has them; three 3x3 convolutions see both, and the flow, and a fourth
-    gives offsets and weights of the 9 x `groups` samples of a pixel. They begin at 0 and 1/2.
+    It aligns the features of a frame with those of the frame beside it. Three 3x3 convolutions see both frames and the flow; a fourth gives
+    the offsets and weights of the 9 x `groups` samples of a pixel, which start at 0 and 1/2.
     """
 
     def __init__(self, width: int, groups: int, reach: float) -> None:
@@ -162,9 +163,9 @@ class GuidedSampling(nn.Module):
         nn.init.zeros_(self.conv_offset[-1].bias)
 
     def forward(self, x: Tensor, beside: Tensor, flow: Tensor) -> Tensor:
-        """Features x [N, C, H, W] brought to those `beside`, along the flow [N, 2, H, W] (x, y) from there; in fp32 or fp64."""
-        seen = at_least_fp32(self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)))
-        offsets, weights = seen.split([18 * self.groups, 9 * self.groups], 1)
+        """Return features x [N, C, H, W] aligned with `beside`, along the flow [N, 2, H, W] (x, y) from `beside` to x; fp32 or fp64."""
+        sampling = at_least_fp32(self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)))
+        offsets, weights = sampling.split([18 * self.groups, 9 * self.groups], 1)
         offsets = self.reach * offsets.tanh() + at_least_fp32(flow).flip(1).repeat(1, 9 * self.groups, 1, 1)  # rows first
         with torch.autocast(x.device.type, enabled=False):
             x, weight, bias = (at_least_fp32(tensor) for tensor in (x, self.weight, self.bias))

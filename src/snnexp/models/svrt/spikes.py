@@ -1,30 +1,30 @@
-"""The spikes' part of S-VRT: an encoder at four scales, attention along time, and the frames' attention to what comes of it."""
+"""The part of S-VRT that sees spikes: an encoder at four scales, attention along time, and attention of the frames to the result."""
 
 import re
 from typing import Any
 
-from spikingjelly.activation_based.layer import SeqToANNContainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnexp.errors import UserError
+from snnexp.models.layers import conv_norm
 from snnexp.models.neurons import make_lif
-from snnexp.models.svrt.window_attention import recomputed
-from snnexp.published import Published, Table, counted
+from snnexp.models.svrt.window_attention import run_checkpointed
+from snnexp.published import Published, Table, renumber
 
 ENCODERS = ("conv", "lif")
 
 
-def published_names(under: str = "") -> Table:
-    """From the names of the parts of S-VRT that see spikes to those of SpikeFusion, with the name that this has in a model in front."""
-    layers = rf"^({re.escape(under)}(?:attention|cross_attention)\.\d+\.)"
+def published_spike_names(prefix: str = "") -> Table:
+    """Return the table from the names of the published parts that see spikes to those of a SpikeFusion at `prefix` of a model."""
+    layers = rf"^({re.escape(prefix)}(?:attention|cross_attention)\.\d+\.)"
     return [
-        (r"^spike_encoder\.in_proj\.", f"{under}encoder.stem."),
-        (r"^spike_encoder\.downs\.", f"{under}encoder.down."),
-        (r"^spike_encoder\.res0\.", f"{under}encoder.blocks.0."),
-        (r"^spike_encoder\.residuals\.(\d+)\.", counted(f"{under}encoder.blocks.#.", 1)),
-        (r"^spike_temporal_sa\.blocks\.", f"{under}attention."),
-        (r"^cross_attn_fuse\.fuse_blocks\.", f"{under}cross_attention."),
+        (r"^spike_encoder\.in_proj\.", f"{prefix}encoder.stem."),
+        (r"^spike_encoder\.downs\.", f"{prefix}encoder.down."),
+        (r"^spike_encoder\.res0\.", f"{prefix}encoder.blocks.0."),
+        (r"^spike_encoder\.residuals\.(\d+)\.", renumber(f"{prefix}encoder.blocks.#.", 1)),
+        (r"^spike_temporal_sa\.blocks\.", f"{prefix}attention."),
+        (r"^cross_attn_fuse\.fuse_blocks\.", f"{prefix}cross_attention."),
         (rf"{layers}(?:ln1|ln_q)\.", r"\1norm1."),
         (rf"{layers}(?:ln2|ln_ffn)\.", r"\1norm2."),
         (rf"{layers}ln_kv\.", r"\1norm_spikes."),
@@ -36,14 +36,14 @@ def published_names(under: str = "") -> Table:
 
 
 class SpikeFusion(nn.Module):
-    """What the stages 1 to 4 of VRT learn from spikes: features of theirs at four scales attend along time, and are attended to.
+    """The spikes' part of stages 1 to 4 of VRT: an encoder at four scales, attention of its features along time, cross-attention to them.
 
     `encoder` "conv" is the published one, of ordinary convolutions (`encoder_relu`: SpikeEncoder3D's `relu`); "lif" has spiking neurons
-    (preset `neuron`, overrides `lif`).
+    (preset `neuron`, overrides `lif`). The stages of VRT call `cross_attention`.
     Raises: UserError for another encoder, and for sizes that do not fit.
     """
 
-    published = (Published("S-VRT's parts that see spikes", published_names(), form={"encoder_relu": True}),)
+    published = (Published("S-VRT's parts that see spikes", published_spike_names(), form={"encoder_relu": True}),)
 
     def __init__(
         self,
@@ -67,22 +67,22 @@ class SpikeFusion(nn.Module):
         else:
             self.encoder = SpikingEncoder(spike_channels, width, neuron, lif or {})
 
-        def attention(cross: bool) -> nn.ModuleList:
-            return nn.ModuleList(TemporalAttention(width, heads, cross, checkpoint_attn, checkpoint_ffn) for _ in range(4))
-
-        self.attention, self.cross_attention = attention(cross=False), attention(cross=True)
+        self.attention, self.cross_attention = (
+            nn.ModuleList(TemporalAttention(width, heads, cross, checkpoint_attn, checkpoint_ffn) for _ in range(4))
+            for cross in (False, True)
+        )
 
     def forward(self, spikes: Tensor) -> list[Tensor]:
-        """Spikes [N, D, K, H, W] to features [N, D, H / 2^i, W / 2^i, C]."""
+        """Return features [N, D, H / 2^i, W / 2^i, C] at four scales from spikes [N, D, K, H, W]."""
         return [attend(x) for attend, x in zip(self.attention, self.encoder(spikes), strict=True)]
 
 
 class SpikeEncoder3D(nn.Module):
     """Spikes [N, D, K, H, W] to features [N, D, H / 2^i, W / 2^i, C] at four scales, by 3x3x3 convolutions over time, rows and columns.
 
-    An ordinary network on a spiking camera's output: none of its own units spikes. With `relu`, as published (S-VRT), a ReLU follows the
-    first convolution, each that halves, and both layers of each residual block; without, a leaky one is all, within the blocks.
-    4,742,688 parameters with K = 5 and C = 96.
+    This is an ordinary network on the output of a spike camera: none of its units spikes. With `relu`, as published (S-VRT), a ReLU follows
+    the first convolution, each convolution that halves, and both layers of each residual block; without it, there is only a leaky ReLU
+    within each block. 4,742,688 parameters with K = 5 and C = 96.
     """
 
     def __init__(self, spike_channels: int, width: int, relu: bool = True) -> None:
@@ -102,7 +102,7 @@ class SpikeEncoder3D(nn.Module):
 
 
 class ResBlock3D(nn.Module):
-    """Two 3x3x3 convolutions beside a residual path, a ReLU behind the first and behind the sum; without `relu` a leaky one between."""
+    """Two 3x3x3 convolutions with a residual path; ReLUs after the first and after the sum, without `relu` a leaky one between the two."""
 
     def __init__(self, width: int, relu: bool) -> None:
         super().__init__()
@@ -116,15 +116,15 @@ class ResBlock3D(nn.Module):
 
 
 class SpikingEncoder(nn.Module):
-    """The same scales by spiking neurons: each frame's spikes are one step of LIF neurons, whose membranes carry what came before.
+    """Features at the same four scales from spiking neurons: the spikes of each frame are one step, and the membranes carry the past.
 
-    Convolutions see one frame only, so that time passes in the membranes alone; residual paths carry currents, not spikes (MS-ResNet:
-    Hu et al., IEEE TNNLS 2024), and so do the features.
+    The convolutions see one frame only, so that the membranes alone connect the steps. Residual paths and features carry currents, not
+    spikes (MS-ResNet: Hu et al., IEEE TNNLS 2024).
     """
 
     def __init__(self, spike_channels: int, width: int, neuron: str, lif: dict[str, Any]) -> None:
         super().__init__()
-        self.stem = SeqToANNContainer(nn.Conv2d(spike_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.stem = conv_norm(spike_channels, width, 3, 1)
         self.down = nn.ModuleList(SpikingLayer(width, neuron, lif, stride=2) for _ in range(3))
         self.blocks = nn.ModuleList(nn.ModuleList(SpikingBlock(width, neuron, lif) for _ in range(2)) for _ in range(4))
 
@@ -139,19 +139,19 @@ class SpikingEncoder(nn.Module):
 
 
 class SpikingLayer(nn.Module):
-    """LIF, 3x3 convolution, batch normalisation: currents [T, N, C, H, W] in and out."""
+    """LIF, 3x3 convolution and batch norm: currents [T, N, C, H, W] in and out."""
 
     def __init__(self, width: int, neuron: str, lif: dict[str, Any], stride: int = 1) -> None:
         super().__init__()
         self.lif = make_lif(neuron, **lif)
-        self.conv = SeqToANNContainer(nn.Conv2d(width, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.conv = conv_norm(width, width, 3, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.lif(x))
 
 
 class SpikingBlock(nn.Module):
-    """Two spiking layers beside a residual path."""
+    """Two spiking layers with a residual path."""
 
     def __init__(self, width: int, neuron: str, lif: dict[str, Any]) -> None:
         super().__init__()
@@ -162,9 +162,10 @@ class SpikingBlock(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Attention of each pixel along the frames, and a feed-forward layer, each behind a LayerNorm and beside a residual path.
+    """Attention of each pixel along the frames and a feed-forward layer, each after a LayerNorm and with a residual path.
 
-    `cross`: the queries are those of x, keys and values come from the spikes' features at the same pixel; otherwise all are x's own.
+    With `cross`, the queries come from x and the keys and values from the features of the spikes at the same pixel; otherwise all come
+    from x.
     """
 
     def __init__(self, width: int, heads: int, cross: bool, checkpoint_attn: bool, checkpoint_ffn: bool) -> None:
@@ -176,12 +177,12 @@ class TemporalAttention(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, spikes: Tensor | None = None) -> Tensor:
-        """Features x and `spikes` [N, D, H, W, C]; the shape of x."""
-        x = x + recomputed(self.checkpoint_attn, self.attention, x, spikes)
-        return x + recomputed(self.checkpoint_ffn, self.feed_forward, x)
+        """Return x after both halves; x and `spikes` are features [N, D, H, W, C]."""
+        x = x + run_checkpointed(self.checkpoint_attn, self.attention, x, spikes)
+        return x + run_checkpointed(self.checkpoint_ffn, self.feed_forward, x)
 
     def attention(self, x: Tensor, spikes: Tensor | None) -> Tensor:
-        """The first half."""
+        """Return the first half, without the residual path."""
         x = self.norm1(x)
         source = x if self.norm_spikes is None else self.norm_spikes(spikes)
         # [N, D, H, W, C] to [N * H * W, heads, D, C / heads]
@@ -193,5 +194,5 @@ class TemporalAttention(nn.Module):
         return self.proj(out.unflatten(0, (x.shape[0], *x.shape[2:4])).permute(0, 4, 1, 2, 3, 5).flatten(4))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The second half."""
+        """Return the second half, without the residual path."""
         return self.ffn(self.norm2(x))

@@ -1,4 +1,4 @@
-"""VRT, the video restoration transformer (Liang et al., IEEE TIP 2024), in its form for deblurring; S-VRT, which also sees spikes."""
+"""VRT, the video restoration transformer (Liang et al., IEEE TIP 2024), in its form for deblurring, and S-VRT, which also sees spikes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest
-from snnexp.models.svrt.spikes import SpikeFusion, published_names
+from snnexp.models.svrt.spikes import SpikeFusion, published_spike_names
 from snnexp.models.svrt.window_attention import GEGLU, AttentionGroup, ReconstructionGroup
 from snnexp.published import Published
 
 SCALES = (0, 1, 2, 3, 2, 1, 0)
-"""Of the seven stages: how often the frames are halved."""
+"""How often the frames are halved in each of the seven stages."""
 
 INITS = ("torch", "small")
 
@@ -24,33 +24,36 @@ CONSTANTS = r"(relative_position_index|position_bias|spynet\.(mean|std))$"
 """Entries of published files that follow from the sizes."""
 
 Flows = tuple[Tensor, Tensor]
-"""From each frame to the next, and from each to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
+"""The flows from each frame to the next, and from each frame to the one before, [N, D - 1, 2, H, W] each; x and y in pixels."""
 
 
 class VRT(nn.Module, Model):
-    """Frames [N, D, C, H, W] (0 to 1) to sharp ones of the same shape; any D, H and W.
+    """Frames [N, D, C, H, W] (0 to 1) to sharp frames of the same shape; any D, H and W.
 
-    Seven stages at scales 1, 1/2, 1/4, 1/8 and back attend within windows, first two frames at a time, then over `window` (frames,
-    rows, columns), and bring the neighbours of each frame to it along an optical flow; groups at full size follow, the last
-    `still_groups` of which look at single frames. What they make of the frames is added to them.
-    `width` channels in the stages, `last_width` in the groups. Stages at scales finer than `align_scale` bring no neighbours.
-    `checkpoint_attn` and `checkpoint_ffn` save memory for time: what these halves of each layer compute is computed again in the backward
-    pass. `flow_weights` names a file of SpyNet's weights.
-    `drop_path` is the rate at which the last layer is left out in training, the first never, those between evenly. As published, the
-    rates of a stage belong to its mutual layers, and its other layers begin with the first of them again; without `drop_path_restarts` they
-    go on rising. `linear_init` "torch" is the published one; "small" draws linear layers from a normal of 0.02, without bias.
-    With an `encoder` it is S-VRT: behind each of the stages 1 to 4 the frames attend to the spikes (SpikeFusion, by `spike_heads` heads).
-    18,320,007 parameters with the widths and depths of the published deblurring model, by whose names they go (init_from=FILE);
-    S-VRT as described 23,675,463 with 32 spike channels, 18,263,751 of them its backbone.
+    Seven stages at the scales 1, 1/2, 1/4, 1/8 and back attend within windows, first two frames at a time, then over `window` (frames,
+    rows, columns), and align the neighbours of each frame with it along an optical flow. Groups at full size follow; the last
+    `still_groups` of them look at single frames. The result is a correction that is added to the frames.
+    The stages have `width` channels, the groups `last_width`. Stages at scales finer than `align_scale` do not align neighbours.
+    `checkpoint_attn` and `checkpoint_ffn` trade time for memory: they compute these halves of each layer again in the backward pass.
+    `flow_weights` names a file with weights of SpyNet.
+    `drop_path` is the rate at which training skips the last layer; the rate rises evenly from 0 at the first layer. As published, the rates
+    of a stage belong to its mutual layers, and its other layers start again with the first of these rates; without `drop_path_restarts`
+    they go on rising. `linear_init` "torch" is the published one; "small" draws the weights of linear layers from a normal of deviation
+    0.02, with bias 0.
+    With an `encoder` it is S-VRT: after each of the stages 1 to 4 the frames attend to the spikes (SpikeFusion, with `spike_heads` heads).
+    18,320,007 parameters with the widths and depths of the published deblurring model, whose names the entries have (init_from=FILE);
+    23,675,463 for S-VRT as described with 32 spike channels, of which its backbone has 18,263,751.
     Raises: UserError for sizes that do not fit together.
     """
 
     published = (
         Published("VRT", [(CONSTANTS, None)]),
-        Published("S-VRT", [(rf"^vrt\..*{CONSTANTS}", None), (r"^vrt\.", ""), *published_names("spikes.")], form={"encoder_relu": True}),
+        Published(
+            "S-VRT", [(rf"^vrt\..*{CONSTANTS}", None), (r"^vrt\.", ""), *published_spike_names("spikes.")], form={"encoder_relu": True}
+        ),
     )
     kinds = ("video",)
-    deterministic_on_cuda = False  # neither the backward pass of grid_sample is, nor that of torchvision's deformable convolution
+    deterministic_on_cuda = False  # because of the backward passes of grid_sample and deform_conv2d
 
     def __init__(
         self,
@@ -98,22 +101,23 @@ class VRT(nn.Module, Model):
         size = tuple(window)
         for i, scale in enumerate(SCALES):
             shape = "same" if i == 0 else "down" if scale > SCALES[i - 1] else "up"
-            own = rates[i * depth : (i + 1) * depth]
+            drop_paths = rates[i * depth : (i + 1) * depth]
             align = (deform_groups, reach / 2**scale) if scale >= align_scale else None
             count = int(depth * mutual)
-            stage = Stage(width, heads, size, own[:count], own[: depth - count] if drop_path_restarts else own[count:], shape, align, layer)
+            others = drop_paths[: depth - count] if drop_path_restarts else drop_paths[count:]
+            stage = Stage(width, heads, size, drop_paths[:count], others, shape, align, layer)
             self.add_module(f"stage{i + 1}", stage)
         widen = nn.Sequential(nn.Identity(), nn.LayerNorm(width), nn.Linear(width, last_width))  # named as in the published weights
         self.stage8 = nn.ModuleList([widen])
         for i in range(groups):
-            own = rates[first + i * last_depth : first + (i + 1) * last_depth]
-            single = (1, *size[1:]) if i >= groups - still_groups else size
-            self.stage8.append(ReconstructionGroup(last_width, heads, single, own, mutual=False, **layer))
+            drop_paths = rates[first + i * last_depth : first + (i + 1) * last_depth]
+            group_window = (1, *size[1:]) if i >= groups - still_groups else size
+            self.stage8.append(ReconstructionGroup(last_width, heads, group_window, drop_paths, mutual=False, **layer))
         self.norm = nn.LayerNorm(last_width)
         self.conv_after_body = nn.Linear(last_width, width)
         self.conv_last = nn.Conv3d(width, in_channels, (1, 3, 3), padding=(0, 1, 1))
         if linear_init == "small":
-            self.apply(begin_small)
+            self.apply(init_small)
         self.spikes = None
         if encoder != "none":
             if not spike_channels:
@@ -122,47 +126,47 @@ class VRT(nn.Module, Model):
             self.spikes = SpikeFusion(spike_channels, width, spike_heads, encoder, encoder_relu, neuron, lif, *flags)
 
     def forward(self, blurry: Tensor, spikes: Tensor | None = None) -> Tensor:
-        """The restored frames; `spikes` [N, D, K, H, W], those around each frame, are looked at if there is an encoder of them."""
+        """Return the restored frames; the spikes around each frame, [N, D, K, H, W], count only if the model has an encoder for them."""
         h, w = blurry.shape[-2:]
-        seen = None if self.spikes is None else self.spikes(padded(spikes))
-        frames = padded(blurry)
+        spike_features = None if self.spikes is None else self.spikes(pad_to_multiple(spikes))
+        frames = pad_to_multiple(blurry)
         flows = self.flows(frames)
-        x = torch.cat([frames, *neighbours(frames, flows[0], lambda x, beside, flow: four_nearest(x, flow), 4)], 2)
+        x = torch.cat([frames, *aligned_neighbours(frames, flows[0], lambda x, beside, flow: four_nearest(x, flow), 4)], 2)
         x = self.conv_first(x.transpose(1, 2)).permute(0, 2, 3, 4, 1)
-        x = x + self.conv_after_body(self.body(x, flows, seen))
+        x = x + self.conv_after_body(self.body(x, flows, spike_features))
         restored = frames + self.conv_last(x.permute(0, 4, 1, 2, 3)).transpose(1, 2)
         return restored[..., :h, :w]
 
-    def body(self, x: Tensor, flows: list[Flows], seen: list[Tensor] | None) -> Tensor:
-        """The stages, down and up again with the features of the same scale added, and the groups: [N, D, H, W, C]."""
-        passed = []
+    def body(self, x: Tensor, flows: list[Flows], spike_features: list[Tensor] | None) -> Tensor:
+        """Return x [N, D, H, W, C] after the stages, on whose way up the features of the same scale are added, and the groups."""
+        skips = []
         for scale in range(4):
             x = self.get_submodule(f"stage{scale + 1}")(x, flows[scale])
-            x = x if seen is None else self.spikes.cross_attention[scale](x, seen[scale])
-            passed.append(x)
+            x = x if spike_features is None else self.spikes.cross_attention[scale](x, spike_features[scale])
+            skips.append(x)
         x = self.stage5(x, flows[2])
-        x = self.stage6(x + passed[2], flows[1])
-        x = self.stage7(x + passed[1], flows[0]) + passed[0]
+        x = self.stage6(x + skips[2], flows[1])
+        x = self.stage7(x + skips[1], flows[0]) + skips[0]
         for group in self.stage8:
             x = group(x)
         return self.norm(x)
 
     def flows(self, frames: Tensor) -> list[Flows]:
-        """The flows at each scale, the finest first."""
+        """Return the flows at each scale, the finest first."""
         count = frames.shape[1] - 1
         first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
         if not count:
             sides = [(frames.shape[3] >> scale, frames.shape[4] >> scale) for scale in range(4)]
-            return [(none := frames.new_zeros(len(frames), 0, 2, *side), none) for side in sides]
+            return [(empty := frames.new_zeros(len(frames), 0, 2, *side), empty) for side in sides]
         both = self.spynet(torch.cat([first, second]), torch.cat([second, first]))
         return [tuple(part.unflatten(0, (-1, count)) for part in flow.chunk(2)) for flow in both]
 
 
 class Stage(nn.Module):
-    """Features [N, D, H, W, C] at the scale of the stage before, half of it or twice it.
+    """One stage of VRT: features [N, D, H, W, C] at the scale of the stage before ("same"), half of it ("down") or twice it ("up").
 
-    Mutual layers and self-attention layers, one for each of their drop-path rates, and, with `align` (groups, reach), the features of both
-    neighbouring frames, sampled along the flow and merged.
+    It has a mutual layer and a self-attention layer for each rate of the two lists of drop paths. With `align` (groups, reach), it also
+    samples the features of both neighbouring frames along the flow and merges them.
     """
 
     def __init__(
@@ -189,61 +193,73 @@ class Stage(nn.Module):
         self.pa_fuse = None if align is None else GEGLU(3 * width, 3 * width, width)
 
     def forward(self, x: Tensor, flows: Flows) -> Tensor:
-        """The features at this stage's scale, along `flows` of the same."""
+        """Return the features at the scale of this stage; `flows` have that scale too."""
         x = self.reshape(x)
         x = x + self.linear1(self.residual_group1(x))
         x = x + self.linear2(self.residual_group2(x))
         if self.pa_deform is None:
             return x
         images = x.permute(0, 1, 4, 2, 3)
-        beside = [part.permute(0, 1, 3, 4, 2).to(x.dtype) for part in neighbours(images, flows, self.pa_deform, 1)]
-        return self.pa_fuse(torch.cat([x, *beside], -1))
+        aligned = [part.permute(0, 1, 3, 4, 2).to(x.dtype) for part in aligned_neighbours(images, flows, self.pa_deform, 1)]
+        return self.pa_fuse(torch.cat([x, *aligned], -1))
 
 
 class Halve(nn.Module):
-    """Four pixels to one of four times the channels, [N, D, H, W, C] to [N, D, H / 2, W / 2, 4 C]."""
+    """Join four pixels to one with four times the channels, [N, D, H, W, C] to [N, D, H / 2, W / 2, 4 C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3, 6).flatten(4)
 
 
 class Double(nn.Module):
-    """One pixel to four of a quarter of the channels, the reverse of Halve."""
+    """Divide one pixel into four with a quarter of the channels, the reverse of Halve."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(4, (2, 2, -1)).permute(0, 1, 2, 5, 3, 4, 6).flatten(2, 3).flatten(3, 4)
 
 
-def neighbours(x: Tensor, flows: Flows, bring: Callable[[Tensor, Tensor, Tensor], Tensor], factor: int) -> list[Tensor]:
-    """The next frame of each of x [N, D, C, H, W], and the one before, brought to it; zeros, `factor` C channels, where there is none."""
+def aligned_neighbours(x: Tensor, flows: Flows, align: Callable[[Tensor, Tensor, Tensor], Tensor], factor: int) -> list[Tensor]:
+    """Return, for each frame of x [N, D, C, H, W], the next frame and the one before, aligned with it: [N, D, factor * C, H, W] each.
+
+    `align` gets the features of the neighbour, those of the frame, and the flow. At the ends of the video zeros stand for the neighbour.
+    """
     n, d, c, h, w = x.shape
-    none = x.new_zeros(n, 1, factor * c, h, w)
+    zeros = x.new_zeros(n, 1, factor * c, h, w)
     if d == 1:
-        return [none, none]
-    forth, back = (x[:, 1:].flatten(0, 1), x[:, :-1].flatten(0, 1)), (x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1))
-    after, before = (bring(*pair, flow.flatten(0, 1)).unflatten(0, (n, d - 1)) for pair, flow in zip((forth, back), flows, strict=True))
-    return [torch.cat([after, none.to(after.dtype)], 1), torch.cat([none.to(before.dtype), before], 1)]
+        return [zeros, zeros]
+    early, late = x[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)
+    forth, back = (flow.flatten(0, 1) for flow in flows)
+    after, before = (part.unflatten(0, (n, d - 1)) for part in (align(late, early, forth), align(early, late, back)))
+    return [torch.cat([after, zeros.to(after.dtype)], 1), torch.cat([zeros.to(before.dtype), before], 1)]
 
 
-def padded(frames: Tensor) -> Tensor:
-    """Frames [N, D, C, H, W] whose sides can be halved three times: the last row and column are repeated."""
+def pad_to_multiple(frames: Tensor) -> Tensor:
+    """Return frames [N, D, C, H, W] with sides that can be halved three times; the last row and column are repeated."""
     h, w = frames.shape[-2:]
     if h % 8 == 0 and w % 8 == 0:
         return frames
     return F.pad(frames.flatten(0, 1), (0, -w % 8, 0, -h % 8), mode="replicate").unflatten(0, frames.shape[:2])
 
 
-def begin_small(module: nn.Module) -> None:
-    """Linear layers begin small, as in vision transformers; the others where their own constructors put them."""
+def init_small(module: nn.Module) -> None:
+    """Draw the weights of a linear layer from a truncated normal of deviation 0.02, with bias 0, as in vision transformers."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 def check_sizes(
-    in_channels: int, width: int, last_width: int, heads: int, window: list, deform_groups: int, align_scale: int, still: int, groups: int
+    in_channels: int,
+    width: int,
+    last_width: int,
+    heads: int,
+    window: list[int] | tuple[int, ...],
+    deform_groups: int,
+    align_scale: int,
+    still_groups: int,
+    groups: int,
 ) -> None:
-    """Raises: UserError if the sizes of a model do not fit together."""
+    """Raise a UserError if the sizes of a model do not fit together."""
     if in_channels not in (1, 3):
         raise UserError(f"model.in_channels={in_channels}: frames are grey (1) or in colour (3).")
     for key, value in (("heads", heads), ("deform_groups", deform_groups)):
@@ -258,5 +274,5 @@ def check_sizes(
         raise UserError(f"model.window={list(window)}: three numbers from 1 on: frames, rows, columns.")
     if not 0 <= align_scale <= max(SCALES):
         raise UserError(f"model.align_scale={align_scale}: 0 (full size) to {max(SCALES)} (an eighth).")
-    if not 0 <= still <= groups:
-        raise UserError(f"model.still_groups={still}: of model.groups={groups}, 0 to all.")
+    if not 0 <= still_groups <= groups:
+        raise UserError(f"model.still_groups={still_groups}: of model.groups={groups}, 0 to all.")

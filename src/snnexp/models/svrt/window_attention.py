@@ -1,7 +1,8 @@
-"""Attention within windows of a video, each frame to itself and its neighbours: the layers of VRT (Liang et al., IEEE TIP 2024)."""
+"""Attention within windows of a video: the layers of VRT (Liang et al., IEEE TIP 2024)."""
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from timm.layers import DropPath
@@ -14,7 +15,7 @@ MASKED = -100.0
 
 
 class GEGLU(nn.Module):
-    """Two layers with a gated inner one, fc2(GELU(fc11(x)) * fc12(x)) (Shazeer 2020)."""
+    """A gated feed-forward layer, fc2(GELU(fc11(x)) * fc12(x)) (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int, out: int) -> None:
         super().__init__()
@@ -25,17 +26,17 @@ class GEGLU(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of the positions of each window, with a learned bias of their relative place.
+    """Self-attention of the positions of each window, with a learned bias for their relative places.
 
-    `mutual`, for windows of two frames: each frame also queries the other, at which a flow could not be better aligned than by what
-    matches; both results go into one projection.
+    With `mutual`, for windows of two frames, each frame also queries the other, which finds what matches as a flow would; one projection
+    joins both results.
     """
 
     def __init__(self, width: int, heads: int, window: Size, mutual: bool) -> None:
         super().__init__()
         self.heads, self.window, self.mutual = heads, window, mutual
         self.relative_position_bias_table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in window), heads))
-        self.register_buffer("places", relative_places(window), persistent=False)
+        self.register_buffer("places", relative_place_index(window), persistent=False)
         self.qkv_self = nn.Linear(width, 3 * width)
         if mutual:
             self.register_buffer("position_bias", sine_positions(window[1], window[2], width), persistent=False)
@@ -44,31 +45,30 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, windows: Tensor, size: Size, shift: Size) -> Tensor:
-        """Windows [N, nD, nH, nW, L, C] of `size`, L its positions, of frames that were rolled by `shift`; the same shape.
+        """Return windows [N, nD, nH, nW, L, C] after attention; each has `size` and L positions, in frames that were rolled by `shift`.
 
-        Of windows along an axis that was rolled, the last joins both ends of the video: its halves do not see one another.
+        Along a rolled axis, the last window joins both ends of the video, and its two halves do not see each other.
         """
-        bias = self.relative_bias(size)
-        own = attend(*self.heads_of(self.qkv_self(windows)), size, shift, bias)
+        attended = attend(*self.split_heads(self.qkv_self(windows)), size, shift, self.relative_bias(size))
         if not self.mutual:
-            return self.proj(own)
+            return self.proj(attended)
         plane = (1, *size[1:])
         positions = self.position_bias[: size[1], : size[2]].reshape(1, math.prod(plane), -1)
         # Windows of one frame: [N, nD, nH, nW, 2, L / 2, C]. The frames of a window swap their queries.
         frames = windows.unflatten(4, (2, -1)) + positions
-        q, k, v = (part.unflatten(5, (2, -1)) for part in self.heads_of(self.qkv_mut(frames.flatten(4, 5))))
-        of_each = [attend(q[..., 1 - frame, :, :], k[..., frame, :, :], v[..., frame, :, :], plane, (0, *shift[1:])) for frame in (0, 1)]
-        return self.proj(torch.cat([torch.cat(of_each, 4), own], -1))
+        q, k, v = (part.unflatten(5, (2, -1)) for part in self.split_heads(self.qkv_mut(frames.flatten(4, 5))))
+        mutual = [attend(q[..., 1 - frame, :, :], k[..., frame, :, :], v[..., frame, :, :], plane, (0, *shift[1:])) for frame in (0, 1)]
+        return self.proj(torch.cat([torch.cat(mutual, 4), attended], -1))
 
-    def heads_of(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [N, nD, nH, nW, heads, L, C / heads]."""
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [N, nD, nH, nW, heads, L, C / heads]."""
         return qkv.unflatten(-1, (3, self.heads, -1)).movedim(-2, -4).unbind(-2)
 
     def relative_bias(self, size: Size) -> Tensor:
-        """What is added to the attention [heads, L, L] of windows of a `size` up to the full one."""
+        """Return the bias [heads, L, L] of the attention in windows of a `size` up to the full one."""
         if size == self.window:
             places = self.places.flatten()
-        else:  # of a smaller window the first positions along each axis: what counts is how far they lie apart
+        else:  # a smaller window takes the first positions along each axis, because only their distances matter
             d, h, w = (slice(side) for side in size)
             places = self.places.view(*self.window, *self.window)[d, h, w, d, h, w].reshape(-1)
         length = math.prod(size)
@@ -76,39 +76,39 @@ class WindowAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, size: Size, shift: Size, bias: Tensor | None = None) -> Tensor:
-    """Attention within each window, [N, nD, nH, nW, heads, L, E] to [N, nD, nH, nW, L, heads * E].
+    """Return the attention within each window, [N, nD, nH, nW, L, heads * E], from q, k and v [N, nD, nH, nW, heads, L, E].
 
-    Windows of one kind (those that join two ends along the same axes) share one mask, so that none is made for each window.
+    Windows that join both ends of the video along the same axes share one mask, so that no mask is made for each single window.
     """
 
-    def part(axis: int, chosen: tuple[slice, ...], joins: tuple[bool, ...]) -> Tensor:
+    def attend_region(axis: int, region: tuple[slice, ...], joins: tuple[bool, ...]) -> Tensor:
         if axis < 3:
             count = q.shape[axis + 1]
-            kinds = [(slice(0, count), False)] if not shift[axis] else [(slice(0, count - 1), False), (slice(count - 1, count), True)]
-            parts = [part(axis + 1, (*chosen, where), (*joins, last)) for where, last in kinds if where.start < where.stop]
+            ranges = [(slice(0, count), False)] if not shift[axis] else [(slice(0, count - 1), False), (slice(count - 1, count), True)]
+            parts = [attend_region(axis + 1, (*region, span), (*joins, last)) for span, last in ranges if span.start < span.stop]
             return parts[0] if len(parts) == 1 else torch.cat(parts, axis + 1)
         mask = bias
         if any(joins):
-            apart = seam(size, tuple(s if joined else 0 for s, joined in zip(shift, joins, strict=True)), q.device)
-            mask = apart if bias is None else bias + apart
-        here = q[chosen].shape
+            separation = seam_mask(size, tuple(s if joined else 0 for s, joined in zip(shift, joins, strict=True)), q.device)
+            mask = separation if bias is None else bias + separation
+        shape = q[region].shape
         out = F.scaled_dot_product_attention(
-            *(tensor[chosen].flatten(0, 3) for tensor in (q, k, v)), attn_mask=None if mask is None else mask.to(q.dtype)
+            *(tensor[region].flatten(0, 3) for tensor in (q, k, v)), attn_mask=None if mask is None else mask.to(q.dtype)
         )
-        return out.transpose(1, 2).reshape(*here[:4], here[5], -1)
+        return out.transpose(1, 2).reshape(*shape[:4], shape[5], -1)
 
-    return part(0, (slice(None),), ())
-
-
-def seam(size: Size, shift: Size, device: torch.device) -> Tensor:
-    """MASKED where two positions of a window lie on different sides of the seam of a rolled video, else 0: [L, L]."""
-    sides = [torch.arange(side, device=device) >= side - moved for side, moved in zip(size, shift, strict=True)]
-    side = torch.cartesian_prod(*[s.long() for s in sides])
-    return (side[:, None] != side[None]).any(-1).float() * MASKED
+    return attend_region(0, (slice(None),), ())
 
 
-def relative_places(window: Size) -> Tensor:
-    """For each pair of positions of a window the row of a table of all offsets within it, [L, L]."""
+def seam_mask(size: Size, shift: Size, device: torch.device) -> Tensor:
+    """Return a mask [L, L]: MASKED where two positions of a window lie on different sides of the seam of a rolled video, else 0."""
+    behind = [torch.arange(side, device=device) >= side - moved for side, moved in zip(size, shift, strict=True)]
+    behind = torch.cartesian_prod(*[axis.long() for axis in behind])
+    return (behind[:, None] != behind[None]).any(-1).float() * MASKED
+
+
+def relative_place_index(window: Size) -> Tensor:
+    """Return for each pair of positions of a window the row in a table of all offsets within it, [L, L]."""
     positions = torch.cartesian_prod(*(torch.arange(side) for side in window)).view(-1, 3)
     offsets = positions[:, None] - positions[None] + torch.tensor(window) - 1
     spans = torch.tensor([(2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1])
@@ -116,9 +116,9 @@ def relative_places(window: Size) -> Tensor:
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
-    """Sines and cosines of the row and the column, [height, width, channels], as in DETR (Carion et al., ECCV 2020)."""
-    each = channels // 2
-    periods = 10000.0 ** (2 * (torch.arange(each) // 2) / each)
+    """Return sines and cosines of row and column, [height, width, channels], as in DETR (Carion et al., ECCV 2020)."""
+    half = channels // 2
+    periods = 10000.0 ** (2 * (torch.arange(half) // 2) / half)
 
     def waves(count: int) -> Tensor:
         angles = torch.arange(1, count + 1)[:, None] / (count + 1e-6) * 2 * math.pi / periods
@@ -129,9 +129,9 @@ def sine_positions(height: int, width: int, channels: int) -> Tensor:
 
 
 class AttentionLayer(nn.Module):
-    """Window attention and a GEGLU layer, each behind a LayerNorm and beside a residual path.
+    """Window attention and a GEGLU layer, each after a LayerNorm and with a residual path.
 
-    A window never exceeds the video; along an axis where there is more than one, `shifted` moves them by half of theirs.
+    A window never exceeds the video. With `shifted`, the windows are moved by half their size along every axis that has more than one.
     """
 
     def __init__(
@@ -156,25 +156,25 @@ class AttentionLayer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Video [N, D, H, W, C], the same shape."""
-        x = x + self.drop_path(recomputed(self.checkpoint_attn, self.attention, x))
-        return x + self.drop_path(recomputed(self.checkpoint_ffn, self.feed_forward, x))
+        """Return the video x [N, D, H, W, C] after both halves."""
+        x = x + self.drop_path(run_checkpointed(self.checkpoint_attn, self.attention, x))
+        return x + self.drop_path(run_checkpointed(self.checkpoint_ffn, self.feed_forward, x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The second half."""
+        """Return the second half, without the residual path."""
         return self.mlp(self.norm2(x))
 
     def attention(self, x: Tensor) -> Tensor:
-        """The first half: zeros are added behind to fill the last windows, and cut off again."""
+        """Return the first half, without the residual path; zeros fill up the last windows, and are cut off again."""
         sides = x.shape[1:4]
-        size = tuple(min(most, side) for most, side in zip(self.window, sides, strict=True))
+        size = tuple(min(largest, side) for largest, side in zip(self.window, sides, strict=True))
         if self.mutual:
             size = (2, *size[1:])
         shift = tuple(s // 2 if self.shifted and side > s else 0 for s, side in zip(size, sides, strict=True))
-        lacking = [-side % s for s, side in zip(size, sides, strict=True)]
+        missing = [-side % s for s, side in zip(size, sides, strict=True)]
         x = self.norm1(x)
-        if any(lacking):
-            x = F.pad(x, (0, 0, 0, lacking[2], 0, lacking[1], 0, lacking[0]))
+        if any(missing):
+            x = F.pad(x, (0, 0, 0, missing[2], 0, missing[1], 0, missing[0]))
         if any(shift):
             x = x.roll([-s for s in shift], (1, 2, 3))
         full = x.shape
@@ -187,18 +187,18 @@ class AttentionLayer(nn.Module):
         return x[:, : sides[0], : sides[1], : sides[2]]
 
 
-def recomputed(wanted: bool, part: nn.Module, *inputs: Tensor) -> Tensor:
-    """`part` of the inputs; if `wanted`, what it computes on the way is not kept but computed again for the backward pass.
+def run_checkpointed(enabled: bool, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Return `part` of the inputs; if `enabled`, its activations are not kept but computed again in the backward pass.
 
-    The gradients are the same, those of random parts included.
+    The gradients are the same, also of parts that draw random numbers.
     """
-    if wanted and torch.is_grad_enabled():
+    if enabled and torch.is_grad_enabled():
         return checkpoint(part, *inputs, use_reentrant=False)
     return part(*inputs)
 
 
 class AttentionGroup(nn.Module):
-    """Attention layers in turn, every second one with shifted windows."""
+    """A sequence of attention layers, every second one with shifted windows."""
 
     def __init__(self, width: int, heads: int, window: Size, drop_paths: list[float], *, mutual: bool = False, **layer: float) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class AttentionGroup(nn.Module):
 
 
 class ReconstructionGroup(nn.Module):
-    """Attention layers and a linear one beside a residual path (RTMSA)."""
+    """Attention layers and a linear layer with a residual path (RTMSA)."""
 
     def __init__(self, width: int, heads: int, window: Size, drop_paths: list[float], **layer: float) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""What the updates of the posterior tracker come to, as a page of text."""
+"""The text report of the posterior tracker: its latest update, alarms and verdicts."""
 
 import math
 from typing import Any
 
 from snnexp.trackers.posterior import measures
-from snnexp.trackers.posterior.alarms import HELP, Alarms, distinct
+from snnexp.trackers.posterior.alarms import HELP, Alarms, distinct_alarms
 
 LEGACY = """\
 Earlier statistics, for comparison only: they point the wrong way. Collapse drives the posterior to the prior N(0, 1), whose variance is 1,
@@ -12,11 +12,11 @@ so a collapsed posterior counts as fully "active" (variance > 0.01) and never ra
 much about the data has a small variance and does raise it. No verdict and no alarm here depends on them."""
 
 
-def report(last: dict[str, Any], history: list[dict[str, Any]], raised: Alarms) -> str:
-    """The page: verdict, numbers with their thresholds, alarms, the course of the verdict, and the legacy statistics."""
+def report(last: dict[str, Any], history: list[dict[str, Any]], alarms: Alarms) -> str:
+    """Return the report: verdict, numbers with their thresholds, alarms, the verdicts over training, and the legacy statistics."""
     columns = [(title, last[key]) for title, key in (("held-out", "held_out"), ("window", "window")) if last[key]]
     judged = columns[0][1]
-    alarm_at = {condition.key: f"alarm {condition.limit}" for condition in raised.conditions}
+    alarm_at = {condition.key: f"alarm {condition.limit}" for condition in alarms.conditions}
     most = math.log(min(judged["sets"], measures.MI_SAMPLES))
     names = {
         "kl": ("KL, nats per set", "raw, sum over levels and units"),
@@ -36,21 +36,21 @@ def report(last: dict[str, Any], history: list[dict[str, Any]], raised: Alarms) 
     if last["beta"] is not None:
         lines.append(f"{'beta':<26}{last['beta']:>12.4g}")
     if len(judged["levels"]) > 1:
-        lines += ["", f"{'by level':<26}" + "".join(f"{number:>12}" for number in range(len(judged["levels"])))]
+        lines += ["", f"{'by level':<26}" + "".join(f"{index:>12}" for index in range(len(judged["levels"])))]
         for key, (title, _) in names.items():
             if key in judged["levels"][0]:
                 lines.append(f"{title:<26}" + "".join(f"{_cell(key, level[key]):>12}" for level in judged["levels"]))
-    lines += ["", "alarms:"] + [f"  {raised.describe(alarm)}" for alarm in distinct(last["alarms"])]
+    lines += ["", "alarms:"] + [f"  {alarms.describe(alarm)}" for alarm in distinct_alarms(last["alarms"])]
     lines += [f"  {HELP}"] if last["alarms"] else ["  none"]
-    lines += ["", "verdicts:", *(f"  {line}" for line in course(history))]
+    lines += ["", "verdicts:", *(f"  {line}" for line in verdict_history(history))]
     below = "yes: an alarm there" if last["legacy_variance_below"] else "no: no alarm there"
     lines += ["", LEGACY, f"  variance > {measures.LEGACY_ACTIVE:g} (legacy active units)      {100 * last['legacy_active_units']:.4g} %"]
     lines += [f"  mean variance < {measures.LEGACY_COLLAPSE:g} (legacy collapse)      {below} (it is {last['legacy_mean_variance']:.4g})"]
     return "\n".join(lines) + "\n"
 
 
-def course(history: list[dict[str, Any]]) -> list[str]:
-    """The verdicts in order, each with the first and last step of its row of updates."""
+def verdict_history(history: list[dict[str, Any]]) -> list[str]:
+    """Return the verdicts in order, each with the first and last step of its consecutive updates."""
     rows: list[list[Any]] = []
     for record in history:
         if rows and rows[-1][2] == record["verdict"]:
@@ -66,5 +66,5 @@ def _cell(key: str, value: float | None) -> str:
     if key == "sets":
         return f"{value}"
     if key == "mutual_information":
-        return f"{max(0, value):.3f}"  # an estimate of nothing lies a little around 0
+        return f"{max(0, value):.3f}"  # an estimate of 0 may be slightly negative
     return f"{100 * value:.4g}" if key.endswith("_units") else f"{value:.4g}"

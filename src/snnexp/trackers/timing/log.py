@@ -1,15 +1,15 @@
-"""How a step's tree is written for readers: blocks of logs/timing.log."""
+"""The blocks of logs/timing.log: the tree of a step, or of all steps, as text."""
 
 from snnexp.trackers.timing.spans import STEP, Node
 
 WIDTH, NAMES = 80, 40
-"""Letters of a line of "=", and of the names before the colon."""
+"""Width of a line of "=", and of the names before the colon, in characters."""
 
 
-def block(number: int, root: Node, means: dict[str, float]) -> str:
-    """One step: what each part took, its share of the step, and its mean over the steps (`means`, ms, by path)."""
-    lines = _head(f"Step {number}")
-    for node in _shown(root):
+def step_block(step: int, root: Node, means: dict[str, float]) -> str:
+    """Return the block of one step: the time of each part, its share of the step, and its mean over the steps (`means`, ms, by path)."""
+    lines = _head(f"Step {step}")
+    for node in _timed_nodes(root):
         mean = means.get(node.path, node.inclusive)
         lines.append(f"{_name(node)}: {node.inclusive:>8.2f}ms{_share(node, node.inclusive, root.inclusive)} [avg: {mean:>8.2f}ms]")
         if node.overlapped:
@@ -21,8 +21,8 @@ def block(number: int, root: Node, means: dict[str, float]) -> str:
     return "\n".join([*lines, _total(root.inclusive), ""])
 
 
-def summary(title: str, rows: list[dict[str, object]]) -> str:
-    """All steps: the mean of each part, its share of the mean step, and its extremes; `rows` are those of `TimingLogger.rows`."""
+def summary_block(title: str, rows: list[dict[str, object]]) -> str:
+    """Return the block of all steps: the mean of each part, its share of the mean step, and its extremes, from `TimingLogger.rows`."""
     lines = _head(title)
     for row in rows[1:]:
         depth, path = row["depth"], row["name"]
@@ -40,7 +40,7 @@ def _head(title: str) -> list[str]:
     return ["=" * WIDTH, title, "=" * WIDTH]
 
 
-def _shown(root: Node) -> list[Node]:
+def _timed_nodes(root: Node) -> list[Node]:
     return [node for node in root.walk() if node is not root and node.inclusive > 0]
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a tree of named parts whose total is the step."""
+"""The time of a training step by named parts: a tree whose total is the step."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from snnexp.contracts import Tracker
 from snnexp.errors import UserError
 from snnexp.files import GrowingFile, explaining, replacing
 from snnexp.trackers.timing import log, spans
-from snnexp.trackers.timing.figures import ERROR, Figures
+from snnexp.trackers.timing.duration_stats import ERROR, DurationStats
 from snnexp.trackers.timing.panel import TOP, Panel
 from snnexp.trackers.timing.parts import attach, watch_sync
 from snnexp.trackers.timing.spans import DeviceClock, HostClock, Span, Spans, log_timing, timed
@@ -24,19 +24,19 @@ __all__ = ["TimingLogger", "TimingTracker", "attach", "log_timing", "set_global_
 
 OTHER = "other"
 WARMUP = 3
-"""Steps that are told apart from the rest: memory is still found, kernels chosen, code compiled."""
+"""First steps, which are counted apart: memory is still being allocated, kernels chosen, code compiled."""
 
 
 class TimingLogger:
     """Collects the times of steps by named part, shows the longest on a terminal, and writes `log_dir`/timing.log.
 
-    A step is from one `step()` to the next (the first from here), or what a `with timed("step")` holds. What no part covers is "other".
+    A step lasts from one `step()` to the next (the first from here), or as long as a `with timed("step")`. What no part covers is "other".
     One rule gives every total: a part takes as long as its spans or `log_timing` say or, if that is more, as long as the parts below it
-    together; so a part and those below it are never both counted, and the step is its measured time unless the times given exceed it.
+    together. So a part and the parts below it are never both counted, and the step is its measured time unless the given times exceed it.
 
-    `device`: CUDA events are recorded and read when the device has passed them; None takes CUDA where there is one; on the CPU the host's
-    clock. The first `warmup` steps are told apart. The panel is drawn every `console_update_interval` steps if the output is a terminal,
-    and a block of the file is written every `file_flush_interval` steps, and the summary at the end.
+    On a CUDA `device`, CUDA events are recorded and read when the device has passed them; on the CPU the host's clock is read; None takes
+    CUDA where there is one. The first `warmup` steps are counted apart. The panel is drawn every `console_update_interval` steps if the
+    output is a terminal; a block of the file is written every `file_flush_interval` steps, and the summary at the end.
     Raises: UserError if an option is not allowed; RunFailed if the disk refuses.
     """
 
@@ -61,10 +61,10 @@ class TimingLogger:
         self.device = torch.cuda.get_device_name(device) if cuda else "CPU"
         self.path, self.panel, self.warmup = Path(log_dir) / "timing.log", None, warmup
         self.spans = Spans(clock or (DeviceClock() if cuda else HostClock()), on_begin=self.collect)
-        self.steps = 0  # of those after the warm-up
-        self._cold = warmup  # steps of warm-up still to come
-        self._warm_steps = 0
-        self._other = (Figures(), Figures())  # what no part covers: of steps, and of those of warm-up
+        self.steps = 0  # after the warm-up
+        self._warmup_left = warmup  # warm-up steps still to come
+        self._warmup_steps = 0
+        self._other_stats = (DurationStats(), DurationStats())  # time that no part covers: after the warm-up, and in it
         self._enable_file, self._file = enable_file, GrowingFile(self.path)
         self._console_every, self._file_every = console_update_interval, file_flush_interval
         if enable_console:
@@ -72,49 +72,49 @@ class TimingLogger:
         self.spans.begin()
 
     def timed(self, name: str) -> AbstractContextManager[None]:
-        """A span of the running step, as the function `timed`, whether this logger is the global one or not."""
+        """Return a context that is a span of the running step, as `timed` does, whether or not this logger is the global one."""
         return Span(self.spans, name)
 
     def step(self) -> None:
-        """The step is over; the next begins. The log's own work lies between the two."""
+        """End the step and begin the next; the work of the log itself lies between the two."""
         self.spans.end()
         self.collect()
         self.spans.begin()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The tree over the steps after the warm-up, depth first, "step" first and "other" last; empty while there are none.
+        """Return the tree over the steps after the warm-up, depth first, "step" first and "other" last; empty while there are none.
 
-        Each has name (a path), depth, inclusive_ms, exclusive_ms (means over all steps; what no part below covers), min_ms, max_ms, p95_ms,
-        calls_per_step, share (of the mean step); "gradient sync", which is what the step waited for, also overlapped_ms, the time that
-        gradients were under way while the backward pass went on. A step without the part counts as 0. A part that is never called
-        itself (a ModuleList, a path of `log_timing` that only others lie below) takes what those below it take, and its calls are 0.
+        Each row has name (a path), depth, inclusive_ms and exclusive_ms (means over all steps; exclusive: not covered by parts below),
+        min_ms, max_ms, p95_ms, calls_per_step, share (of the mean step). The row "gradient sync", the time that the step waited for
+        gradients, also has overlapped_ms, the time of the exchange during the backward pass. A step without the part counts as 0. A part
+        that is never called itself (a ModuleList, an inner path of `log_timing`) takes the sum of the parts below it, and has 0 calls.
         """
         self.collect(wait=True)
         if not self.steps:
             return []
-        told = [(node.path, node.figures) for node in self.spans.root.walk()] + [(OTHER, self._other[0])]
-        return [self._row(path, figures) for path, figures in told if figures.count]
+        stats_by_path = [(node.path, node.stats) for node in self.spans.root.walk()] + [(OTHER, self._other_stats[0])]
+        return [self._row(path, stats) for path, stats in stats_by_path if stats.count]
 
     def collect(self, wait: bool = False) -> None:
-        """Count the steps that are over: with `wait` all, without it those that the device has passed."""
-        for number in self.spans.settled(wait):
-            warm = self._cold > 0
-            self._cold -= warm
-            self._warm_steps += warm
-            self.steps += not warm
-            for node in self.spans.root.all:
+        """Add the finished steps to the statistics: all of them with `wait`, otherwise those that the device has passed."""
+        for number in self.spans.settle(wait):
+            is_warmup = self._warmup_left > 0
+            self._warmup_left -= is_warmup
+            self._warmup_steps += is_warmup
+            self.steps += not is_warmup
+            for node in self.spans.root.all_nodes:
                 if node.inclusive > 0 or node.calls:
-                    (node.warm if warm else node.figures).add(node.inclusive, node.exclusive, node.calls, node.overlapped)
-            left = self.spans.root.exclusive
-            if left > 0:
-                self._other[warm].add(left, left, 1)
+                    (node.warmup_stats if is_warmup else node.stats).add(node.inclusive, node.exclusive, node.calls, node.overlapped)
+            other = self.spans.root.exclusive
+            if other > 0:
+                self._other_stats[is_warmup].add(other, other, 1)
             if self._enable_file and number % self._file_every == 0:
-                self._file.write(log.block(number, self.spans.root, self._means(warm)).encode())
+                self._file.write(log.step_block(number, self.spans.root, self._means(is_warmup)).encode())
             if self.panel is not None and number % self._console_every == 0:
                 self.panel.show(number, self._parts(), self.spans.root.inclusive)
 
     def print_summary(self) -> None:
-        """Write the means and extremes of all steps to the file, and show them if the output is a terminal."""
+        """Write the means and extremes of all steps to the file, and print them if the output is a terminal."""
         text = self.summary()
         if self._enable_file:
             self._file.write(text.encode())
@@ -122,13 +122,13 @@ class TimingLogger:
             self._console.print(text, markup=False, highlight=False, end="", soft_wrap=True)
 
     def summary(self) -> str:
-        """The means and extremes of all steps, as a block of the file."""
+        """Return the means and extremes of all steps, as a block of the file."""
         rows = self.rows()
-        warm = f"{self._warm_steps} of warm-up" + (f" ({self._warm_mean():.2f}ms each)" if self._warm_steps else "")
-        return log.summary(f"Summary: {self.steps} steps after {warm}, {self.device}, {self.spans.clock.name}", rows)
+        warm = f"{self._warmup_steps} of warm-up" + (f" ({self._warmup_mean():.2f}ms each)" if self._warmup_steps else "")
+        return log.summary_block(f"Summary: {self.steps} steps after {warm}, {self.device}, {self.spans.clock.name}", rows)
 
     def close(self) -> None:
-        """Write timing.json beside the log, and take the panel off the screen; nothing is recorded any more."""
+        """Write timing.json beside the log, remove the panel from the screen, and record nothing more."""
         self.spans.forget()
         self.collect(wait=True)
         if self._enable_file:
@@ -138,13 +138,13 @@ class TimingLogger:
             set_global_timing_logger(None)
 
     def write_json(self) -> Path:
-        """Write the rows for machines, timing.json beside the log; its path."""
+        """Write the rows to timing.json beside the log; return its path."""
         path = self.path.with_name("timing.json")
         rows = self.rows()
         content = {
             "steps": self.steps,
-            "warmup_steps": self._warm_steps,
-            "warmup_mean_ms": self._warm_mean(),
+            "warmup_steps": self._warmup_steps,
+            "warmup_mean_ms": self._warmup_mean(),
             "device": self.device,
             "clock": self.spans.clock.name,
             "p95_relative_error": ERROR,
@@ -157,89 +157,90 @@ class TimingLogger:
         return path
 
     def show_on(self, console: Console) -> None:
-        """Draw the panel on a console, if it is a terminal."""
+        """Draw the panel on a console from now on, if it is a terminal."""
         if console.is_terminal:
             self._console, self.panel = console, Panel(console)
 
     def hide(self) -> None:
-        """Take the panel off the screen."""
+        """Remove the panel from the screen."""
         if self.panel is not None:
             self.panel.close()
             self.panel = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted, and how much of the file is written, as plain values; the blocks themselves lie on the disk."""
+        """Return the statistics and the size of the file as plain values, after writing the file to the disk."""
         self.collect(wait=True)
         self._file.sync()
-        told = {node.path: (node.figures, node.warm) for node in self.spans.root.walk() if node.figures.count or node.warm.count}
-        told[OTHER] = self._other
-        figures = {path: [pair[0].state_dict(), pair[1].state_dict()] for path, pair in told.items()}
+        pairs = {node.path: (node.stats, node.warmup_stats) for node in self.spans.root.walk()}
+        pairs = {path: pair for path, pair in pairs.items() if pair[0].count or pair[1].count} | {OTHER: self._other_stats}
+        figures = {path: [stats.state_dict() for stats in pair] for path, pair in pairs.items()}
         return {
             "device": self.device,
             "steps": self.steps,
-            "warm_steps": self._warm_steps,
+            "warm_steps": self._warmup_steps,
             "offset": self._file.size,
             "figures": figures,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a state, after a warm-up of its own; times of another device are left out.
+        """Continue from a state, after a new warm-up; times of another device are left out.
 
-        Blocks that came after it are dropped, a summary too. Raises: UserError if the file is shorter than the state says.
+        Blocks of the file that came after the state are dropped, a summary too. Raises: UserError if the file is shorter than that.
         """
         if self._enable_file:
             self._file.cut(state["offset"])
-        self._cold = self.warmup
+        self._warmup_left = self.warmup
         for node in self.spans.root.walk():
-            node.figures, node.warm = Figures(), Figures()
+            node.stats, node.warmup_stats = DurationStats(), DurationStats()
         same = state["device"] == self.device
-        self.steps, self._warm_steps = (state["steps"], state["warm_steps"]) if same else (0, 0)
-        self._other = (Figures(), Figures())
+        self.steps, self._warmup_steps = (state["steps"], state["warm_steps"]) if same else (0, 0)
+        self._other_stats = (DurationStats(), DurationStats())
         for path, saved in state["figures"].items() if same else ():
             node = self.spans.root if path == spans.STEP else self.spans.root.child(path)
-            for figures, its_state in zip(self._other if path == OTHER else (node.figures, node.warm), saved, strict=True):
-                figures.load_state_dict(its_state)
+            for stats, state_of_stats in zip(self._other_stats if path == OTHER else (node.stats, node.warmup_stats), saved, strict=True):
+                stats.load_state_dict(state_of_stats)
 
-    def _row(self, path: str, figures: Figures) -> dict[str, Any]:
-        steps, whole = self.steps, self.spans.root.figures.inclusive
+    def _row(self, path: str, stats: DurationStats) -> dict[str, Any]:
+        steps, whole = self.steps, self.spans.root.stats.inclusive
         row = {
             "name": path,
             "depth": path.count("/"),
-            "inclusive_ms": figures.inclusive / steps,
-            "exclusive_ms": figures.exclusive / steps,
-            "min_ms": figures.smallest if figures.count == steps else 0.0,
-            "max_ms": figures.largest,
-            "p95_ms": figures.percentile(0.95, steps),
-            "calls_per_step": figures.calls / steps,
-            "share": figures.inclusive / whole if whole else 0.0,
+            "inclusive_ms": stats.inclusive / steps,
+            "exclusive_ms": stats.exclusive / steps,
+            "min_ms": stats.smallest if stats.count == steps else 0.0,
+            "max_ms": stats.largest,
+            "p95_ms": stats.percentile(0.95, steps),
+            "calls_per_step": stats.calls / steps,
+            "share": stats.inclusive / whole if whole else 0.0,
         }
-        return row | ({"overlapped_ms": figures.overlapped / steps} if path == "gradient sync" else {})
+        return row | ({"overlapped_ms": stats.overlapped / steps} if path == "gradient sync" else {})
 
-    def _means(self, warm: bool) -> dict[str, float]:
-        steps = self._warm_steps if warm else self.steps
-        each = {node.path: node.warm if warm else node.figures for node in self.spans.root.walk()}
-        means = {path: figures.inclusive / steps for path, figures in each.items()}
-        return means | {OTHER: self._other[warm].inclusive / steps}
+    def _means(self, is_warmup: bool) -> dict[str, float]:
+        steps = self._warmup_steps if is_warmup else self.steps
+        stats = {node.path: node.warmup_stats if is_warmup else node.stats for node in self.spans.root.walk()}
+        stats[OTHER] = self._other_stats[is_warmup]
+        return {path: of_part.inclusive / steps for path, of_part in stats.items()}
 
     def _parts(self) -> list[tuple[str, float]]:
         root = self.spans.root
         return [(node.name, node.inclusive) for node in root.children.values() if node.inclusive > 0] + [(OTHER, root.exclusive)]
 
-    def _warm_mean(self) -> float | None:
-        return self.spans.root.warm.inclusive / self._warm_steps if self._warm_steps else None
+    def _warmup_mean(self) -> float | None:
+        return self.spans.root.warmup_stats.inclusive / self._warmup_steps if self._warmup_steps else None
 
 
 def set_global_timing_logger(logger: TimingLogger | None) -> None:
-    """Choose the logger that `timed`, `log_timing` and attached models tell their times; None: nobody."""
+    """Set the logger that `timed`, `log_timing` and attached models report their times to; None: no logger."""
     spans.running = None if logger is None else logger.spans
 
 
 class TimingTracker(Tracker):
-    """Times the steps of a run, into `folder`/logs/timing.log and timing.json: a TimingLogger that the training loop speaks to.
+    """Times the steps of a run, into `folder`/logs/timing.log and timing.json, with a TimingLogger that the training loop reports to.
 
-    `depth` levels of the model's modules are parts of the forward pass (0: the pass as one). The first `warmup` steps are told apart. With
-    `console`, the longest parts are drawn every `console_interval` steps where the output is a terminal; a block of the file is written
-    every `file_interval` steps. A validation or a checkpoint between two steps belongs to neither. Times are those of the main process.
+    `depth` levels of the model's modules are parts of the forward pass (0: the pass is one part). The first `warmup` steps are counted
+    apart. With `console`, the longest parts are drawn every `console_interval` steps where the output is a terminal; a block of the file
+    is written every `file_interval` steps. A validation or a checkpoint between two steps belongs to neither. Times are those of the main
+    process.
     The runner supplies `model`, `folder` and `main` (this process writes).
     Raises: UserError for options that are not allowed.
     """
@@ -256,8 +257,12 @@ class TimingTracker(Tracker):
         folder: Path | None = None,
         main: bool = True,
     ) -> None:
-        least = {"depth": (depth, 0), "warmup": (warmup, 0), "console_interval": (console_interval, 1), "file_interval": (file_interval, 1)}
-        for option, (value, bound) in least.items():
+        for option, value, bound in (
+            ("depth", depth, 0),
+            ("warmup", warmup, 0),
+            ("console_interval", console_interval, 1),
+            ("file_interval", file_interval, 1),
+        ):
             if value < bound:
                 raise UserError(f"tracker.timing.{option}: {value} is not allowed; it must be at least {bound}.")
         if folder is None:
@@ -269,7 +274,7 @@ class TimingTracker(Tracker):
 
     @contextmanager
     def listening(self, net: nn.Module, console: Console | None = None) -> Iterator[None]:
-        """Inside the context the spans of the loop are recorded, and the parts of the network it calls; `console` takes the panel."""
+        """Record the spans of the loop and the parts of the network inside the context; `console` shows the panel."""
         watch_sync(net)
         detach = attach(net, self.depth)
         set_global_timing_logger(self.logger)
@@ -283,39 +288,39 @@ class TimingTracker(Tracker):
             self.logger.hide()
 
     def observe(self, split: str = "train") -> None:
-        """Nothing to see in a forward pass."""
+        """Do nothing: times come from spans, not from forward passes."""
 
     def stepped(self, step: int) -> dict[str, float]:
-        """The running step is this one; times go to no logger, because they would make two equal runs differ."""
+        """Set the number of the running step; log no times, because they would make two equal runs differ."""
         self.logger.spans.number = step
         return {}
 
     def close_epoch(self, epoch: int) -> dict[str, list[float]]:
-        """Bring timing.json up to date; times are no metrics."""
+        """Write timing.json anew; give no metrics, for times are none."""
         if self._main:
             self.logger.write_json()
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted, as plain values."""
+        """Return the state of the logger as plain values."""
         return self.logger.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As TimingLogger's: go on counting, and drop the blocks of the file that came after the state.
+        """Continue from a state, and drop the blocks of the file that came after it.
 
         Raises: UserError if the file is shorter than the state says.
         """
         self.logger.load_state_dict(state)
 
     def finish(self) -> list[Path]:
-        """Write the summary and timing.json; both files."""
+        """Write the summary and timing.json; return both files."""
         if not self._main:
             return []
         self.logger.print_summary()
         return [self.logger.path, self.logger.write_json()]
 
     def rows(self) -> list[tuple[str, str]]:
-        """The mean step and its longest parts, for a table."""
+        """Return the mean step and its longest parts as table rows."""
         rows = self.logger.rows()
         if not rows:
             return [("step", f"not timed: the run's steps were all of warm-up ({self.logger.warmup})")]

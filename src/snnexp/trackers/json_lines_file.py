@@ -1,4 +1,4 @@
-"""A file of JSON lines that only grows; a resumed run cuts it back to what its checkpoint knew."""
+"""A file of JSON lines that only grows; a resumed run cuts it back to the size that its checkpoint recorded."""
 
 import json
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from typing import Any
 from snnexp.files import GrowingFile
 
 
-class Lines(GrowingFile):
-    """Appends objects to a file, one a line; equal objects give equal bytes."""
+class JsonLinesFile(GrowingFile):
+    """Appends objects to a file, one per line; equal objects give equal bytes."""
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line; its numbers must be finite."""
+        """Add one object as a line; its numbers must be finite."""
         self.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The objects, in order; a line that is none is left out."""
+        """Yield the objects in order; skip a line that is not a JSON object."""
         if not self.size:
             return
         with open(self.path, "rb") as file:

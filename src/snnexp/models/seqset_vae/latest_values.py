@@ -1,4 +1,4 @@
-"""What is known of a patient at the time of a set: the latest value of each variable."""
+"""The latest value of each variable of a patient at the time of a set."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class LatestValues(nn.Module):
-    """A vector of each set, linear in the latest values of all variables and in what the set measured (`latest_values`)."""
+    """A vector for each set, linear in the latest values of all variables and in which of them the set has (`latest_values`)."""
 
     def __init__(self, num_variables: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -18,27 +18,25 @@ class LatestValues(nn.Module):
         self.value, self.measured = (nn.Linear(num_variables, width, bias=False) for _ in range(2))
 
     def forward(self, stays: "Stays") -> Tensor:
-        """The vectors of a batch's sets, [M, W]."""
-        latest, measured = (found.to(self.value.weight.dtype) for found in latest_values(stays, self.value.in_features))
+        """Return the vectors of the sets of a batch, [M, W]."""
+        latest, measured = (values.to(self.value.weight.dtype) for values in latest_values(stays, self.value.in_features))
         return self.value(self.dropout(latest)) + self.measured(self.dropout(measured))
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def latest_values(stays: "Stays", num_variables: int) -> tuple[Tensor, Tensor]:
-    """Of each set the value that each variable had last in the stay, up to and with the set, and 1 where the set has it; fp32 [M, V] each.
+    """Return for each set the last value of each variable up to and with that set, and 1 where the set itself has one; fp32 [M, V] each.
 
-    Of several values in one set the mean is taken; before the first it is 0, the mean of a standardised variable.
+    If a set has several values of a variable, their mean counts. Before the first value it is 0, the mean of a standardised variable.
     """
     sizes = torch.repeat_interleave(*torch.tensor(stays.runs, device=stays.value.device).T)
     rows = stays.stay * stays.longest + stays.place
     key, value = torch.repeat_interleave(rows, sizes) * num_variables + stays.variable, stays.value.float()
     grid = value.new_zeros(len(stays.lengths) * stays.longest * num_variables)
-    total, often = (
-        grid.index_add(0, key, of_events).view(-1, stays.longest, num_variables) for of_events in (value, torch.ones_like(value))
-    )
-    measured = often > 0
+    total, count = (grid.index_add(0, key, terms).view(-1, stays.longest, num_variables) for terms in (value, torch.ones_like(value)))
+    measured = count > 0
     places = torch.arange(stays.longest, device=value.device).unsqueeze(1)
     last = torch.where(measured, places, -1).cummax(1).values  # [N, S, V]
-    latest = (total / often.clamp(min=1)).gather(1, last.clamp(min=0)) * (last >= 0)
+    latest = (total / count.clamp(min=1)).gather(1, last.clamp(min=0)) * (last >= 0)
     return latest.flatten(0, 1)[rows], measured.flatten(0, 1)[rows].float()

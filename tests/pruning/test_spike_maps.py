@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pruning.nets import graphs, network, recorded
 from snnexp.models.neurons import LIFNode
 from snnexp.models.resnet19 import ResNet19
-from snnexp.pruning.maps import spike_maps
+from snnexp.pruning.spike_maps import spike_maps
 
 
 def maps(model: nn.Module, inputs: object) -> dict[str, np.ndarray]:

@@ -1,0 +1,69 @@
+"""Reading a run's files, of which any part may be missing, damaged or of another program."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a finite number as a float; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def finite_or_nan(value: Any) -> float:
+    """Return a finite number as a float; NaN for anything else."""
+    number = finite_number(value)
+    return math.nan if number is None else number
+
+
+def parse_object(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line; None if it is no object, or not yet written to its end."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines; skip other lines.
+
+    Raises: OSError if the file cannot be read.
+    """
+    for line in path.read_bytes().splitlines():
+        if (content := parse_object(line)) is not None:
+            yield content
+
+
+def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the object of a JSON file; if it cannot be read, add a line to `problems` and return an empty object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {error}.")
+        return {}
+    if isinstance(content, dict):
+        return content
+    problems.append(f"{path.name} holds a {type(content).__name__}, not an object.")
+    return {}
+
+
+def read_arrays(path: Path) -> "dict[str, np.ndarray]":
+    """Return the arrays of an .npz file by name, without executing a pickle.
+
+    Raises: OSError; ValueError if it is damaged.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # the errors of zipfile have no common base class
+        raise error if isinstance(error, OSError) else ValueError(str(error)) from error
