@@ -53,6 +53,7 @@ def test_what_suits_a_data_set_is_beaten_by_an_experiment_and_that_by_the_comman
         ("exp_name=../up", "exp_name=.*a name below output_dir=outputs"),
         ("lr=0", "lr=0.0: must be greater than 0"),
         ("lr=nan", "lr=nan: must be greater than 0"),
+        ("lr=inf", "lr=inf: must be greater than 0, and finite"),
         ("save_minutes=0", "save_minutes=0"),
         ("clip_grad=-1", "clip_grad=-1"),
         ("ema=1", "ema=1.0: the decay must lie between 0 and 1"),

@@ -84,7 +84,14 @@ def test_help_answers_in_a_blink():
     assert min(times) < 0.5  # alone on a machine it is under 0.15
 
 
-LIGHT = ("snnexp.config", "snnexp.analysis.runs", "snnexp.rundir", "snnexp.composing.compose", "snnexp.commands.runs", "snnexp.api.run")
+LIGHT = (
+    "snnexp.config",
+    "snnexp.analysis.runs",
+    "snnexp.rundir",
+    "snnexp.composing.compose",
+    "snnexp.commands.runs",
+    "snnexp.api.loaded_run",
+)
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -18,7 +18,7 @@ __all__ = ["load", "runs", "train"]
 # PyTorch Geometric 2.8 itself calls what torch 2.14 deprecates; users of snnexp cannot change that.
 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
 
-MODULES = {"load": "snnexp.api.run", "runs": "snnexp.api.run", "train": "snnexp.api.training"}
+MODULES = {"load": "snnexp.api.loaded_run", "runs": "snnexp.api.loaded_run", "train": "snnexp.api.training"}
 """The module of each public function, imported when the function is first used."""
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from snnexp import targets
 from snnexp.contracts import DataSet, Schedule, Task, optional_member
-from snnexp.data.first_batch import check_first_batches
+from snnexp.data.first_batch import check_attributes, check_first_batches
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.checkpoint import OTHER_SAMPLES
@@ -44,6 +44,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     if (trial := try_model(settings)) is not None:
         try_trackers_and_pruner(trial, settings, task, device)
     data = make_data(settings)
+    check_attributes(data)
     with torch.device("meta"):
         model = make_model(settings, data, task)
     if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -317,8 +318,8 @@ def check_ranges(settings: dict[str, Any]) -> None:
     if name is not None and (not name.strip() or name.startswith(("/", "~")) or ".." in Path(name).parts):
         raise UserError(f"exp_name={name!r}: a name below output_dir={settings['output_dir']}; set output_dir to go elsewhere.")
     for key in ABOVE_ZERO:
-        if settings.get(key) is not None and not settings[key] > 0:
-            raise UserError(f"{key}={settings[key]}: must be greater than 0.")
+        if settings.get(key) is not None and not 0 < settings[key] < math.inf:
+            raise UserError(f"{key}={settings[key]}: must be greater than 0, and finite.")
     for key, allowed in ONE_OF.items():
         if key in settings and settings[key] not in allowed:
             words = [str(value).lower() for value in allowed]

@@ -108,9 +108,13 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
 
     Raises: UserError if there is no run.
     """
-    path = Path(argument).expanduser()
     checkpoint = None
-    if path.is_file():
+    try:
+        path = Path(argument).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home directory of nobody
+        raise UserError(f"{argument}: no path of a run: {getattr(error, 'strerror', None) or error}") from error
+    if is_file:
         if path.suffix != ".pth":
             raise UserError(f"{path} is neither a run directory nor a checkpoint (.pth) in one.")
         checkpoint, path = path.resolve(), path.resolve().parent.parent

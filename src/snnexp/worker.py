@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import sysconfig
 import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -79,12 +80,20 @@ def record_failure(run: RunDir, message: str, code: int) -> None:
 
 def describe(error: Exception, run: RunDir) -> str:
     """Return one message for an unexpected error: what it is, where in the code, and where the full traceback is."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if not is_installed(frame.filename)), frames[-1])
     text = str(error).strip().split("\n\n")[0]
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         text += "\nLower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
     trace = os.path.relpath(run.train_log)
     return f"{type(error).__name__}: {text}\n(at {Path(place.filename).name}:{place.lineno}; the whole trace is in {trace})"
+
+
+def is_installed(file: str) -> bool:
+    """Return True for the code of an installed package other than snnexp: a line of PyTorch says little about a mistake of the user."""
+    if Path(file).is_relative_to(Path(__file__).parent):
+        return False
+    return "site-packages" in Path(file).parts or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 @record

@@ -100,6 +100,12 @@ def test_the_process_is_as_it_was(here):
         (["dataset=cifar10", "data_dir=nowhere"], "cifar10"),
         ("model=vggsnn", "give a list of settings"),
         ([3], "give a list of settings"),
+        (3, "give a list of settings"),
+        (None, "give a list of settings"),
+        ({"T": 2}, "give a list of settings"),
+        ((word for word in ["T=0"]), "T=0: must be at least 1"),
+        (["T=2", ""], "'' is not a setting"),
+        (["--config-dir"], "--config-dir which directory"),
     ],
 )
 def test_mistakes_are_exceptions_and_leave_nothing(here, settings, words):
@@ -165,3 +171,10 @@ def test_two_workers_and_a_thread(here):
         thread.start()
         thread.join()
     assert found[0].state == "finished" and "started from the main thread" in str(found[1])
+
+
+def test_a_run_whose_configuration_is_cut_off_is_told_in_words(here):
+    run = program.train([*QUICK, "start=false"])
+    (run.path / ".hydra/config.yaml").write_text("T: 2\n")
+    with pytest.raises(UserError, match=r"config.yaml is no whole configuration of a run: it lacks .*model"):
+        program.train([f"from={run.path}"])

@@ -2,11 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from snnexp.contracts import DataSet, View
-from snnexp.data.first_batch import check_first_batches
+from snnexp.data.first_batch import check_attributes, check_first_batches
 from snnexp.errors import UserError
 
 HERE = r"\(test_first_batch\.py:\d+\)\.$"
@@ -89,4 +90,57 @@ def test_splits_and_views_are_whole(monkeypatch):
         check_first_batches(Made())
     monkeypatch.setattr(Made, "view", lambda self, split, augment: [1, 2, 3])
     with pytest.raises(UserError, match=r"view\('train'\) gave list, no snnexp.contracts.View; it lacks\n  __getitems__\(keys: "):
+        check_first_batches(Made())
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda batch: None, r"gave \(NoneType\), where a tuple \(x, y\) was expected"),
+        (lambda batch: iter(batch), r"where a tuple \(x, y\) was expected"),
+        (lambda batch: (batch[0].double(), batch[1]), r"gave x float64 .*, where floating-point numbers of 32 bits were expected"),
+        (lambda batch: (batch[0] + torch.nan, batch[1]), "gave x with NaN or infinity in it"),
+    ],
+)
+def test_what_prepare_gives_is_what_a_model_takes(prepare, said):
+    with pytest.raises(UserError, match=f"made: .*prepare.* {said}"):
+        check_first_batches(Made(prepare=prepare))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("splits", [4, 4, 0], r"splits is \[4, 4, 0\]; give the number of samples of each"),
+        ("splits", {"train": "4"}, ".*give the number of samples of each"),
+        ("provides", ["in_channels"], r"provides is \['in_channels'\]; give arguments of a model by name"),
+        ("kind", "pictures", "kind is 'pictures'; it may be frames, graphs, stays, video, or None"),
+    ],
+)
+def test_attributes_are_of_their_type(monkeypatch, name, value, said):
+    check_attributes(Made())
+    monkeypatch.setattr(Made, name, value)
+    with pytest.raises(UserError, match=f"made: {said}"):
+        check_attributes(Made())
+
+
+def test_frames_have_a_shape_of_three_or_four_sides(monkeypatch):
+    monkeypatch.setattr(Made, "kind", "frames")
+    monkeypatch.setattr(Made, "shape", (8, 8))
+    with pytest.raises(UserError, match=r"shape is \(8, 8\); of frames it is that of one sample, \(T, C, H, W\) or \(C, H, W\)"):
+        check_attributes(Made())
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.zeros(2), object(), lambda: None])
+def test_a_state_that_no_checkpoint_gives_back_is_told_before_the_run(monkeypatch, value):
+    monkeypatch.setattr(Made, "state_dict", lambda self: {"mean": value})
+    with pytest.raises(UserError, match=r"state_dict\(\) holds what no checkpoint may hold \(mean: .*float\(x\).*test_first_batch.py"):
+        check_first_batches(Made())
+
+
+def test_a_view_that_fails_is_told_with_its_place(monkeypatch):
+    monkeypatch.setattr(Samples, "__len__", lambda self: 1 / 0)
+    with pytest.raises(UserError, match=r"made: len\(view\('train'\)\) failed: ZeroDivisionError: .* \(test_first_batch\.py:\d+\)$"):
+        check_first_batches(Made())
+    monkeypatch.setattr(Made, "view", lambda self, split, augment: 1 / 0)
+    with pytest.raises(UserError, match=r"made: view\('train'\) failed: ZeroDivisionError: .* \(test_first_batch\.py:\d+\)$"):
         check_first_batches(Made())

@@ -111,6 +111,7 @@ class Loaded:
             with restore_determinism():
                 set_determinism(self.settings["deterministic"])
                 batch = prepare(on_device(inputs, self.ranks.device))
+                refuse_not_finite(batch)
                 _, output = forward(self.model, self.task, batch, self.precision)
                 predicted, _, *score = self.task.predict(output, batch)
         except (UserError, RunFailed, torch.OutOfMemoryError):
@@ -136,6 +137,17 @@ def on_device(inputs: Any, device: torch.device) -> Any:
     return inputs.to(device)
 
 
+def refuse_not_finite(batch: Any) -> None:
+    """Refuse a batch with NaN or infinity, to which a spiking neuron would respond as to no input.
+
+    Raises: UserError.
+    """
+    for place, part in enumerate(batch if isinstance(batch, tuple) else (batch,)):
+        if isinstance(part, Tensor) and part.is_floating_point() and not part.isfinite().all():
+            count = int((~part.isfinite()).sum())
+            raise UserError(f"predict: input {place} has NaN or infinity in {count} of {part.numel()} places; give finite numbers.")
+
+
 def on_cpu(output: Any) -> Any:
     """Return a task's output for a batch with its tensors on the CPU."""
     if isinstance(output, Tensor):
@@ -150,7 +162,8 @@ def on_cpu(output: Any) -> Any:
 def describe(inputs: Any) -> str:
     """Return the types and shapes of a batch for a message."""
     if isinstance(inputs, list | tuple):
-        return f"({', '.join(map(describe, inputs))})"
+        more = f", ... {len(inputs) - 4} more" if len(inputs) > 4 else ""
+        return f"({', '.join(map(describe, inputs[:4]))}{more})"
     if isinstance(inputs, Tensor | np.ndarray):
         return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
     return type(inputs).__name__

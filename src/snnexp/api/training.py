@@ -5,11 +5,11 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from snnexp.api.run import Run
+from snnexp.api.loaded_run import Run
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir
 
@@ -38,9 +38,9 @@ def check_settings(settings: Sequence[str]) -> list[str]:
     """
     from snnexp.composing.command_line import read_command_line
 
-    if isinstance(settings, str) or not all(isinstance(word, str) for word in settings):
+    words = [] if isinstance(settings, str) or not isinstance(settings, Iterable) else list(settings)  # once: it may be a generator
+    if isinstance(settings, str | Mapping) or not isinstance(settings, Iterable) or not all(isinstance(word, str) for word in words):
         raise UserError(f"train({settings!r}): give a list of settings, each a text: snnexp.train(['model=vggsnn', 'T=4']).")
-    words = list(settings)
     line = read_command_line(words)
     if line.multirun:
         raise UserError("-m is for the command line: snnexp.train trains one run. Call it once for each point of a sweep.")

@@ -34,7 +34,9 @@ def read_command_line(argv: list[str]) -> CommandLine:
     for word in words:
         name, _, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
-            line.config_dirs.append(value or next(words, ""))
+            if not (directory := value or next(words, "")):
+                raise UserError(f"{name} which directory? Write {name} DIRECTORY.")
+            line.config_dirs.append(directory)
         elif word in FLAGS_WITH_VALUE:
             line.flags.append(word)
             if (value := next(words, None)) is not None:

@@ -148,9 +148,12 @@ def saved_config(run: RunDir, schema: type, reset: dict[str, Any]) -> DictConfig
             configuration.fill_in_earlier(saved)
             for name, value in reset.items():
                 saved[name] = value
-            return OmegaConf.merge(config, saved)
+            whole = OmegaConf.merge(config, saved)
         except OmegaConfBaseException as error:
             raise UserError(f"{path} is not a configuration of this version: {str(error).splitlines()[0]}") from error
+    if lacking := [group for group in configuration.NODES if OmegaConf.is_missing(whole, group)]:
+        raise UserError(f"{path} is no whole configuration of a run: it lacks {', '.join(lacking)}. Copy it from the run again.")
+    return whole
 
 
 def refuse_resolvers(saved: DictConfig, path: Path) -> None:
@@ -168,5 +171,3 @@ def unresolved_config_path(run: RunDir) -> Path:
     """Return the path of the newest unresolved configuration: of resumes/<N>/config.yaml, or .hydra/config.yaml if never resumed."""
     resumes = [path for path in run.resumes.glob("*/config.yaml") if path.parent.name.isdigit()]
     return max(resumes, key=lambda path: int(path.parent.name)) if resumes else run.hydra / "config.yaml"
-
-

@@ -61,9 +61,9 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
             return f"{match[1]}: {key} takes keys with values; add one with +{key}.NAME=VALUE."
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
-        unreadable = next((word for word in line.overrides if not parses(word)), "")
-        if "=" not in unreadable:
-            return f"{unreadable!r} is not a setting; settings are KEY=VALUE." if unreadable else text.splitlines()[0]
+        unreadable = next((word for word in line.overrides if not parses(word)), None)
+        if unreadable is None or "=" not in unreadable:
+            return text.splitlines()[0] if unreadable is None else f"{unreadable!r} is not a setting; settings are KEY=VALUE."
         if re.search(r"""[{,]\s*["'][^"']*["']\s*:""", unreadable):
             return f"{unreadable}: cannot be read. The keys in braces have no quotes: KEY={{NAME: VALUE}}."
         return f"{unreadable}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: KEY=\"'a, b'\"."

@@ -1,7 +1,9 @@
 """Checks of the first batch of each split before a run begins: does it have the shape that the data set announces?"""
 
 import inspect
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snnexp import conformance
-from snnexp.contracts import DataSet, View
+from snnexp.contracts import KINDS, DataSet, View
 from snnexp.errors import MissingData, RunFailed, UserError
 
 SPLITS = ("train", "val", "test")
@@ -25,6 +27,47 @@ def check_first_batches(data: DataSet) -> None:
     for split in SPLITS:
         if data.splits[split] and (split == "train" or data.kind != "video"):
             check_batch(data, split)
+    check_state(data)
+
+
+def check_attributes(data: DataSet) -> None:
+    """Check the types of a data set's attributes.
+
+    Raises: UserError.
+    """
+    for fault in wrong_attributes(data):
+        raise UserError(f"{data.name}: {fault}")
+
+
+def wrong_attributes(data: DataSet) -> Iterator[str]:
+    """Yield a sentence for each attribute of a data set that has a wrong type or value."""
+    if not isinstance(data.splits, Mapping) or not all(isinstance(count, Integral) for count in data.splits.values()):
+        yield f"splits is {data.splits!r}; give the number of samples of each: {{'train': 512, 'val': 128, 'test': 128}}."
+    if not isinstance(data.provides, Mapping):
+        yield f"provides is {data.provides!r}; give arguments of a model by name: {{'in_channels': 1, 'num_classes': 2, 'size': 16}}."
+    if data.kind is not None and data.kind not in KINDS:
+        yield f"kind is {data.kind!r}; it may be {', '.join(KINDS)}, or None."
+    if data.kind == "frames" and len(data.shape) not in (3, 4):
+        yield f"shape is {data.shape!r}; of frames it is that of one sample, (T, C, H, W) or (C, H, W)."
+
+
+def check_state(data: DataSet) -> None:
+    """Check that a checkpoint can hold the data set's state.
+
+    Raises: UserError.
+    """
+    state = attempt(data, data, "state_dict()", data.state_dict)
+    try:
+        torch.save(state, file := io.BytesIO())
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # what cannot be pickled says so in many ways
+        items = state.items() if isinstance(state, dict) else [("", state)]
+        kinds = ", ".join(f"{name}: {type(value).__name__}" for name, value in items)
+        raise UserError(
+            f"{data.name}: state_dict() holds what no checkpoint may hold ({kinds}): tensors, numbers, texts, lists and dicts of these are "
+            f"allowed; make NumPy's numbers float(x) or x.tolist(), and its arrays torch.from_numpy(x){at(data, 'state_dict')}."
+        ) from error
 
 
 def check_batch(data: DataSet, split: str) -> None:
@@ -32,15 +75,17 @@ def check_batch(data: DataSet, split: str) -> None:
 
     Raises: UserError as `check_first_batches` does.
     """
-    view = data.view(split, augment=split == "train")
+    view = attempt(data, data, f"view({split!r})", lambda: data.view(split, augment=split == "train"))
     present = [name for name in conformance.required_members(View) if hasattr(type(view), name)]
     if missing := conformance.find_faults(View, type(view), present):
         listing = "".join(f"\n  {line}" for line in missing)
         raise UserError(f"{data.name}: view({split!r}) gave {type(view).__qualname__}, no snnexp.contracts.View; it lacks{listing}")
-    if len(view) != data.splits[split]:
-        raise UserError(f"{data.name}: splits says {data.splits[split]} samples of {split}, and view({split!r}) has {len(view)}{at(view)}.")
+    length = attempt(view, data, f"len(view({split!r}))", lambda: len(view))
+    if length != data.splits[split]:
+        place = at(view, "__len__")
+        raise UserError(f"{data.name}: splits says {data.splits[split]} samples of {split}, and view({split!r}) has {length}{place}.")
     few = 1 if data.kind == "video" else 2 if data.shape[0] == 3 else 3  # another number than T, so that the two axes cannot be confused
-    count = min(few, len(view))
+    count = min(few, length)
     batch = attempt(view, data, f"view({split!r})", lambda: view.__getitems__([(0, index) for index in range(count)]))
     if not isinstance(batch, tuple | list) or not batch:
         kind = type(batch).__name__
@@ -48,11 +93,18 @@ def check_batch(data: DataSet, split: str) -> None:
     for fault in faults(data, batch, count):
         raise UserError(f"{data.name}: view({split!r}) gave {fault}{at(view)}.")
     prepared = attempt(data, data, "prepare()", lambda: data.prepare(tuple(batch)))
-    if is_frames(data) and not prepared[0].is_floating_point():
+    if not is_frames(data):
+        return
+    x = prepared[0] if isinstance(prepared, tuple | list) and prepared else prepared
+    if not isinstance(prepared, tuple | list) or not isinstance(x, Tensor):
+        raise UserError(f"{data.name}: prepare() gave {described(prepared)}, where a tuple (x, y) was expected{at(data, 'prepare')}.")
+    if not x.is_floating_point() or x.dtype == torch.float64:
         raise UserError(
-            f"{data.name}: prepare() gave x {described(prepared[0])}, where floating-point numbers were expected: "
+            f"{data.name}: prepare() gave x {described(x)}, where floating-point numbers of 32 bits were expected: "
             f"return (x.float(), *others){at(data, 'prepare')}."
         )
+    if not x.isfinite().all():
+        raise UserError(f"{data.name}: view({split!r}) and prepare() gave x with NaN or infinity in it{at(view)}.")
 
 
 def attempt(owner: Any, data: DataSet, call: str, work: Any) -> Any:

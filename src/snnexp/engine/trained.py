@@ -16,13 +16,19 @@ from snnexp.rundir import RunDir
 
 
 def checkpoint_path(run: RunDir, name: str) -> Path:
-    """Return the path of a checkpoint: best (the latest, if no epoch was validated), latest, final or epoch<N> of a run, or any path."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    """Return the path of a checkpoint: best (the latest, if no epoch was validated), latest, final or epoch<N> of a run, or a file's path.
+
+    Raises: UserError if no file has that path.
+    """
     if name == "best" and not run.checkpoint("best").exists() and run.checkpoint("latest").exists():
         return run.checkpoint("latest")
-    return run.checkpoint(name)
+    if "/" not in name and not name.endswith(".pth"):
+        return run.checkpoint(name)
+    try:
+        path = next(path for path in (Path(name).expanduser(), run.checkpoints / name, run.root / name) if path.is_file())
+    except (StopIteration, OSError, RuntimeError):
+        raise UserError(f"no checkpoint {name}. In {run.checkpoints} there is: {checkpoint.listing(run.checkpoints)}") from None
+    return path
 
 
 def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

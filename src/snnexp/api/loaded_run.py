@@ -155,7 +155,10 @@ def load(
     Raises: UserError.
     """
     run_dir, path = find_run(str(run))
-    loaded = Run(run_dir.root, run_dir.root.name, path or checkpoint, str(device), trust, data_dir)
+    packages = [trust] if isinstance(trust, str) else trust
+    if not isinstance(packages, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in packages):
+        raise UserError(f"trust={trust!r}: give a list of the names of packages: trust=['mypackage'].")
+    loaded = Run(run_dir.root, run_dir.root.name, path or checkpoint, str(device), list(packages), data_dir)
     loaded.loaded  # noqa: B018  so that errors are raised here, not at the first use
     return loaded
 
@@ -165,4 +168,8 @@ def runs(directory: str | Path = "outputs") -> list[Run]:
 
     Raises: UserError if there is no such directory.
     """
-    return [Run(entry.path.resolve(), entry.name) for entry in run_list.find(Path(directory))]
+    try:
+        entries = run_list.find(Path(directory).expanduser())
+    except (OSError, RuntimeError, TypeError) as error:  # a name that is too long, the home directory of an unknown user, not a path
+        raise UserError(f"runs({directory!r}): no directory of runs: {getattr(error, 'strerror', None) or error}") from error
+    return [Run(entry.path.resolve(), entry.name) for entry in entries]

@@ -12,7 +12,7 @@ import torch
 import snnexp as program
 from conftest import CLIPS, GRAPHS, STAYS, TINY, assert_same, load
 from snnexp import parts
-from snnexp.api.run import Run
+from snnexp.api.loaded_run import Run
 from snnexp.errors import MissingData, UserError
 
 SHORT = ["epochs=1"]
@@ -164,6 +164,41 @@ def test_any_checkpoint_of_the_run(run_of):
         program.load(path, "nowhere")
     with pytest.raises(UserError, match="of another network"):
         program.load(path, run_of("graphs") / "checkpoints/checkpoint_best.pth")
+    for name in ("checkpoint_latest.pth", "checkpoints/checkpoint_latest.pth"):
+        assert program.load(path, name).loaded.path == latest
+    for name in ("elsewhere/checkpoint_best.pth", "~nobody-of-this-name/x.pth", "x" * 5000 + ".pth"):
+        with pytest.raises(UserError, match=f"no checkpoint {name}. In .* there is: checkpoint_best.pth"):
+            program.load(path, name)
+
+
+def test_a_file_that_is_called_as_a_checkpoint_is_none(run_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("latest").write_text("a file of somebody else's")
+    assert program.load(run_of("graphs"), "latest").loaded.path == run_of("graphs") / "checkpoints/checkpoint_latest.pth"
+
+
+@pytest.mark.parametrize("run", ["x" * 5000, "~nobody-of-this-name/run", "", None, 3])
+def test_what_is_no_path_of_a_run(run):
+    with pytest.raises(UserError, match="no path of a run|no such run directory|not a run directory"):
+        program.load(run)
+
+
+@pytest.mark.parametrize("directory", ["x" * 5000, "~nobody-of-this-name/runs", None, 3])
+def test_what_is_no_directory_of_runs(directory):
+    with pytest.raises(UserError, match="no directory of runs"):
+        program.runs(directory)
+
+
+def test_runs_below_the_home_directory(run_of, monkeypatch):
+    monkeypatch.setenv("HOME", str(run_of("graphs").parent))
+    assert "graphs" in [run.name for run in program.runs("~")]
+
+
+@pytest.mark.parametrize("trust", [None, 3, [3]])
+def test_trust_is_a_list_of_names(run_of, trust):
+    assert program.load(run_of("graphs"), trust="mypackage").trust == ["mypackage"]
+    with pytest.raises(UserError, match=r"give a list of the names of packages: trust=\['mypackage'\]"):
+        program.load(run_of("graphs"), trust=trust)
 
 
 @pytest.mark.parametrize("name", ["events", "images", "graphs", "numbers", "stays", "clips"])
@@ -232,6 +267,8 @@ def test_data_that_lie_elsewhere(run_of, data_dir, tmp_path):
         (torch.zeros(3, 16, 16), r"cannot take float32 \[3, 16, 16\]"),
         ((np.zeros((2, 3, 5, 16, 16), dtype=np.uint8), 7), r"cannot take \(uint8 \[2, 3, 5, 16, 16\], int\)"),
         ({"x": 1}, "cannot take dict"),
+        ([[0] * 16] * 64, r"\(int, int, int, int, \.\.\. 12 more\), \.\.\. 60 more\)"),
+        (torch.full((2, 3, 2, 16, 16), torch.nan), "input 0 has NaN or infinity in 3072 of 3072 places"),
         ("tset", "split is 'tset'; allowed are train, val, test and all"),
     ],
 )
