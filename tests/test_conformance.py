@@ -14,8 +14,9 @@ from torch import nn
 from conftest import composed
 from snnexp import conformance, contracts, parts, targets
 from snnexp.composing.conf import conf_dir
-from snnexp.contracts import CONTRACTS, OPTIONAL_CONTRACTS, DataSet, Logger, Task, Tracker
+from snnexp.contracts import CONTRACTS, OPTIONAL_CONTRACTS, DataSet, Logger, Schedule, Task, Tracker
 from snnexp.engine.measures.latents import Latents
+from snnexp.engine.schedule import Constant, Plateau
 from snnexp.errors import UserError
 
 OWN = '''
@@ -83,6 +84,8 @@ def test_a_method_that_should_be_an_attribute_and_one_with_other_arguments_are_t
     assert "view(split: str, augment: bool = False) -> View, which is view(self, split) here" in said
     assert said.count("\n  ") == 2
     assert "loss(model: nn.Module, batch: Any, step: int)" in refused("task", own.Loss, Task)  # it is called with step=
+    own.Half.view = lambda self, split, augment: []
+    assert "which is view(self, split, augment) here" in refused("dataset", own.Half, DataSet)  # it is also called without augment=
 
 
 def test_what_a_constructor_sets_counts(own):
@@ -116,6 +119,17 @@ def test_whoever_does_not_inherit_has_the_defaults_all_the_same(own):
         tracker.nothing  # noqa: B018
 
 
+def test_what_a_class_does_itself_and_what_it_leaves_to_the_default(own):
+    class Falling:
+        def factor(self, done, epochs):
+            return 1 - done / epochs
+
+    own.Falling = Falling
+    falling = parts.instantiate({"_target_": "own_classes.Falling"}, None, Schedule)
+    assert not conformance.overrides(falling, Schedule, "observe") and not conformance.overrides(Constant(), Schedule, "observe")
+    assert conformance.overrides(falling, Schedule, "factor") and conformance.overrides(Plateau(), Schedule, "observe")
+
+
 def test_it_can_go_to_a_process_that_is_started_anew(own):
     copy = pickle.loads(pickle.dumps(parts.instantiate({"_target_": "own_classes.Looking"}, None, Tracker)))
     assert isinstance(copy, own.Looking) and copy.finish() == []
@@ -138,14 +152,14 @@ def test_optional_members_are_asked_for_in_one_place():
     package = Path(contracts.__file__).parent
     all_contracts = (CONTRACTS | OPTIONAL_CONTRACTS).values()
     members = {name for contract in all_contracts for name in vars(contract) if not name.startswith("_")}
-    members |= {"posterior", *(name for contract in CONTRACTS.values() for name in contract.__annotations__)}
-    for path in package.rglob("*.py"):
-        if path.name == "contracts.py":
-            continue
-        for line in path.read_text().splitlines():
-            for name in members if "hasattr(" in line or "getattr(" in line else ():
-                assert f'attr(data, "{name}"' not in line and f'attr(model, "{name}"' not in line and f'attr(task, "{name}"' not in line
-                assert f'attr(tracker, "{name}"' not in line and f'attr(logger, "{name}"' not in line, f"{path}: {line}"
+    members |= {"posterior", *(name for contract in all_contracts for name in contract.__annotations__)}
+    asked = [
+        f"{path.relative_to(package)}: {call[0]}"
+        for path in sorted(package.rglob("*.py"))
+        for call in re.finditer(r"""(?:has|get)attr\(([\w.\[\]]+), ["'](\w+)["']""", path.read_text())
+        if call[2] in members and path.name != "contracts.py" and call[1] not in ("module", "self._run")  # torch's layers, wandb's run
+    ]
+    assert asked == []
 
 
 def test_what_a_model_offers_and_what_stands_for_it():

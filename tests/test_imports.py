@@ -113,6 +113,7 @@ FLOORS = (
     {"trackers"},
     {"parts"},
     {"engine"},
+    {"first_pass"},
     {"build", "check"},
     {"worker"},
     {"profile"},

@@ -82,6 +82,20 @@ def test_a_mistake_is_one_message_with_the_nearest_right_word(words, expected, s
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").iterdir())  # no run was begun
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "word", "expected"),
+    [
+        ("tracker/own", "_target_: own_parts.OwnTracker\n", "tracker=own", "lacks its first line, `# @package tracker.NAME`"),
+        ("dataset/own", "T: 2\ndataset:\n  _target_: own_axes.Noise\n", "dataset=own", "it needs `# @package _global_` as its first line"),
+        ("dataset/own", "T: 2\n", "dataset=own", "it needs a line `_target_: package.module.Class`"),
+    ],
+)
+def test_a_file_without_its_header_is_told(name, text, word, expected, said, tmp_path):
+    (tmp_path / "conf" / name).parent.mkdir(parents=True)
+    (tmp_path / "conf" / f"{name}.yaml").write_text(text)
+    assert expected in said("train", "--config-dir", "conf", word, code=2)
+
+
 def test_a_model_made_for_another_shape_is_told_in_words(said, tmp_path):
     message = said("train", *TINY, "model.size=32", "exp_name=run", code=2)
     assert "[T, N, 2, 32, 32]" in message and "16, 16" in message

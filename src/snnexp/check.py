@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snnexp import targets
+from snnexp import conformance, targets
 from snnexp.contracts import DataSet, Schedule, Task, optional_member
 from snnexp.data.first_batch import check_attributes, check_first_batches
 from snnexp.engine import checkpoint
@@ -17,6 +17,7 @@ from snnexp.engine.experiment import make_optimizer, make_trackers
 from snnexp.engine.pruning.start import check_pruning
 from snnexp.engine.weights import transfer
 from snnexp.errors import UserError
+from snnexp.first_pass import check_first_pass
 from snnexp.parts import instantiate, make_data, make_model, make_pruner, make_task
 from snnexp.pruning import surgery
 from snnexp.rundir import RunDir
@@ -57,8 +58,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     make_trackers(settings, model, task, RunDir(Path()), Ranks(0, 1, device))
     if settings["pruner"] and not (begun and "stages" in settings):
         check_pruning(settings, model, data)
-    ignores_validation = getattr(schedule.observe, "__func__", None) is Schedule.observe
-    check_splits(settings, data, schedule_observes=not ignores_validation)
+    batch = check_splits(settings, data, schedule_observes=conformance.overrides(schedule, Schedule, "observe"))
+    check_first_pass(settings, data, batch, device)
     if settings["init_from"] is not None and not begun:
         transfer.fit(model, settings["init_from"], data, settings["init_partial"], only_evaluated=only_evaluates(settings))
 
@@ -125,16 +126,20 @@ def only_evaluates(settings: dict[str, Any]) -> bool:
     return settings["epochs"] == 0 and "stages" not in settings
 
 
-def check_splits(settings: dict[str, Any], data: DataSet, schedule_observes: bool) -> None:
-    """Raises: UserError if there is nothing to train on, or if a setting needs a validation split and there is none."""
+def check_splits(settings: dict[str, Any], data: DataSet, schedule_observes: bool) -> Any:
+    """Return a few training samples.
+
+    Raises: UserError if there is nothing to train on, or if a setting needs a validation split and there is none.
+    """
     if not data.splits["train"]:
         raise UserError(f"{data.name} in {data.directory} has no training samples: {data.protocol}.")
-    check_first_batches(data)
+    batch = check_first_batches(data, settings["T"])
     if not data.splits["val"]:
         monitored = {"early_stop": settings["early_stop"], "monitor": settings["monitor"], "scheduler=plateau": schedule_observes}
         for key, value in monitored.items():
             if value:
                 raise UserError(f"{key} needs a validation split, and {data.name} has none: {data.protocol}.")
+    return batch
 
 
 def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> None:

@@ -269,9 +269,15 @@ def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dic
     settings["choices"]["tracker"] = "+".join(settings["tracker"]) or "none"
     for group in CONTRACTS:
         if not isinstance(settings[group], dict) or "_target_" not in settings[group]:
-            raise UserError(
-                f"{group}={settings['choices'][group]}: its file names no class; it needs a line `_target_: package.module.Class`."
-            )
+            needed = "a line `_target_: package.module.Class`"
+            if isinstance(settings[group], dict) and group in settings[group]:
+                needed = f"`# @package _global_` as its first line, because it has a node `{group}:`"
+            raise UserError(f"{group}={settings['choices'][group]}: its file names no class; it needs {needed}.")
+    if "_target_" in settings["tracker"]:
+        raise UserError(
+            "tracker: the file of the chosen tracker lacks its first line, `# @package tracker.NAME` with the file's name for NAME, "
+            "which gives it a node of its own beside other trackers."
+        )
     for name, node in settings["tracker"].items():
         if not isinstance(node, dict) or "_target_" not in node:
             raise UserError(

@@ -79,14 +79,19 @@ def is_inherited(target: type, contract: type, name: str) -> bool:
     return inspect.getattr_static(target, name, None) is vars(contract)[name]
 
 
+def overrides(instance: Any, contract: type, name: str) -> bool:
+    """Return True if an instance has a method of its own where the contract has a default, whether or not its class inherits from it."""
+    return getattr(getattr(instance, name), "__func__", None) is not vars(contract)[name]
+
+
 def methods(contract: type) -> list[str]:
     """Return the names of the methods of a contract."""
     return [name for name, value in vars(contract).items() if isinstance(value, types.FunctionType)]
 
 
 def accepts_calls_of(actual: types.FunctionType, expected: types.FunctionType) -> bool:
-    """Return True if a method can be called the way the method of the contract is called."""
-    by_position, by_name = [None], {}
+    """Return True if a method can be called the way the method of the contract is called, with and without its optional arguments."""
+    by_position, by_name, required_names = [None], {}, {}
     for parameter in list(inspect.signature(expected).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_POSITIONAL:
             return True
@@ -94,8 +99,10 @@ def accepts_calls_of(actual: types.FunctionType, expected: types.FunctionType) -
             by_position.append(None)
         else:
             by_name[parameter.name] = None
+            required_names |= {parameter.name: None} if parameter.default is parameter.empty else {}
     try:
         inspect.signature(actual).bind(*by_position, **by_name)
+        inspect.signature(actual).bind(*by_position, **required_names)
     except TypeError:
         return False
     return True

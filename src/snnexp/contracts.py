@@ -226,7 +226,7 @@ class Tracker:
     """
 
     news: Sequence[str] = ()
-    """Lines to print; the runner prints them and removes them from the list."""
+    """Lines to print, as a list on the instance; the runner prints them and removes them from the list."""
 
     @required
     def observe(self, split: str, /) -> None:

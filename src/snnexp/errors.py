@@ -20,8 +20,6 @@ def nearest(word: str, allowed: Iterable[object]) -> str:
     """Return ` Did you mean 'X'?` for the nearest allowed word, or an empty string if none is near."""
     words = {str(option).lower(): str(option) for option in allowed}
     containing = [name for name in words if word.lower() in name]  # spiking_gnn for gnn
-    close = get_close_matches(word.lower(), words, n=1, cutoff=0.85) or (
-        [min(containing, key=len)] if containing and len(word) > 2 else []
-    )
+    close = get_close_matches(word.lower(), words, n=1, cutoff=0.85) or ([min(containing, key=len)] if containing and len(word) > 2 else [])
     close = close or get_close_matches(word.lower(), words, n=1, cutoff=0.5)
     return f" Did you mean {words[close[0]]!r}?" if close else ""

@@ -21,8 +21,9 @@ def temporary_name(path: Path) -> Path:
 def replacing(path: Path, mode: str = "w", *, shared: bool = False) -> Iterator[IO[Any]]:
     """Open a new file in `mode` (w or wb) that replaces `path` when the block ends: a power cut leaves the old file or the new one.
 
-    If the block fails, the new file is removed; what a kill leaves behind, the next writer removes. With `shared`, several processes may
-    write `path` at the same time, each into its own temporary file. A link at `path` is replaced, not followed. Raises: OSError.
+    If the block fails, the new file is removed. What a kill leaves behind is a hidden file, which the next writer removes, but not with
+    `shared`: then several processes may write `path` at the same time, each into its own temporary file. A link at `path` is replaced, not
+    followed. Raises: OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") if shared else temporary_name(path)
     # Never open an existing file of this name: it may be a link, or a second name of another file, left by a kill.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import snnexp
+from snnexp.files import replacing
 from snnexp.rundir import now, read_json, write_json
 
 PATCH_BYTES = 1 << 20
@@ -62,7 +63,8 @@ def write(run_dir: Path, argv: list[str], seed: int) -> None:
     dirty = [repository for repository in repositories if repository.record["dirty"]]
     if dirty:
         try:
-            (run_dir / "diff.patch").write_bytes(b"\n".join(repository.section() for repository in dirty))
+            with replacing(run_dir / "diff.patch", "wb") as file:
+                file.write(b"\n".join(repository.section() for repository in dirty))
         except OSError as error:
             record["diff"] = {"file": None, "reason": f"diff.patch: {error.strerror}"}
         else:

@@ -55,7 +55,11 @@ REPLACED_CLASSES: dict[str, dict[str, Any]] = {
     "snnexp.data.video.gopro.GoPro": {
         "_target_": _CLIPS,
         "name": "gopro",
-        "published": {"title": "GoPro, {blurry}", "train": 22, "test": 11},
+        "published": {
+            "title": "GoPro, {blurry}", "train": 22, "test": 11,
+            "get": "Get GOPRO_Large.zip from https://seungjunnah.github.io/Datasets/gopro.html (CC BY 4.0) and unpack it, so that there is "
+            "{root}/GOPRO_Large/{train,test}/<clip>/{{blurry},sharp}/NNNNNN.png; or name its place with dataset.root=DIR.",
+        },
         "homes": ["GOPRO_Large", "."],
         "blurry_gamma": "{part}/{clip}/blur_gamma",
     },
@@ -66,6 +70,8 @@ REPLACED_CLASSES: dict[str, dict[str, Any]] = {
             "title": "DVD", "train": 61, "test": 10, "test_clips": [
                 "720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049",
             ],
+            "get": "Get DeepVideoDeblurring_Dataset.zip from http://www.cs.ubc.ca/labs/imager/tr/2017/DeepVideoDeblurring/ and unpack it, "
+            "so that there is {root}/quantitative_datasets/<clip>/{input,GT}/NNNNN.jpg; or name its place with dataset.root=DIR.",
         },
         "homes": ["quantitative_datasets", "."],
         "blurry": "{clip}/input",
@@ -77,6 +83,9 @@ REPLACED_CLASSES: dict[str, dict[str, Any]] = {
         "name": "reds",
         "published": {
             "title": "REDS", "train": 266, "test": 4, "test_clips": ["000", "011", "015", "020"], "test_name": "REDS4",
+            "get": "Get train_blur.zip and train_sharp.zip (val_blur.zip and val_sharp.zip too, if you want all 266 training clips) from "
+            "https://seungjunnah.github.io/Datasets/reds.html (CC BY 4.0) and unpack them, so that there are "
+            "{root}/train/train_{blur,sharp}/<clip>/NNNNNNNN.png; or name their place with dataset.root=DIR.",
         },
         "homes": ["{part}", "."],
         "blurry": "{part}_blur/{clip}",
@@ -187,6 +196,10 @@ def locate(target: str, trust: list[str] | None) -> Any:
     `trust=None` allows any class; a list allows only snnexp, torch's optimizers and layers, packages registered by entry point, and the
     packages listed. Raises: UserError if the target does not exist, is not a class, or is not trusted.
     """
+    if (replacement := REPLACED_CLASSES.get(target)) is not None:
+        raise UserError(
+            f"_target_ {target}: is now {replacement['_target_']} with the settings of dataset={replacement['name']}; choose that."
+        )
     target = current_name(target)
     parts = target.split(".")
     if trust is not None and parts[0] not in trusted_packages() | set(trust):

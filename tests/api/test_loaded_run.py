@@ -175,6 +175,10 @@ def test_a_file_that_is_called_as_a_checkpoint_is_none(run_of, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("latest").write_text("a file of somebody else's")
     assert program.load(run_of("graphs"), "latest").loaded.path == run_of("graphs") / "checkpoints/checkpoint_latest.pth"
+    Path("weights.ckpt").symlink_to(run_of("graphs") / "checkpoints/checkpoint_best.pth")
+    assert program.load(run_of("graphs"), "weights.ckpt").loaded.path == Path("weights.ckpt")
+    with pytest.raises(UserError, match="no checkpoint .*checkpoint_epoch0.5.pth"):
+        program.load(run_of("graphs"), "epoch0.5")
 
 
 @pytest.mark.parametrize("run", ["x" * 5000, "~nobody-of-this-name/run", "", None, 3])

@@ -1,5 +1,6 @@
 """`snnexp analyze` as one types it: what is drawn, what is printed, and what a mistake is told."""
 
+import errno
 import os
 import re
 import subprocess
@@ -186,6 +187,22 @@ def test_a_sweep_without_pruning(tmp_path, said):
     assert f"There is no pruning to compare at or below {tmp_path / 'sweep'}: none of its 2 runs has a pruning.json." in text
     assert f"`snnexp runs {tmp_path / 'sweep'}` shows how they compare." in text
     assert (tmp_path / "sweep/a/plots/curves.png").exists() and not (tmp_path / "sweep/plots").exists()
+
+
+def test_a_directory_that_cannot_be_read_is_no_run_of_a_sweep(tmp_path, said, monkeypatch):
+    make(tmp_path / "sweep/a", spikes=False)
+    (tmp_path / "sweep/closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "none of its 1 runs has a pruning.json" in said(tmp_path / "sweep")
+    assert not (tmp_path / "sweep/closed/plots").exists()
+    assert "closed is not a run directory" in said(tmp_path / "sweep/closed", code=2)
 
 
 def test_a_sweep_of_which_nothing_is_done(tmp_path, said):

@@ -144,3 +144,34 @@ def test_a_view_that_fails_is_told_with_its_place(monkeypatch):
     monkeypatch.setattr(Made, "view", lambda self, split, augment: 1 / 0)
     with pytest.raises(UserError, match=r"made: view\('train'\) failed: ZeroDivisionError: .* \(test_first_batch\.py:\d+\)$"):
         check_first_batches(Made())
+
+
+@pytest.mark.parametrize(
+    ("provided", "prepare", "said"),
+    [
+        (
+            {"in_channels": 3},
+            lambda batch: batch,
+            r"provides says in_channels=3, but a sample is .* \[2, 8, 8\]\. .* make it 2, or",
+        ),
+        ({"num_classes": 1}, lambda batch: batch, "provides says num_classes=1, but there are 2 classes; make it that number"),
+        ({"size": 9}, lambda batch: batch, r"provides says size=9, but a sample is .* \[2, 8, 8\]\. .* make it 8, or"),
+        (
+            {"in_channels": 2},
+            lambda batch: (batch[0][:, :, :1], batch[1]),
+            r"provides says in_channels=2, but .* \[1, 8, 8\], which prepare\(\) made of \(3, 2, 8, 8\)",
+        ),
+        (
+            {},
+            lambda batch: (batch[0].transpose(0, 1), batch[1]),
+            r"prepare\(\) gave x float32 \[2, 3, 2, 8, 8\], where \[3, 2, 2, ",
+        ),
+        ({}, lambda batch: (batch[0].flatten(2), batch[1]), r"prepare\(\) gave x float32 \[3, 2, 128\], where \[3, 2, 2, 8, 8\] was"),
+    ],
+)
+def test_what_a_model_is_made_for_is_what_it_gets(monkeypatch, provided, prepare, said):
+    monkeypatch.setattr(Made, "provides", {"in_channels": 2, "size": 8})
+    check_first_batches(Made())
+    monkeypatch.setattr(Made, "provides", provided)
+    with pytest.raises(UserError, match=f"made: {said}"):
+        check_first_batches(Made(prepare=prepare))

@@ -205,9 +205,8 @@ def test_settings_that_are_not_allowed(former, settings, message):
 
 
 def test_a_name_that_nearly_fits_is_named(former):
-    with pytest.raises(UserError, match="blocks.1.attention") as error:
+    with pytest.raises(UserError, match=r"Did you mean 'blocks\.1\.attention'\?$"):
         SpikeMapPruner(former, layers=["blocks.1.atention"])
-    assert "?" in str(error.value).rpartition(".")[2] or "mean" in str(error.value)
 
 
 def test_a_model_that_cannot_be_pruned():

@@ -1,6 +1,8 @@
 """snnexp analyze RUN [RUN ...]: plots of curves, spikes, pruning and latents and a text report in RUN/plots/, from the files of a run."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +146,12 @@ def read_words(argv: list[str]) -> tuple[list[str], Settings, Path | None]:
 def is_sweep(word: str) -> bool:
     """Return True if a word names a directory that holds runs and is not a run itself."""
     path = Path(word).expanduser()
-    return path.is_dir() and not (path / "config.json").is_file() and any(run != path for run in runs_below(path))
+    return path.is_dir() and not (path / "config.json").is_file() and any(readable_runs(path))
+
+
+def readable_runs(directory: Path) -> Iterator[Path]:
+    """Yield the run directories at or below a directory, without directories that cannot be read."""
+    return (path for path in runs_below(directory) if os.path.isfile(path / "config.json"))
 
 
 def analyze_sweep(directory: Path) -> None:
@@ -155,7 +162,7 @@ def analyze_sweep(directory: Path) -> None:
     from snnexp.analysis import runs
     from snnexp.analysis.pruning import sweep as pruning_sweep
 
-    facts = [runs.load(path, directory) for path in runs_below(directory)]
+    facts = [runs.load(path, directory) for path in readable_runs(directory)]
     for run in facts:
         analyze(RunDir(run.path))
         print(f"{run.name}: {run.state}; {run.path / 'plots' / 'report.txt'}", flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnexp.errors import UserError, nearest
-from snnexp.rundir import RunDir, find_run, runs_below
+from snnexp.rundir import RunDir, find_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,11 +123,11 @@ def _wait_for(word: str) -> None:
 
 def _find(word: str) -> RunDir:
     """Return the run that a word names; of a directory of runs the one that began last, after printing its path."""
-    from snnexp.commands.analyze import is_sweep
+    from snnexp.commands.analyze import is_sweep, readable_runs
 
     if not is_sweep(word):
         return find_run(word)[0]
-    runs = list(runs_below(Path(word).expanduser().resolve()))
+    runs = list(readable_runs(Path(word).expanduser().resolve()))
     newest = max(runs, key=_start_time)
     print(f"{word} holds {len(runs)} {'runs; the one begun last' if len(runs) > 1 else 'run'}: {newest}", flush=True)
     return RunDir(newest)

@@ -17,17 +17,18 @@ from snnexp.errors import MissingData, RunFailed, UserError
 SPLITS = ("train", "val", "test")
 
 
-def check_first_batches(data: DataSet) -> None:
-    """Check a few samples of each split; of video, one training crop.
+def check_first_batches(data: DataSet, T: int | None = None) -> Any:
+    """Check a few samples of each split, of video one training crop, and return those of the training split as `prepare` gives them.
 
+    Their number is not `T`, so that the axes of time and of samples cannot be confused.
     Raises: UserError that names what was expected, what came, and the place of the code that gave it.
     """
     if missing := [split for split in SPLITS if split not in data.splits]:
         raise UserError(f"{data.name}: splits is {dict(data.splits)}; it lacks {', '.join(missing)}, which is 0 where there is none.")
-    for split in SPLITS:
-        if data.splits[split] and (split == "train" or data.kind != "video"):
-            check_batch(data, split)
-    check_state(data)
+    checked = [split for split in SPLITS if data.splits[split] and (split == "train" or data.kind != "video")]
+    batches = {split: check_batch(data, split, T) for split in checked}
+    check_state(data, data.name)
+    return batches.get("train")
 
 
 def check_attributes(data: DataSet) -> None:
@@ -51,50 +52,51 @@ def wrong_attributes(data: DataSet) -> Iterator[str]:
         yield f"shape is {data.shape!r}; of frames it is that of one sample, (T, C, H, W) or (C, H, W)."
 
 
-def check_state(data: DataSet) -> None:
-    """Check that a checkpoint can hold the data set's state.
+def check_state(owner: Any, name: str) -> Any:
+    """Return the state of a data set or a tracker, which a checkpoint must be able to hold.
 
     Raises: UserError.
     """
-    state = attempt(data, data, "state_dict()", data.state_dict)
+    state = attempt(owner, name, "state_dict()", owner.state_dict)
     try:
         torch.save(state, file := io.BytesIO())
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:  # what cannot be pickled says so in many ways
         items = state.items() if isinstance(state, dict) else [("", state)]
-        kinds = ", ".join(f"{name}: {type(value).__name__}" for name, value in items)
+        kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in items)
         raise UserError(
-            f"{data.name}: state_dict() holds what no checkpoint may hold ({kinds}): tensors, numbers, texts, lists and dicts of these are "
-            f"allowed; make NumPy's numbers float(x) or x.tolist(), and its arrays torch.from_numpy(x){at(data, 'state_dict')}."
+            f"{name}: state_dict() holds what no checkpoint may hold ({kinds}): tensors, numbers, texts, lists and dicts of these are "
+            f"allowed; make NumPy's numbers float(x) or x.tolist(), and its arrays torch.from_numpy(x){at(owner, 'state_dict')}."
         ) from error
+    return state
 
 
-def check_batch(data: DataSet, split: str) -> None:
-    """Check a few samples of one split; the training split is augmented as for training.
+def check_batch(data: DataSet, split: str, T: int | None = None) -> Any:
+    """Check a few samples of one split, and return them as `prepare` gives them; the training split is augmented as for training.
 
     Raises: UserError as `check_first_batches` does.
     """
-    view = attempt(data, data, f"view({split!r})", lambda: data.view(split, augment=split == "train"))
+    view = attempt(data, data.name, f"view({split!r})", lambda: data.view(split, augment=split == "train"))
     present = [name for name in conformance.required_members(View) if hasattr(type(view), name)]
     if missing := conformance.find_faults(View, type(view), present):
         listing = "".join(f"\n  {line}" for line in missing)
         raise UserError(f"{data.name}: view({split!r}) gave {type(view).__qualname__}, no snnexp.contracts.View; it lacks{listing}")
-    length = attempt(view, data, f"len(view({split!r}))", lambda: len(view))
+    length = attempt(view, data.name, f"len(view({split!r}))", lambda: len(view))
     if length != data.splits[split]:
         place = at(view, "__len__")
         raise UserError(f"{data.name}: splits says {data.splits[split]} samples of {split}, and view({split!r}) has {length}{place}.")
-    few = 1 if data.kind == "video" else 2 if data.shape[0] == 3 else 3  # another number than T, so that the two axes cannot be confused
+    few = 1 if data.kind == "video" else next(number for number in (3, 2, 4) if number not in (data.shape[0], T))
     count = min(few, length)
-    batch = attempt(view, data, f"view({split!r})", lambda: view.__getitems__([(0, index) for index in range(count)]))
+    batch = attempt(view, data.name, f"view({split!r})", lambda: view.__getitems__([(0, index) for index in range(count)]))
     if not isinstance(batch, tuple | list) or not batch:
         kind = type(batch).__name__
         raise UserError(f"{data.name}: view({split!r}) gave {kind}, where a batch, a tuple of tensors, was expected{at(view)}.")
     for fault in faults(data, batch, count):
         raise UserError(f"{data.name}: view({split!r}) gave {fault}{at(view)}.")
-    prepared = attempt(data, data, "prepare()", lambda: data.prepare(tuple(batch)))
+    prepared = attempt(data, data.name, "prepare()", lambda: data.prepare(tuple(batch)))
     if not is_frames(data):
-        return
+        return prepared
     x = prepared[0] if isinstance(prepared, tuple | list) and prepared else prepared
     if not isinstance(prepared, tuple | list) or not isinstance(x, Tensor):
         raise UserError(f"{data.name}: prepare() gave {described(prepared)}, where a tuple (x, y) was expected{at(data, 'prepare')}.")
@@ -105,10 +107,39 @@ def check_batch(data: DataSet, split: str) -> None:
         )
     if not x.isfinite().all():
         raise UserError(f"{data.name}: view({split!r}) and prepare() gave x with NaN or infinity in it{at(view)}.")
+    check_prepared_shape(data, x, count)
+    return prepared
 
 
-def attempt(owner: Any, data: DataSet, call: str, work: Any) -> Any:
-    """Return what `work` returns; `call` names the call in the message.
+def check_prepared_shape(data: DataSet, x: Tensor, count: int) -> None:
+    """Check the shape of frames after `prepare`, and that `provides` gives a model the same numbers.
+
+    Raises: UserError.
+    """
+    if x.dim() not in (4, 5) or x.shape[-4] != count:
+        *time, channels, height, width = data.shape
+        expected, legend = [*time, count, channels, height, width], "[T, N, C, H, W], time first" if time else "[N, C, H, W]"
+        raise UserError(f"{data.name}: prepare() gave x {described(x)}, where {expected} was expected: {legend}{at(data, 'prepare')}.")
+    channels, height, width = x.shape[-3:]
+    changed = (
+        "" if (channels, height, width) == tuple(data.shape[-3:]) else f", which prepare() made of {data.shape!r}{at(data, 'prepare')}"
+    )
+    outputs = data.provides.get("num_classes")
+    if isinstance(outputs, Integral) and outputs < len(data.classes):
+        raise UserError(
+            f"{data.name}: provides says num_classes={outputs}, but there are {len(data.classes)} classes; make it that number."
+        )
+    for name, allowed in {"in_channels": (channels,), "size": (height, width)}.items():
+        provided = data.provides.get(name)
+        if isinstance(provided, Integral) and provided not in allowed:
+            raise UserError(
+                f"{data.name}: provides says {name}={provided}, but a sample is [C, H, W] = {[channels, height, width]}{changed}. "
+                f"A model is made for what provides says: make it {' or '.join(map(str, dict.fromkeys(allowed)))}, or change the samples."
+            )
+
+
+def attempt(owner: Any, name: str, call: str, work: Any) -> Any:
+    """Return what `work` returns; `name` and `call` name the object and the call in the message.
 
     Raises: UserError that names the place where it failed.
     """
@@ -118,7 +149,7 @@ def attempt(owner: Any, data: DataSet, call: str, work: Any) -> Any:
         raise
     except Exception as error:  # a user's own code may fail in any way
         place = conformance.location_of(type(owner), error)
-        raise UserError(f"{data.name}: {call} failed: {type(error).__name__}: {error} ({place})") from error
+        raise UserError(f"{name}: {call} failed: {type(error).__name__}: {error} ({place})") from error
 
 
 def faults(data: DataSet, batch: Any, count: int) -> Iterator[str]:

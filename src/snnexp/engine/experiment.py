@@ -1,8 +1,8 @@
 """All the objects of a run on one rank, and the functions that make its optimizer, trackers and training form of the model."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch.utils.data import DataLoader
 from snnexp import targets
 from snnexp.config import TrainConfig
 from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker
+from snnexp.data.first_batch import attempt
 from snnexp.data.sampler import TrainBatches
 from snnexp.engine.arithmetic.auto import Choice
 from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
+from snnexp.engine.observers import failure_in_words, name_of
 from snnexp.engine.probe import ValidationProbe
 from snnexp.engine.state import State
 from snnexp.engine.terminal import Terminal
@@ -106,13 +108,23 @@ class Experiment:
         if self.settings["logger"].get("_target_"):
             first = {"first_epoch": state.epoch + 1, "first_step": state.step + 1}
             logger = instantiate(self.settings["logger"], self.config.trust, Logger, run_dir=self.run.root, **first)
-            logger.hparams(self.settings)
+            attempt(logger, name_of(logger), "hparams()", lambda: logger.hparams(self.settings))
             self.loggers = [logger]
+
+    def log(self, verb: str, send: Callable[[Logger], None]) -> None:
+        """Call a verb of the loggers; one that fails is printed and left out from then on, for the run keeps a record of its own."""
+        for logger in list(self.loggers):
+            try:
+                send(logger)
+            except Exception as error:  # a user's own code may fail in any way
+                self.loggers.remove(logger)
+                self.terminal.say(f"{failure_in_words(logger, verb, error)} The run goes on without it; logs/metrics.jsonl has all values.")
+                with suppress(Exception):
+                    logger.close()
 
     def close(self) -> None:
         """Close the loggers, and flush the metrics to disk."""
-        for logger in self.loggers:
-            logger.close()
+        self.log("close()", lambda logger: logger.close())
         if self.metrics is not None:
             self.metrics.sync()
 

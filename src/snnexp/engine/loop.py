@@ -13,7 +13,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor
 
-from snnexp.engine import results
+from snnexp.engine import observers, results
 from snnexp.engine.evaluation import Evaluation, evaluate_split
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import to_device
@@ -47,8 +47,7 @@ def train(experiment: Experiment, stop: StopFlag) -> None:
         test(experiment, state, stop)
     except Stopped:
         save(experiment, state, "latest", "interrupted")  # before the trackers finish: a batch system may kill the job meanwhile
-        for tracker in experiment.trackers.values():
-            tracker.finish()
+        observers.finish(experiment.trackers, experiment.terminal)
         raise
     except Exception:  # whatever it is, keep what the run has, and let the caller handle it
         save_error(experiment, state)
@@ -220,7 +219,7 @@ def tracker_contexts(experiment: Experiment, bar: Bar) -> Iterator[None]:
     """Enter the contexts of all trackers, in which they may time the steps and draw on the terminal beside the bar."""
     with ExitStack() as stack:
         for tracker in experiment.trackers.values():
-            stack.enter_context(tracker.listening(experiment.net, experiment.terminal.console if bar.progress else None))
+            stack.enter_context(observers.context_of(tracker, experiment.net, experiment.terminal.console if bar.progress else None))
         yield
 
 
@@ -244,7 +243,7 @@ def close_epoch(experiment: Experiment, state: State, validation: dict[str, floa
     is_best = validation is not None and rank_epoch(experiment, state, validation[experiment.monitor])
     tracked: dict[str, Any] = stages.epoch_values(experiment)
     for tracker in experiment.trackers.values():
-        tracked |= tracker.close_epoch(state.epoch)
+        tracked |= observers.checked_values(tracker, "close_epoch", tracker.close_epoch(state.epoch), lists=True)
     results.log_epoch(experiment, state, training, validation, tracked)
     write_checkpoints(experiment, state, is_best, ranked)
 
@@ -304,5 +303,5 @@ def test(experiment: Experiment, state: State, stop: StopFlag) -> None:
         evaluation = evaluate_with_trackers(experiment, "test", stop, "test", collect=latents) if has_test else None
         latents.write(experiment.run.root / "test_latents.npz", state.best["epoch"] if state.best else experiment.epochs_done(state))
         activity = results.activity_of(experiment, stop)
-    files = [path for tracker in experiment.trackers.values() for path in tracker.finish()]
+    files = observers.finish(experiment.trackers, experiment.terminal)
     results.write_result(experiment, state, evaluation, activity, stages.finish(experiment, state, evaluation, activity), files)

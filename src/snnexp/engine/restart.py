@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from snnexp import config
-from snnexp.engine import checkpoint
+from snnexp.engine import checkpoint, observers
 from snnexp.engine.arithmetic.auto import AUTO_KEYS
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.experiment import Experiment
@@ -20,7 +20,7 @@ from snnexp.rundir import RunDir, epoch_name, read_json
 def save(experiment: Experiment, state: State, name: str, *aliases: str) -> None:
     """Write checkpoint `name`, and give it the aliases in this order; every rank must call this."""
     ranks = experiment.ranks.gather(rank_state(experiment, state))
-    trackers = {name: tracker.state_dict() for name, tracker in experiment.trackers.items()}
+    trackers = observers.states_of(experiment.trackers, experiment.terminal)
     if experiment.ranks.main:
         checkpoint.save(experiment.run.checkpoint(name), contents(experiment, state, ranks, trackers))
         for alias in aliases:
@@ -39,7 +39,7 @@ def save_error(experiment: Experiment, state: State) -> None:
     """Write what rank 0 has at an error, for inspection; the other ranks may have ended."""
     if experiment.ranks.main:
         is_only_rank = experiment.ranks.world == 1  # the state of a tracker needs all ranks
-        trackers = {name: tracker.state_dict() for name, tracker in experiment.trackers.items()} if is_only_rank else {}
+        trackers = observers.states_of(experiment.trackers, experiment.terminal) if is_only_rank else {}
         checkpoint.save(experiment.run.checkpoint("error"), contents(experiment, state, [rank_state(experiment, state)], trackers))
 
 
@@ -58,7 +58,7 @@ def contents(experiment: Experiment, state: State, ranks: list[dict[str, Any]], 
         "state_dict": experiment.model.state_dict(),
         "best_acc1": state.best["value"] if state.best else None,
         "optimizer": experiment.optimizer.state_dict(),
-        "scheduler": experiment.schedule.state_dict(),
+        "scheduler": observers.state_of(experiment.schedule),
         "scaler": experiment.scaler.state_dict(),
         "ema": experiment.ema.weights if experiment.ema else None,
         "args": experiment.settings,
@@ -117,6 +117,8 @@ def restore(experiment: Experiment) -> State:
     Raises: UserError if the checkpoint does not fit the run.
     """
     path = experiment.run.checkpoint("latest")
+    for part in (*experiment.trackers.values(), experiment.schedule):  # a checkpoint that cannot be read would be found too late
+        observers.state_of(part)
     if not path.exists():
         seed_everything(experiment.config.seed, experiment.ranks.rank)
         experiment.start_loggers(State())

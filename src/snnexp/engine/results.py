@@ -14,7 +14,7 @@ from rich.table import Table
 
 from snnexp import provenance
 from snnexp.contracts import Tracker
-from snnexp.engine import checkpoint
+from snnexp.engine import checkpoint, observers
 from snnexp.engine.ema import restore_weights
 from snnexp.engine.evaluation import Evaluation
 from snnexp.engine.experiment import Experiment
@@ -55,10 +55,10 @@ def log_epoch(
     values["LR"] = experiment.optimizer.param_groups[0]["lr"]
     append_metrics(experiment, state, values | tracked)
     means = {name: sum(value) / len(value) if isinstance(value, list) else value for name, value in tracked.items()}
-    for logger in experiment.loggers:
-        logger.scalars(values | means, state.epoch)
-        if experiment.config.val_every < 1 and validation is not None:  # the curve by step has the validations after each epoch too
-            logger.step_scalars({name: value for name, value in values.items() if name.startswith("Val/")}, state.step)
+    experiment.log("scalars()", lambda logger: logger.scalars(values | means, state.epoch))
+    if experiment.config.val_every < 1 and validation is not None:  # the curve by step has the validations after each epoch too
+        validated = {name: value for name, value in values.items() if name.startswith("Val/")}
+        experiment.log("step_scalars()", lambda logger: logger.step_scalars(validated, state.step))
     print_metrics(experiment, state, values)
 
 
@@ -68,8 +68,7 @@ def log_validation(experiment: Experiment, state: State, validation: dict[str, f
         return
     values = {f"Val/{name}": value for name, value in validation.items()}
     append_metrics(experiment, state, values)
-    for logger in experiment.loggers:
-        logger.step_scalars(values, state.step)
+    experiment.log("step_scalars()", lambda logger: logger.step_scalars(values, state.step))
     print_metrics(experiment, state, values)
 
 
@@ -90,12 +89,13 @@ def print_metrics(experiment: Experiment, state: State, values: dict[str, float]
 
 def log_step(experiment: Experiment, state: State, values: dict[str, float], tracker: Tracker) -> None:
     """Give the loggers the values that a tracker returned for an optimizer step, and print its news."""
+    observers.checked_values(tracker, "stepped", values)
     if not experiment.ranks.main:
         return
-    for logger in experiment.loggers if values else []:
-        logger.step_scalars(values, state.step)
-    while tracker.news:
-        experiment.terminal.say(tracker.news.pop(0))
+    if values:
+        experiment.log("step_scalars()", lambda logger: logger.step_scalars(values, state.step))
+    for line in observers.news_of(tracker):
+        experiment.terminal.say(line)
 
 
 def not_finite_message(experiment: Experiment, state: State, loss: float, norm: float) -> str:
@@ -214,10 +214,9 @@ def write_result(
     if active:
         active.write(experiment.run.root / f"{active.split}_spikes.npz")
     write_json(experiment.run.result, result)
-    for logger in experiment.loggers:
-        for path in files:
-            logger.upload(path)
-        logger.finish(result)
+    for path in files:
+        experiment.log("upload()", lambda logger, path=path: logger.upload(path))
+    experiment.log("finish()", lambda logger: logger.finish(result))
     print_table(experiment, result)
 
 
@@ -261,7 +260,7 @@ def print_table(experiment: Experiment, result: dict[str, Any]) -> None:
     ]
     if "pruning" in result:
         rows = [row for row in rows if row[0] != "parameters"] + pruning_rows(result["pruning"], experiment.monitor)
-    rows += [row for tracker in experiment.trackers.values() for row in tracker.rows()]
+    rows += observers.rows_of(experiment.trackers, experiment.terminal)
     for row in rows:
         table.add_row(*row)
     experiment.terminal.console.print(table)

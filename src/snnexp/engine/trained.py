@@ -1,5 +1,6 @@
 """Loads a trained model from a checkpoint, for `snnexp evaluate` and for programs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from snnexp.errors import UserError
 from snnexp.pruning import surgery
 from snnexp.rundir import RunDir
 
+PARTIAL_EPOCH = re.compile(r"epoch\d+\.\d+")
+
 
 def checkpoint_path(run: RunDir, name: str) -> Path:
     """Return the path of a checkpoint: best (the latest, if no epoch was validated), latest, final or epoch<N> of a run, or a file's path.
@@ -22,7 +25,7 @@ def checkpoint_path(run: RunDir, name: str) -> Path:
     """
     if name == "best" and not run.checkpoint("best").exists() and run.checkpoint("latest").exists():
         return run.checkpoint("latest")
-    if "/" not in name and not name.endswith(".pth"):
+    if not (Path(name).suffix or "/" in name) or PARTIAL_EPOCH.fullmatch(name):
         return run.checkpoint(name)
     try:
         path = next(path for path in (Path(name).expanduser(), run.checkpoints / name, run.root / name) if path.is_file())

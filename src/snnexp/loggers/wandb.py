@@ -6,6 +6,7 @@ from typing import Any
 
 from snnexp.contracts import Logger
 from snnexp.errors import UserError
+from snnexp.files import write_text
 from snnexp.loggers.tensorboard import final_metrics
 
 MODES = ("online", "offline", "disabled")
@@ -46,7 +47,7 @@ class Wandb(Logger):
         if not run_id:
             run_id = secrets.token_hex(4)
             # Written before the run exists there: a kill between the two does no harm ("allow" creates a missing run).
-            id_file.write_text(run_id + "\n")
+            write_text(id_file, run_id + "\n")
         try:
             self._run = wandb.init(
                 dir=str(run_dir),

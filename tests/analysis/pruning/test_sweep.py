@@ -158,12 +158,7 @@ def test_the_figure(tmp_path, figures):
     line = next(container[0] for container in right.containers if container.get_label() == "spike_map")
     assert line.get_xydata().tolist() == [[0.9, pytest.approx(90.3)], [0.7, pytest.approx(89.9)], [0.5, pytest.approx(89.5)]]
     legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert legend == ["dense", "random", "spike_map", "before fine-tuning"] or legend == [
-        "dense",
-        "spike_map",
-        "random",
-        "before fine-tuning",
-    ]
+    assert legend == ["dense", "spike_map", "random", "before fine-tuning"]
     assert left.get_ylim()[0] < 50 < 80 < right.get_ylim()[0]
 
 

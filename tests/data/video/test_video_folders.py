@@ -47,7 +47,7 @@ def test_one_spike_file_a_frame(tmp_path: Path) -> None:
         assert np.array_equal(taken[d], spikes[k][middle - 2 : middle + 3])
     view = pickle.loads(pickle.dumps(data.view("test")))
     assert torch.equal(view.__getitems__([(0, 0)])[2][0], taken)
-    with pytest.raises(UserError, match="window is 13, but a stream of a has 12 spike frames"):
+    with pytest.raises(UserError, match=r"window is 13, but a stream of a has 12 spike frames\. Ask for no more than that, or leave"):
         VideoFolders(root=tmp_path, **SMALL | {"window": 13}, spike_source="file")
     bad = tmp_path / "test" / "a" / "spike" / "000004.dat"
     bad.write_bytes(bad.read_bytes()[:-1])
@@ -173,7 +173,7 @@ def smaller() -> bytes:
 def test_options_out_of_range(tmp_path: Path) -> None:
     put(tmp_path, "train", "a")
     for option, value, message in (
-        ("frames", 6, "a has 5 frames, dataset.frames is 6"),
+        ("frames", 6, r"a has 5 frames, dataset\.frames is 6\. Ask for no more than 5, or leave the clip out"),
         ("frames", 0, "frames is 0"),
         ("stride", 0, "stride is 0"),
         ("spike_source", "events", "allowed are file, simulated, none"),
@@ -183,6 +183,22 @@ def test_options_out_of_range(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             VideoFolders(root=tmp_path, **SMALL | {option: value})
+
+
+def test_a_frame_is_one_picture_of_8_bits(tmp_path: Path) -> None:
+    put(tmp_path, "train", "a")
+    first = min((tmp_path / "train/a/blur").iterdir())
+    (first.parent / f"._{first.name}").write_bytes(b"what a Mac leaves on a foreign disk")
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    assert data.splits["train"] == 1
+    first.with_suffix(".jpg").write_bytes(first.read_bytes())
+    with pytest.raises(UserError, match=rf"blur holds both {first.stem}\.jpg and {first.stem}\.png; a frame is one picture"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    first.with_suffix(".jpg").unlink()
+    with Image.open(first) as picture:
+        Image.fromarray(np.full(picture.size[::-1], 40000, np.uint16)).save(first)
+    with pytest.raises(UserError, match=rf"{first.stem}\.png has grey values of 16 bits or more; frames have 8 bits a channel"):
+        data.view("train").__getitems__([(0, 0)])
 
 
 def test_a_clip_alone_is_for_training(tmp_path: Path) -> None:

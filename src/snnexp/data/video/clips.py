@@ -98,7 +98,11 @@ def cut_into_samples(recordings: Sequence[Recording], chosen: Sequence[int], fra
         recording = recordings[index]
         count = recording.frames
         if count < frames:
-            raise UserError(f"{recording.name} has {count} frames, dataset.frames is {frames}. Ask for no more than {count}.")
+            plural = "" if count == 1 else "s"
+            raise UserError(
+                f"{recording.name} has {count} frame{plural}, dataset.frames is {frames}. Ask for no more than {count}, "
+                "or leave the clip out."
+            )
         starts = range(0, count - frames + 1, stride) if stride else [min(first, count - frames) for first in range(0, count, frames)]
         judged_end = 0
         for first in starts:
@@ -301,7 +305,11 @@ class VideoClips(DataSet):
             return
         for option, count in (("window", self.representation.window), ("tfp_window", self.tfp_window)):
             if count > recording.shortest:
-                raise UserError(f"dataset.{option} is {count}, but a stream of {recording.name} has {recording.shortest} spike frames.")
+                plural = "" if recording.shortest == 1 else "s"
+                raise UserError(
+                    f"dataset.{option} is {count}, but a stream of {recording.name} has {recording.shortest} spike frame{plural}. "
+                    "Ask for no more than that, or leave the clip out."
+                )
 
     @property
     def splits(self) -> dict[str, int]:

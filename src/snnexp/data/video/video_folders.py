@@ -180,14 +180,19 @@ def load_or_simulate_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:
-    """Return the pictures of a folder by name without ending, in natural order.
+    """Return the pictures of a folder by name without ending, in natural order; hidden files are not among them.
 
-    Raises: UserError if there are none.
+    Raises: UserError if there are none, or two of one name.
     """
-    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in ENDINGS), key=lambda path: natural_key(path.name))
+    visible = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    paths = sorted(visible, key=lambda path: natural_key(path.name))
     if not paths:
         raise UserError(f"{folder} holds no frames ({', '.join(ENDINGS)}).")
-    return {path.stem: path for path in paths}
+    pictures: dict[str, Path] = {}
+    for path in paths:
+        if (other := pictures.setdefault(path.stem, path)) is not path:
+            raise UserError(f"{folder} holds both {other.name} and {path.name}; a frame is one picture. Remove one of them.")
+    return pictures
 
 
 @contextmanager
@@ -222,11 +227,13 @@ def pixels_in_words(size: Sequence[int]) -> str:
 def decode_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return a picture uint8 [3, H, W].
 
-    Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames.
+    Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames, or grey values of 16 bits.
     """
     with open_picture(path) as image:
         if image.size[::-1] != size:  # by the header, before an enormous one is decoded
             raise UserError(f"{path} has {pixels_in_words(image.size[::-1])}; the clip's first frame has {pixels_in_words(size)}.")
+        if image.mode[0] in "IF":  # convert would make all of it white
+            raise UserError(f"{path} has grey values of 16 bits or more; frames have 8 bits a channel. Save it again with 8 bits.")
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
