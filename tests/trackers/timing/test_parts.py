@@ -146,7 +146,7 @@ import json, sys
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from snnexp.trackers import timing_parts, timing_spans
+from snnexp.trackers.timing import parts, spans as timing_spans
 from snnexp.trackers.timing.spans import HostClock, Spans, timed
 
 dist.init_process_group("gloo")
@@ -154,8 +154,8 @@ torch.manual_seed(0)
 nets = [nn.Sequential(*(nn.Linear(64, 64) for _ in range(6))) for _ in range(2)]
 nets[1].load_state_dict(nets[0].state_dict())
 plain, watched = (DistributedDataParallel(net, bucket_cap_mb=0.03) for net in nets)
-timing_parts.watch_sync(watched)
-timing_parts.watch_sync(watched)  # an epoch later
+parts.watch_sync(watched)
+parts.watch_sync(watched)  # an epoch later
 timing_spans.running = spans = Spans(HostClock())
 torch.manual_seed(dist.get_rank())
 same, steps = True, []
@@ -169,7 +169,7 @@ for number in range(4):
             loss = net(inputs).cos().sum()
             with timed("backward"):
                 loss.backward()
-    for _ in spans.settled():
+    for _ in spans.settle():
         sync = spans.root.child("gradient sync")
         steps.append([sync.calls, sync.span_ms, sync.overlapped, spans.root.child("backward").span_ms])
     same = same and all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), watched.parameters()))
