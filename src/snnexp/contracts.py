@@ -11,6 +11,7 @@ x [V, F], edge_index [2, E] and outputs [T, G, K]. Clips of D frames are [N, D, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -34,9 +35,15 @@ KINDS = {
 
 
 def required(method: Callable) -> Callable:
-    """Mark a method that has no default."""
-    method.required = True
-    return method
+    """Mark a method of a contract that has no default; calling one that a class does not define raises UserError."""
+    contract, _, name = method.__qualname__.rpartition(".")
+
+    @functools.wraps(method)
+    def missing(self: object, *_: Any, **__: Any) -> Any:
+        raise UserError(f"{type(self).__qualname__} does not define {name}, which snnexp.contracts.{contract} requires.")
+
+    missing.required = True
+    return missing
 
 
 class View:
@@ -45,7 +52,6 @@ class View:
     @required
     def __len__(self) -> int:
         """Return the number of samples."""
-        raise NotImplementedError
 
     @required
     def __getitems__(self, keys: Sequence[tuple[int, int]], /) -> tuple[Tensor, ...]:
@@ -54,7 +60,6 @@ class View:
         Frames: x [T, N, C, H, W] or [N, C, H, W] and y int64 [N]. Graphs: a torch_geometric Data or Batch with x [V, F], edge_index [2, E],
         batch [V] and ptr [G + 1], and y int64 [G] or float32 [G, targets]. Every element of the tuple must have `.to(device)`.
         """
-        raise NotImplementedError
 
 
 class DataSet:
@@ -93,7 +98,6 @@ class DataSet:
     @required
     def view(self, split: str, /, augment: bool = False) -> View:
         """Return the samples of "train", "val" or "test", or of "all" three in this order; `augment`: with training augmentation."""
-        raise NotImplementedError
 
     def prepare(self, batch: Any, /) -> Any:
         """Return a batch of a view as the model and the task expect it, normalised and in floating point, on the same device."""
@@ -147,27 +151,22 @@ class Task:
     @required
     def outputs(self, data: DataSet, /) -> int | None:
         """Return the model's num_outputs for these data; raise UserError if the task cannot learn them."""
-        raise NotImplementedError
 
     @required
     def loss(self, model: nn.Module, batch: Any, /, step: int) -> tuple[Tensor, Any]:
         """Return the loss (a scalar, the batch mean) and the output (anything with `detach()`); `step`: optimizer steps done so far."""
-        raise NotImplementedError
 
     @required
     def counts(self, loss: Tensor, output: Any, batch: Any, /) -> dict[str, Tensor]:
         """Return sums over the batch ("n" samples, ...), float64 scalars on its device, which are added up over batches and processes."""
-        raise NotImplementedError
 
     @required
     def metrics(self, counts: dict[str, float], /) -> dict[str, float]:
         """Return the metrics that follow from the total `counts`."""
-        raise NotImplementedError
 
     @required
     def predict(self, output: Any, batch: Any, /) -> tuple[Tensor, ...]:
         """Return the prediction and the truth of each sample, [N, ...] each, and optionally a score."""
-        raise NotImplementedError
 
     def joined(self, outputs: list[Any], /) -> Any:
         """Return the outputs of several batches joined into one, for programs; the default is the list itself."""
@@ -199,12 +198,10 @@ class Model:
     @required
     def forward(self, *inputs: Any) -> Any:
         """Return outputs [T, N, K] for frames [T, N, C, H, W] or [N, C, H, W], [T, G, K] for graphs: logits, or what the task reads."""
-        raise NotImplementedError
 
     @required
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights, as torch.nn.Module does."""
-        raise NotImplementedError
 
 
 def optional_member(owner: Any, name: str, contract: type = Model) -> Any:
@@ -231,7 +228,6 @@ class Tracker:
     @required
     def observe(self, split: str, /) -> None:
         """Observe the latest forward pass on "train", "val" or "test"; called on every process, before the neurons are reset."""
-        raise NotImplementedError
 
     def stepped(self, step: int, /) -> dict[str, float]:
         """Return values to log by step, after optimizer step number `step`."""
@@ -271,7 +267,6 @@ class Logger:
     @required
     def scalars(self, values: dict[str, float], epoch: int, /) -> None:
         """Log a point at `epoch` for each tag: Train/Loss, Val/Acc1, LR ..."""
-        raise NotImplementedError
 
     def step_scalars(self, values: dict[str, float], step: int, /) -> None:
         """Log a point at an optimizer step for each tag."""
@@ -295,7 +290,6 @@ class Schedule:
     @required
     def factor(self, done: float, epochs: int, /) -> float:
         """Return the multiplier of every parameter group's learning rate after `done` of `epochs` epochs."""
-        raise NotImplementedError
 
     def observe(self, value: float, mode: str, /) -> None:
         """Take note of the monitored value of a validation; `mode` says whether "max" or "min" is better."""
@@ -320,22 +314,18 @@ class Optimizer:
     @required
     def step(self) -> Any:
         """Take one optimizer step on the gradients."""
-        raise NotImplementedError
 
     @required
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
-        raise NotImplementedError
 
     @required
     def state_dict(self) -> dict[str, Any]:
         """Return the moments and the settings."""
-        raise NotImplementedError
 
     @required
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Continue from a state."""
-        raise NotImplementedError
 
 
 class Pruner:
@@ -353,22 +343,18 @@ class Pruner:
     @required
     def compute_channel_scores(self, batches: Iterable[Any], forward: Callable[[Any], Any], /) -> dict[str, Tensor]:
         """Return a score for every unit of each group, by group name, float64 on the CPU; `forward` runs the model on a batch."""
-        raise NotImplementedError
 
     @required
     def select_channels_to_prune(self, scores: Mapping[str, Tensor], ratio: float, /) -> dict[str, list[int]]:
         """Return the units of each group to remove now, so that in total `ratio` of the dense model's units are removed."""
-        raise NotImplementedError
 
     @required
     def cut(self, removed: Mapping[str, Sequence[int]], /) -> Any:
         """Return the cut that removes these units (`snnexp.pruning.surgery.Cut`)."""
-        raise NotImplementedError
 
     @required
     def scheduled(self, total_epochs: int, /) -> Callable[[int], float]:
         """Return the function from epoch to ratio, for a run that prunes while it trains."""
-        raise NotImplementedError
 
 
 class Criterion:
@@ -380,12 +366,10 @@ class Criterion:
     @required
     def watch(self, model: nn.Module, groups: list[Any], /) -> list[RemovableHandle]:
         """Register the hooks that the score needs, and return their handles."""
-        raise NotImplementedError
 
     @required
     def scores(self) -> dict[str, Tensor]:
         """Return a score for each unit, by group name, float64 on the CPU."""
-        raise NotImplementedError
 
 
 CONTRACTS = {"dataset": DataSet, "task": Task, "scheduler": Schedule, "logger": Logger, "model": Model, "optimizer": Optimizer}

@@ -228,7 +228,7 @@ def test_vectors_of_names_are_kept_by_their_shape(snnexp, tmp_path):
     assert run.model.set_vae.embeddings[2].tolist() == [2, 2, 1, 4]
     assert run.predict(batch).predicted.tolist() == np.load(path / "test_y_pred.npy")[:2].tolist()
     with pytest.raises(MissingData, match="vectors.csv: no such file"):
-        run.data  # noqa: B018
+        run.data  # noqa: B018  the property is what raises
 
 
 VARIABLES = "Age Gender HR SysABP RespRate Temp SaO2 GCS Urine Lactate Creatinine WBC pH Glucose".split()

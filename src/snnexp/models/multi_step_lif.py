@@ -40,17 +40,17 @@ def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, counts: Tens
 
 class _MultiStepLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v, dynamics, counts, library):
+    def forward(ctx, x, v, dynamics, counts, kernel):
         if not _frames_are_dense(x):
             x = x.contiguous()
         if v is not None:
             v = _laid_out_like(x[0], v)
-        if library is None:
+        if kernel is None:
             spikes, v_last = _forward_torch(x, v, dynamics, counts)
         else:
-            spikes, v_last = _forward_c(x, v, dynamics, counts, library)
+            spikes, v_last = _forward_c(x, v, dynamics, counts, kernel)
         ctx.save_for_backward(x, v)
-        ctx.dynamics, ctx.library = dynamics, library
+        ctx.dynamics, ctx.kernel = dynamics, kernel
         ctx.set_materialize_grads(False)
         return spikes, v_last
 
@@ -65,7 +65,7 @@ class _MultiStepLIF(torch.autograd.Function):
         if g_v_last is not None:
             g_v_last = _laid_out_like(x[0], g_v_last)
         inputs = x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics
-        g_x, g_v = _backward_torch(*inputs) if ctx.library is None else _backward_c(*inputs, ctx.library)
+        g_x, g_v = _backward_torch(*inputs) if ctx.kernel is None else _backward_c(*inputs, ctx.kernel)
         return g_x, g_v, None, None, None
 
 
@@ -107,17 +107,17 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _forward_c(x, v, dynamics, counts, library):
+def _forward_c(x, v, dynamics, counts, kernel):
     spikes, v_last = torch.empty_like(x), torch.empty_like(x[0], dtype=torch.float32)
-    library.lif_forward(*_c_arguments(x, dynamics), *map(_address, (x, v, spikes, v_last, counts)))
+    kernel.lif_forward(*_c_arguments(x, dynamics), *map(_address, (x, v, spikes, v_last, counts)))
     return spikes, v_last
 
 
-def _backward_c(x, v, g_spikes, g_v_last, want_g_v, dynamics, library):
+def _backward_c(x, v, g_spikes, g_v_last, want_g_v, dynamics, kernel):
     g_x = torch.empty_like(x)
     g_v = torch.empty_like(x[0], dtype=torch.float32) if want_g_v else None
     tensors = (x, v, g_spikes, g_v_last, g_x, g_v)
-    if library.lif_backward(*_c_arguments(x, dynamics), *map(_address, tensors)):
+    if kernel.lif_backward(*_c_arguments(x, dynamics), *map(_address, tensors)):
         raise MemoryError("the LIF backward could not allocate its work space")
     return g_x, g_v
 
