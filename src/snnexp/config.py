@@ -191,6 +191,7 @@ EARLIER_VALUES: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": T
 """By top-level key that was added later: the value that means what runs did before."""
 
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "snnexp.data.frames.event_folder.EventFolder": {"camera": "cifar10_dvs"},
     "snnexp.models.svrt.vrt.VRT": {"encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"},
 }
 """The same for arguments of a class, by its `_target_`; for all other arguments the constructor's default means what runs did before."""

@@ -104,3 +104,20 @@ def test_every_class_has_an_archive_of_its_own() -> None:
 def test_impossible_options(tmp_path: Path, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         CIFAR10DVS(**({"root": tmp_path, "T": 2} | options))
+
+
+def test_a_recording_of_another_camera_is_refused(tmp_path: Path) -> None:
+    layouts.cifar10_dvs(tmp_path, per_class=2, number=20)
+    path = tmp_path / "cat" / "cifar10_cat_1.aedat"
+    whole = path.read_bytes()
+    start = len(b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n")
+    path.write_bytes(whole[:start] + b"\x41" + whole[start + 1 :])
+    with pytest.raises(UserError, match=r"cifar10_cat_1\.aedat: word 0 has the address 0x41.* bits beyond the 16 of a DVS128"):
+        CIFAR10DVS(root=tmp_path, T=2, size=8)
+    path.write_bytes(whole[:14] + b"# AEChip: eu.seebetter.ini.chips.davis.DAVIS240C\r\n" + whole[14:])
+    with pytest.raises(UserError, match="chip DAVIS240C, but read as of a DVS128"):
+        CIFAR10DVS(root=tmp_path, T=2, size=8)
+    path.write_bytes(whole[:14] + b"# AEChip: ch.unizh.ini.jaer.chip.retina.DVS128\r\n" + whole[14:])
+    with_chip = CIFAR10DVS(root=tmp_path, T=2, size=8)
+    path.write_bytes(whole)
+    assert np.array_equal(with_chip.entry.samples, CIFAR10DVS(root=tmp_path, T=2, size=8).entry.samples)

@@ -53,6 +53,7 @@ def test_trial_without_events_is_empty_frames(tmp_path: Path) -> None:
     csv.write_text("class,startTime_usec,endTime_usec\n3,900000000,900000001\n")
     data_set = DVS128Gesture(root=tmp_path, T=2)
     assert data_set.entry.samples[0].sum() == 0 and data_set.entry.labels[0] == 2
+    assert "1 recordings with trials that hold no events" in data_set.protocol and "special events" in data_set.protocol
 
 
 def test_not_there(tmp_path: Path) -> None:
@@ -70,6 +71,10 @@ def test_not_there(tmp_path: Path) -> None:
         ("class,a,b\n12,0,1\n", "classes from 12 to 12"),
         ("class,a,b\n1,x,1\n", "not a table"),
         ("class,a,b\n1,2\n", "has shape"),
+        ("startTime_usec,endTime_usec,class\n5,9,1\n", "its columns are starttime_usec,endtime_usec,class; needed are|classes from 5"),
+        ("endTime_usec,startTime_usec,class\n5,3,2\n", "its columns are endtime_usec"),
+        ("class,startTime_usec,endTime_usec\n1,0,9\n2,30,20\n", "trial 2 begins at 30 and ends at 20 microseconds"),
+        ("class,startTime_usec,endTime_usec\n1,-5,9\n", "trial 1 begins at -5"),
     ],
 )
 def test_damaged_table(tmp_path: Path, table: str, words: str) -> None:
@@ -193,6 +198,9 @@ def test_half_of_the_trials_is_completed_or_named(published: Path) -> None:
         ("user01_lab/3.npy", np.zeros((3, 5)), r"3\.npy: needed is an array \[E, 4\].*shape \(3, 5\)"),
         ("user01_lab/3.npy", np.array([{}], dtype=object), r"3\.npy: needed is"),
         ("user01_lab/3.npy", np.array([[128, 0, 1, 1]]), r"3\.npy: event 0 lies at x=128"),
+        ("user01_lab/3.npy", np.array([[1, 0, 1, 5], [1, 0, 2, 6]]), r"3\.npy: its polarities are 1 and 2"),
+        ("user01_lab/3.npy", np.array([[1, 0, 3, 5], [1, 0, 2, 6]]), r"3\.npy: p, the polarity, has the values 3"),
+        ("user01_lab/3.npy", np.zeros((0, 4)), r"3\.npy: holds no events"),
         ("user01_lab/3.npy", np.array([[1, 0, 1, np.nan]]), r"3\.npy: needed is.*NaN or infinite"),
     ],
 )

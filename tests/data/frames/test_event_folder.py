@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from data.video import layouts
+from snnexp.config import fill_in_earlier
 from snnexp.data.frames.event_folder import EventFolder
 from snnexp.data.frames.events import Events, frame
 from snnexp.errors import MissingData, UserError
@@ -135,3 +137,94 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
     write(tmp_path / "train" / "a" / "1.npz", layouts.some_events(9, (8, 8), 0))
     with pytest.raises(UserError, match=r"split folders \(train\) and others \(a\)"):
         EventFolder(root=tmp_path, T=2)
+
+
+def davis346(seed: int, number: int = 1000) -> tuple[Events, bytes]:
+    events = layouts.some_events(number, (260, 346), seed)
+    row, column, on = (259 - events.y).astype(np.uint32), (345 - events.x).astype(np.uint32), events.p.astype(np.uint32)
+    words = np.stack([(row << 22) | (column << 12) | (on << 11), events.t.astype(np.uint32)], axis=1)
+    return events, words.astype(">u4").tobytes()
+
+
+def test_recordings_of_a_davis_are_read_as_of_it(tmp_path: Path) -> None:
+    written = {}
+    for i, name in enumerate("ab"):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        (tmp_path / "unnamed" / name).mkdir(parents=True)
+        written[i], data = davis346(i)
+        aps = np.array([1 << 31, 7], dtype=">u4").tobytes()
+        header = b"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.DAVIS346B\r\n"
+        (tmp_path / "named" / name / "1.aedat").write_bytes(header + aps + data)
+        (tmp_path / "unnamed" / name / "1.aedat").write_bytes(b"#!AER-DAT2.0\r\n" + data)
+    common = {"T": 3, "size": 40, "val_fraction": 0, "test_fraction": 0}
+    named = EventFolder(root=tmp_path / "named", **common)
+    assert named.sensor == (260, 346) and "left out: 2 APS samples; 2 recordings of a DAVIS346" in named.protocol
+    unnamed = EventFolder(root=tmp_path / "unnamed", camera="davis346", **common)
+    for data_set in (named, unnamed):
+        for i in (0, 1):
+            assert np.array_equal(data_set.entry.samples[i], frame(written[i], 3, 40, (260, 346)))
+    with pytest.raises(UserError, match="bits beyond the 16 of a DVS128"):
+        EventFolder(root=tmp_path / "unnamed", **common)
+    with pytest.raises(UserError, match="dataset.camera is 'davis364'.*Did you mean 'davis346'"):
+        EventFolder(root=tmp_path / "unnamed", camera="davis364", **common)
+
+
+def test_an_earlier_run_reads_its_recordings_as_before(tmp_path: Path) -> None:
+    node = {"_target_": "snnexp.data.frames.event_folder.EventFolder"}
+    fill_in_earlier(settings := {"dataset": node})
+    assert settings["dataset"]["camera"] == "cifar10_dvs"
+    events = layouts.some_events(300, (128, 128), 0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.aedat").write_bytes(layouts.aedat2(events))
+    common = {"root": tmp_path, "T": 2, "size": 32, "sensor": [128, 128], "val_fraction": 0, "test_fraction": 0}
+    before = EventFolder(camera="cifar10_dvs", **common)
+    assert np.array_equal(before.entry.samples[0], frame(events, 2, 32, (128, 128)))
+    now = EventFolder(**common)
+    assert np.array_equal(now.entry.samples, before.entry.samples.swapaxes(-1, -2))  # upright, not on its side
+    assert "2 recordings without a camera in the header, taken for a DVS128" in now.protocol
+    assert "recordings" not in before.protocol
+
+
+@pytest.mark.parametrize("sensor", [None, [8, 8]])
+def test_one_file_of_1_alone_is_read_as_the_others_say(tmp_path: Path, sensor: list | None) -> None:
+    events = layouts.some_events(200, (8, 8), 0)
+    for name, p in (("a", events.p + 1), ("b", np.ones(200, dtype=np.int64))):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "1.npz", t=events.t, x=events.x, y=events.y, p=p)
+    data_set = EventFolder(root=tmp_path, T=1, size=8, sensor=sensor, val_fraction=0, test_fraction=0)
+    on = int(events.p.sum())
+    assert data_set.entry.samples.sum(axis=(1, 3, 4)).tolist() == [[200 - on, on], [200, 0]]
+    assert "with the polarities 1 and 2, read as OFF and ON" in data_set.protocol
+    np.savez(tmp_path / "b" / "2.npz", t=[0, 1], x=[0, 1], y=[0, 1], p=[0, 1])
+    with pytest.raises(UserError, match=r"1\.npz has the polarities \[1, 2\].*2\.npz has \[0, 1\]"):
+        EventFolder(root=tmp_path, T=1, size=8, sensor=sensor, val_fraction=0, test_fraction=0)
+
+
+def test_a_sensor_that_is_none(tmp_path: Path) -> None:
+    for sensor in ([128], [0, 5], [3, 4, 5], [1.5, 2], "big", [True, 4]):
+        with pytest.raises(UserError, match=r"dataset\.sensor is .*\[height,width\]"):
+            EventFolder(root=tmp_path, T=1, sensor=sensor)
+    write(tmp_path / "a" / "1.npz", layouts.some_events(5, (9000, 10), 0))
+    with pytest.raises(UserError, match="no sensor is wider than 8192"):
+        EventFolder(root=tmp_path, T=1, size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("1.raw", "Prophesee recording (EVT)"), ("1.aedat4", "AEDAT 4.0"), ("1.H5", "HDF5"), ("1.mat", "MATLAB")]
+)
+def test_recordings_of_other_formats_alone_are_refused_by_their_name(tmp_path: Path, name: str, found: str) -> None:
+    for folder in (tmp_path / "plain" / "a", tmp_path / "parts" / "train" / "a"):
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"% evt 3.0")
+        with pytest.raises(UserError, match=rf"holds no event recordings.*{re.escape(name)} is .*{re.escape(found)}"):
+            EventFolder(root=tmp_path / folder.relative_to(tmp_path).parts[0], T=1)
+
+
+def test_a_polarity_that_no_recording_has_is_said(tmp_path: Path) -> None:
+    events = layouts.some_events(50, (8, 8), 0)
+    for name in "ab":
+        write(tmp_path / name / "1.npz", Events(events.t, events.x, events.y, np.ones(50, dtype=np.uint8)))
+    assert "; no OFF events in any recording" in EventFolder(root=tmp_path, T=2, size=8).protocol
+    write(tmp_path / "a" / "2.npz", events)
+    assert "in any recording" not in EventFolder(root=tmp_path, T=2, size=8).protocol

@@ -1,11 +1,12 @@
 import io
-import struct
+import itertools
 
 import numpy as np
 import pytest
 
 from data.video import layouts
-from snnexp.data.frames.events import Events, check_sensor, frame, parse, parse_aedat2, parse_aedat3, parse_atis, parse_numpy, unwrap
+from snnexp.data.frames.event_files import parse
+from snnexp.data.frames.events import Events, check_sensor, frame, parse_atis, parse_numpy, unwrap
 from snnexp.errors import UserError
 
 
@@ -98,104 +99,12 @@ def test_event_outside_the_sensor_is_named() -> None:
         check_sensor(hand_made([0, 1], [0, 34], [0, 2], [0, 1]), (34, 34), "f.bin")
 
 
-# AEDAT 2.0
-
-
-def test_aedat2_round_trip() -> None:
-    events, header = layouts.some_events(1000, (128, 128), 0), b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n"
-    data = layouts.aedat2(events, header)
-    assert same(parse(data, "a.aedat"), events)
-    for i, (address, t) in enumerate(struct.iter_unpack(">II", data[len(header) :])):
-        bits = f"{address:032b}"  # 16 that mean nothing, trigger, row, column, polarity
-        row, column, off = int(bits[17:24], 2), int(bits[24:31], 2), int(bits[31])
-        assert (events.t[i], events.x[i], events.y[i], events.p[i]) == (t, 127 - row, 127 - column, 1 - off)
-
-
-def test_aedat2_address_by_hand() -> None:
-    # row 3, column 5, polarity bit 1 (OFF), 7 microseconds
-    data = b"#!AER-DAT2.0\r\n" + struct.pack(">II", (3 << 8) | (5 << 1) | 1, 7)
-    events = parse_aedat2(data, "a.aedat")
-    assert (events.t[0], events.x[0], events.y[0], events.p[0]) == (7, 124, 122, 0)
-
-
-def test_aedat2_leaves_external_triggers_out() -> None:
-    data = b"#!AER-DAT2.0\r\n" + struct.pack(">IIII", 0x8000, 1, 0, 2)
-    assert parse_aedat2(data, "a.aedat").t.tolist() == [2]
+# clocks
 
 
 def test_clock_wraps_are_undone_and_small_steps_back_kept() -> None:
     assert unwrap(np.array([2**32 - 2, 1, 5]), 32).tolist() == [2**32 - 2, 2**32 + 1, 2**32 + 5]
     assert unwrap(np.array([10, 8, 12]), 32).tolist() == [10, 8, 12]
-
-
-def test_aedat2_cut_off_names_file_and_byte() -> None:
-    data = layouts.aedat2(layouts.some_events(10, (128, 128), 0), b"#!AER-DAT2.0\r\n")[:-3]
-    with pytest.raises(UserError, match=r"x/a\.aedat: the file breaks off at byte 91: the event that begins at byte 86"):
-        parse_aedat2(data, "x/a.aedat")
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", r"empty \(0 bytes\)"),
-        (b"\x89PNG 1234", "does not begin with an AEDAT header"),
-        (b"#!AER-DAT1.0\r\n123456", "AER-DAT1.0; read are"),
-        (b"#!AER-DAT2.0\r\n# cut", "within the header, at byte 19"),
-        (b"#!AER-DAT2.0\r\n", "holds no events"),
-    ],
-)
-def test_aedat2_that_is_none(data: bytes, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        parse(data, "a.aedat")
-
-
-# AEDAT 3.1
-
-
-def test_aedat3_round_trip() -> None:
-    events = layouts.some_events(350, (128, 128), 0)
-    assert same(parse(layouts.aedat3(events), "a.aedat"), events)
-
-
-def test_aedat3_event_by_hand() -> None:
-    # Two packets of one event each: ON at x 100, y 27 after 5 microseconds; OFF at x 3, y 126, on a clock that has overflowed once.
-    packets = [
-        struct.pack("<HHIIIIII", 1, 1, 8, 4, overflow, 1, 1, 1) + struct.pack("<II", word, t)
-        for overflow, word, t in ((0, 0b000000001100100_000000000011011_1_1, 5), (1, 0b000000000000011_000000001111110_0_1, 2))
-    ]
-    events = parse_aedat3(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + b"".join(packets), "a.aedat")
-    assert [column.tolist() for column in (events.t, events.x, events.y, events.p)] == [[5, 2**31 + 2], [100, 3], [27, 126], [1, 0]]
-
-
-def test_aedat3_overflow_counts_as_2_to_the_31() -> None:
-    events = layouts.some_events(5, (128, 128), 0)
-    assert np.array_equal(parse_aedat3(layouts.aedat3(events, overflow=2), "a.aedat").t, events.t + 2**32)
-
-
-def test_aedat3_leaves_invalid_events_out() -> None:
-    data = bytearray(layouts.aedat3(layouts.some_events(5, (128, 128), 0)))
-    data[-8] &= 0xFE  # the valid bit of the last event
-    assert len(parse_aedat3(bytes(data), "a.aedat")) == 4
-
-
-@pytest.mark.parametrize("cut", [1, 8 * 50 + 3, 8 * 50 + 20])
-def test_aedat3_cut_off_names_file_and_byte(cut: int) -> None:
-    data = layouts.aedat3(layouts.some_events(50, (128, 128), 0))
-    with pytest.raises(UserError, match=rf"a\.aedat: the file breaks off at byte {len(data) - cut}: the packet"):
-        parse_aedat3(data[:-cut], "a.aedat")
-
-
-def test_aedat3_without_end_of_header() -> None:
-    with pytest.raises(UserError, match="not complete"):
-        parse(b"#!AER-DAT3.1\r\n#Format: RAW\r\n", "a.aedat")
-
-
-def test_aedat3_with_a_damaged_packet_header() -> None:
-    data = bytearray(layouts.aedat3(layouts.some_events(5, (128, 128), 0)))
-    at = data.index(b"#!END-HEADER\r\n") + 14 + 28 + 8
-    data[at + 20 : at + 24] = struct.pack("<I", 99)  # more events than there is room for
-    with pytest.raises(UserError, match=f"damaged packet header at byte {at}"):
-        parse_aedat3(bytes(data), "a.aedat")
 
 
 # ATIS
@@ -298,6 +207,92 @@ def test_numpy_that_is_none(data: bytes, words: str) -> None:
         parse_numpy(data, "a.npz")
 
 
-def test_unknown_ending() -> None:
-    with pytest.raises(UserError, match="end in .aedat, .bin, .npz or .npy"):
-        parse(b"x", "a.raw")
+def polarities(p: np.ndarray, **options: bool) -> list[int]:
+    rest = {key: np.arange(len(p)) for key in "txy"}
+    return parse_numpy(saved(np.savez, **rest, p=p), "a.npz", **options).p.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.float16, np.float64, bool])
+def test_pairs_of_polarities(kind: type) -> None:
+    assert polarities(np.array([0, 1, 1, 0], dtype=kind)) == [0, 1, 1, 0]
+    if kind is not bool:
+        assert polarities(np.array([1, 2, 2, 1], dtype=kind)) == [0, 1, 1, 0]
+        # A file with a single number: 1 is ON, unless the other files of its set say otherwise.
+        assert polarities(np.array([1, 1], dtype=kind)) == [1, 1] and polarities(np.array([1, 1], dtype=kind), one_is_off=True) == [0, 0]
+    if kind not in (bool, np.uint8):
+        assert polarities(np.array([-1, 1, 1, -1], dtype=kind)) == [0, 1, 1, 0]
+    if kind is bool:
+        assert polarities(np.array([True, False]), one_is_off=True) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        ([0, 1, 2, 3], "the values 3 \\(event 3\\)"),
+        ([0, 1, 2, 0], "the values 0, 1, 2;"),
+        ([0, -1], "the values -1, 0;"),
+        ([-1, 1, 2], "the values -1, 1, 2;"),
+        ([0, 1, 0.5], "the values 0.5 \\(event 2\\)"),
+        ([0, 1, np.nan], "the values nan \\(event 2\\)"),
+        ([0, 1, np.inf], "the values inf"),
+        ([0, 255], "the values 255"),
+        (["0", "1"], "p has type"),
+    ],
+)
+def test_polarities_that_are_none(p: list, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        polarities(np.array(p))
+    with pytest.raises(UserError, match="p, the polarity, has the values 0, 1;"):
+        polarities(np.array([0, 1]), one_is_off=True)
+
+
+def test_mapped_polarities_are_said() -> None:
+    assert parse_numpy(saved(np.savez, t=[1, 2], x=[1, 1], y=[1, 1], p=[1, 2]), "a.npz").remarks == (
+        "with the polarities 1 and 2, read as OFF and ON",
+    )
+
+
+@pytest.mark.parametrize("order", sorted(map("".join, itertools.permutations("txyp"))))
+def test_columns_in_another_order_are_refused(order: str) -> None:
+    events = layouts.some_events(500, (34, 34), 0)
+    data = saved(np.save, np.stack([getattr(events, key).astype(np.int64) for key in order], axis=1))
+    if order in ("txyp", "tyxp"):  # an exchange of x and y leaves no trace
+        assert np.array_equal(parse_numpy(data, "a.npy").t, events.t)
+    else:
+        with pytest.raises(UserError, match=r"The order of an array \[E, 4\] is t, x, y, p"):
+            parse_numpy(data, "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("t", "words"),
+    [
+        (np.array([65000, 65530, 4, 100], dtype=np.uint16), "from 65530 to 4 at event 2: the times have overflowed uint16"),
+        (np.array([2**31 - 2, -(2**31)], dtype=np.int32), "have overflowed int32"),
+        (np.array([2**32 - 1, 1], dtype=np.uint32), "have overflowed uint32"),
+        (np.array([0, 2**24 + 2], dtype=np.float32), "float32 holds whole numbers up to 16,777,216"),
+        (np.array([0, 4096], dtype=np.float16), "float16 holds whole numbers up to 2,048"),
+        (np.array([0, 2**63], dtype=np.uint64), "which no sensor sends"),
+        (np.array([-(2**62), 2**62]), "which no sensor sends"),
+    ],
+)
+def test_times_that_do_not_fit_their_type(t: np.ndarray, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_numpy(saved(np.savez, t=t, **{key: np.zeros(len(t), dtype=int) for key in "xyp"}), "a.npz")
+
+
+def test_times_that_fit_are_kept() -> None:
+    for t in (np.array([0, 65535], dtype=np.uint16), np.array([5, 2**24], dtype=np.float32), np.array([-5, 3], dtype=np.int8)):
+        events = parse_numpy(saved(np.savez, t=t, **{key: np.zeros(2, dtype=int) for key in "xyp"}), "a.npz")
+        assert events.t.tolist() == t.astype(np.int64).tolist()
+
+
+def test_numpy_without_events() -> None:
+    with pytest.raises(UserError, match="holds no events"):
+        parse_numpy(saved(np.save, np.zeros((0, 4))), "a.npy")
+
+
+def test_atis_that_is_none() -> None:
+    with pytest.raises(UserError, match="event 1 lies at y=241, but an ATIS has 240 rows"):
+        parse_atis(bytes([1, 2, 0, 0, 0, 1, 241, 0, 0, 1]), "a.bin")
+    with pytest.raises(UserError, match="holds no events, only 2 overflows"):
+        parse_atis(bytes([0, 240, 0, 0, 0] * 2), "a.bin")

@@ -10,6 +10,7 @@ from snnexp.data.video.spike_camera import (
     Box,
     Representation,
     Stream,
+    check_spikes,
     first_charge,
     frames_in_dat,
     interpolate,
@@ -254,3 +255,31 @@ def test_middle_tfi_looks_outwards_frame_by_frame() -> None:
         assert np.array_equal(middle_tfi_of(stream, key), 1 / (end - begin).astype(np.float32))
         assert np.array_equal(middle_tfi_of(stream, key, box), middle_tfi_of(stream, key)[2:5, 5:12])
     assert middle_tfi_of(stream, 150)[0, 0] == np.float32(1 / 128)
+
+
+@pytest.mark.parametrize(
+    ("begin", "found"),
+    [
+        (b"% Data file containing CD events.\n% Version 2\n% Width 640\n", "a Prophesee recording"),
+        (b"% Date 2019-06-27 14:07:40\n", "a Prophesee recording"),
+        (b"\x93NUMPY\x01\x00", "a NumPy array"),
+        (b"#!AER-DAT2.0\r\n", "AEDAT 2.0"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b\x08\x08", "gzip"),
+    ],
+)
+def test_a_dat_file_of_another_format_is_refused_by_its_name(tmp_path: Path, begin: bytes, found: str) -> None:
+    (tmp_path / "a.dat").write_bytes(begin + b"\1" * (120 - len(begin)))  # as long as ten frames
+    with pytest.raises(UserError, match=rf"a\.dat: is {found}.*no header"):
+        open_dat(tmp_path / "a.dat", 6, 16)
+
+
+def test_spike_files_without_a_spike_are_refused_if_no_other_of_the_clip_has_one(tmp_path: Path) -> None:
+    write_dat(tmp_path / "dark.dat", np.zeros((5, 6, 16)))
+    write_dat(tmp_path / "lit.dat", some(5))
+    check_spikes([tmp_path / "dark.dat", tmp_path / "lit.dat"])
+    with pytest.raises(UserError, match=r"dark\.dat: holds not a single spike\."):
+        check_spikes([tmp_path / "dark.dat"])
+    with pytest.raises(UserError, match="neither do the others of its clip"):
+        check_spikes([tmp_path / "dark.dat"] * 2)

@@ -224,3 +224,10 @@ def test_the_real_streams(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def psnr(x: torch.Tensor, truth: torch.Tensor) -> float:
     return float(-10 * torch.log10((x - truth).square().mean()))
+
+
+def test_a_stream_without_a_spike_is_named(root: Path) -> None:
+    dat = root / "test" / "spike" / "c_key_id31.dat"
+    dat.write_bytes(bytes(dat.stat().st_size))
+    with pytest.raises(UserError, match=r"c_key_id31\.dat: holds not a single spike"):
+        SpikeREDS(root=root, **SMALL)

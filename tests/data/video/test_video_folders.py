@@ -66,6 +66,13 @@ def test_one_spike_file_a_clip_has_its_frames_at_equal_distances(tmp_path: Path)
         assert np.array_equal(taken[n, d], spikes[moment - 2 : moment + 3])
 
 
+def test_a_clip_without_a_spike_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    write_dat(tmp_path / "test" / "a" / "spike.dat", np.zeros((50, 12, 16)))
+    with pytest.raises(UserError, match=r"spike\.dat: holds not a single spike"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="file")
+
+
 def test_spikes_of_another_pixel_size_are_enlarged(tmp_path: Path) -> None:
     put(tmp_path, "test", "a")
     write_dat(tmp_path / "test" / "a" / "spike.dat", spikes := some(50, 6, 8))

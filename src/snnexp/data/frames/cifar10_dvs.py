@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from snnexp.data.cache import Notes
 from snnexp.data.download import fetch
+from snnexp.data.frames.aedat import parse_aedat2
 from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
-from snnexp.data.frames.events import DVS128, check_framing, parse_aedat2
-from snnexp.data.frames.framing import frame_files, load_or_build_frames
+from snnexp.data.frames.events import DVS128, check_framing
+from snnexp.data.frames.framing import frame_files, load_or_build_frames, notes_in_words
 from snnexp.data.source_files import File, files_in_folder, files_in_zip
 from snnexp.data.splits import carve, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData
@@ -80,7 +82,7 @@ class CIFAR10DVS(EventFrames):
             )
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return frame_files(files, parse_aedat2, T, form, framing)
+            return frame_files(files, partial(parse_aedat2, camera="cifar10_dvs"), T, form, framing, notes)
 
         sources = [file.source for file in files]
         entry = load_or_build_frames(root, "cifar10_dvs", T, framing, form, sources, len(files), produce)
@@ -97,7 +99,9 @@ class CIFAR10DVS(EventFrames):
             classes=CLASSES,
             protocol=f"cifar10_dvs: {sizes_in_words(rows)}; train+val are the first 90 % of each class by recording number, test the rest "
             f"(no official split exists); val is {val_fraction:.0%} of train+val, stratified, split_seed {split_seed}; "
-            f"T={T} frames of equal {framing}, {size}x{size}" + difference_in_words({"recordings": len(files)}, {"recordings": 10_000}),
+            f"T={T} frames of equal {framing}, {size}x{size}"
+            + difference_in_words({"recordings": len(files)}, {"recordings": 10_000})
+            + notes_in_words(entry.notes),
             directory=root,
             entry=entry,
             rows=rows,

@@ -11,17 +11,18 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
+from snnexp.data.frames.aedat import parse_aedat3
 from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
-from snnexp.data.frames.events import DVS128, NUMPY_ERRORS, Events, check_framing, check_sensor, events_from_columns, frame, parse_aedat3
-from snnexp.data.frames.framing import load_or_build_frames
+from snnexp.data.frames.events import DVS128, NUMPY_ERRORS, POLARITIES, Events, check_framing, check_sensor, events_from_columns, frame
+from snnexp.data.frames.framing import add_to_notes, load_or_build_frames, notes_in_words
 from snnexp.data.source_files import File, files_in_folder, map_files, natural_key
 from snnexp.data.splits import carve, consecutive_rows, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
@@ -61,14 +62,15 @@ class Session:
     sources: tuple[Source, ...]
     parse: Callable[[bytes, str], Events]
 
-    def frames(self, T: int, cells: tuple[int, int], framing: str) -> np.ndarray:
-        """Return the frames of its trials, [n, T, 2, *cells].
+    def frames(self, T: int, cells: tuple[int, int], framing: str) -> tuple[np.ndarray, Events]:
+        """Return the frames of its trials, [n, T, 2, *cells], and what is known of the file.
 
         Raises: UserError for a damaged file.
         """
         events = check_sensor(self.parse(self.file.read(), self.file.location), DVS128, self.file.location)
         trials = [events] if self.cuts is None else [events.between(start, end) for start, end in self.cuts]
-        return np.stack([frame(trial, T, cells, DVS128, framing) for trial in trials])
+        remarks = () if all(map(len, trials)) else ("with trials that hold no events",)
+        return np.stack([frame(trial, T, cells, DVS128, framing) for trial in trials]), replace(events.without_columns(), remarks=remarks)
 
 
 class DVS128Gesture(EventFrames):
@@ -121,7 +123,10 @@ class DVS128Gesture(EventFrames):
         counts = {part: sum(len(session.labels) for session in of_part[part]) for part in of_part}
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return map_files(list(of_file), lambda file: (of_file[file].frames(T, form.cells, framing), of_file[file].labels))
+            found = map_files(list(of_file), lambda file: of_file[file].frames(T, form.cells, framing))
+            for session, (frames, rest) in zip(of_file.values(), found, strict=True):
+                add_to_notes(notes, rest)
+                yield frames, session.labels
 
         sources = [source for session in sessions for source in session.sources]
         entry = load_or_build_frames(root, "dvs128_gesture", T, framing, form, sources, len(users), produce)
@@ -131,7 +136,8 @@ class DVS128Gesture(EventFrames):
             name="dvs128_gesture",
             classes=CLASSES,
             protocol=f"dvs128_gesture: {sizes_in_words(rows)}; test users as published; {words}; "
-            f"T={T} frames of equal {framing}, {size}x{size}{origin}{difference_in_words(counts, published_counts)}",
+            f"T={T} frames of equal {framing}, {size}x{size}{origin}{difference_in_words(counts, published_counts)}"
+            + notes_in_words(entry.notes),
             directory=root,
             entry=entry,
             rows=rows,
@@ -172,6 +178,7 @@ def read_sessions(folder: Path, listing: str) -> list[Session]:
             raise UserError(f"{labels_path}: has shape {table.shape}; needed are rows of class,startTime_usec,endTime_usec.")
         if table[:, 0].min() < 1 or table[:, 0].max() > len(CLASSES):
             raise UserError(f"{labels_path}: classes from {table[:, 0].min()} to {table[:, 0].max()}; allowed are 1 to {len(CLASSES)}.")
+        check_table(labels_path, table)
         file = File(file_source(path, name), -1, path)
         sources = (file.source, file_source(labels_path))
         sessions.append(Session(file, name.split("_")[0], table[:, 0] - 1, table[:, 1:], sources, parse_aedat3))
@@ -198,6 +205,20 @@ def read_precut_sessions(folder: Path) -> list[Session]:
     return sessions
 
 
+def check_table(path: Path, table: np.ndarray) -> None:
+    """Raise UserError for a table of trials whose columns are in another order, or whose times are none."""
+    needed = ["class", "starttime_usec", "endtime_usec"]
+    columns = [column.strip().lower() for column in path.read_text(errors="replace").split("\n", 1)[0].split(",")]
+    if columns != needed and set(columns) == set(needed):
+        raise UserError(f"{path}: its columns are {','.join(columns)}; needed are class,startTime_usec,endTime_usec in this order.")
+    wrong = (table[:, 1] < 0) | (table[:, 2] <= table[:, 1])
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise UserError(
+            f"{path}: trial {i + 1} begins at {table[i, 1]} and ends at {table[i, 2]} microseconds; a trial ends after it begins."
+        )
+
+
 def parse_precut(data: bytes, name: str) -> Events:
     """Return the events of a trial that was already cut: an array [E, 4] of x, y, polarity and time in milliseconds.
 
@@ -214,7 +235,10 @@ def parse_precut(data: bytes, name: str) -> Events:
     except NUMPY_ERRORS as error:
         raise UserError(f"{name}: needed is an array [E, 4] of numbers x, y, p, t in ms ({error}). Fetch it again.") from error
     x, y, p, t = table.T
-    return events_from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)
+    events = events_from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)
+    if events.coding >> POLARITIES.index(2) & 1:
+        raise UserError(f"{name}: its polarities are 1 and 2; those of the published trials are 0 and 1. Fetch it again.")
+    return events
 
 
 def find_original(root: Path) -> Path | None:

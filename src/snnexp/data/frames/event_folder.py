@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from snnexp.data.cache import Notes
+from snnexp.data.frames.aedat import check_camera
 from snnexp.data.frames.augment import FrameAugmentation
+from snnexp.data.frames.event_files import ENDINGS, READER, agree_on_polarity, find_codings, find_not_read, parse
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
-from snnexp.data.frames.events import check_framing, parse
-from snnexp.data.frames.framing import frame_files, load_or_build_frames, sensor_extents
+from snnexp.data.frames.events import check_framing
+from snnexp.data.frames.framing import frame_files, load_or_build_frames, missing_polarity_in_words, notes_in_words, survey
 from snnexp.data.source_files import find_class_folders
 from snnexp.data.splits import consecutive_rows, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
-
-ENDINGS = (".aedat", ".bin", ".npz", ".npy")
 
 
 class EventFolder(EventFrames):
     """Event recordings in class folders as T frames of `size` x `size` cells, shape of a sample [T, 2, size, size]; `normalise`: FrameForm.
 
-    Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. Formats by ending, also mixed: .aedat (2.0 of a DVS128, 3.1),
-    .bin (ATIS), .npz (arrays t, x, y, p), .npy (structured, or [E, 4] with columns t, x, y, p); times in microseconds.
+    Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. Formats by ending, also mixed: .aedat (2.0 and 3.1), .bin (ATIS), .npz
+    (arrays t, x, y, p), .npy (structured, or [E, 4] with columns t, x, y, p); times in microseconds. `camera`: of AEDAT 2.0 files, one of
+    CAMERAS; None: the one that a file names, a DVS128 if it names none. Polarities of NumPy files are 0 and 1, -1 and 1, or 1 and 2, alike
+    in all files, or booleans.
     `sensor` is (height, width) in pixels. None: the smallest that holds all events of the training part (of all recordings if there is
-    no training part), for which every file is read twice; a recording of another part with an event outside it is refused.
+    no training part), or the sensors of the cameras that files name; a recording of another part with an event outside it is refused.
+    For this, and for the polarities of NumPy files, every file is read twice.
     Split: missing parts are carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
 
     Raises: MissingData if there are no class folders, UserError for a damaged file, an event outside the sensor or a bad framing.
@@ -40,6 +44,7 @@ class EventFolder(EventFrames):
         size: int = 48,
         seed: int = 0,
         sensor: Sequence[int] | None = None,
+        camera: str | None = None,
         framing: str = "count",
         normalise: str = "rms",
         flip: bool = False,
@@ -51,33 +56,43 @@ class EventFolder(EventFrames):
         if root is None:
             raise MissingData("event_folder: name the directory of your recordings with dataset.root=DIR (DIR/<class>/FILE).")
         root = Path(root)
-        configured_sensor = None if sensor is None else (int(sensor[0]), int(sensor[1]))
+        check_camera(camera)
+        configured_sensor = None if sensor is None else read_sensor(sensor)
         check_framing(T, (size, size), configured_sensor or (size, size), framing)
-        classes, files_of_part = find_class_folders(root, ENDINGS, "event recordings")
+        try:
+            classes, files_of_part = find_class_folders(root, ENDINGS, "event recordings")
+        except UserError as error:
+            raise type(error)(f"{error}{find_not_read(root)}") from error
         files = [file for part_files in files_of_part.values() for file in part_files]
         labels = np.array([file.label for file in files])
         parts = consecutive_rows({part: len(part_files) for part, part_files in files_of_part.items()})
         rows, words = divide(labels, parts, val_fraction, test_fraction, split_seed)
+        settings = {"reader": READER} | ({"camera": camera} if camera else {})
+        codings = None
         if configured_sensor:
             self.sensor, remark = configured_sensor, ""
         else:
             measured = rows["train"] if len(rows["train"]) else np.arange(len(files))
-            height, width = sensor_extents(root, files, parse, "event_folder (sensor)")[measured].max(axis=0).tolist()
+            extents, codings = survey(root, files, partial(parse, camera=camera), "event_folder (sensor)", **settings)
+            height, width = extents[measured].max(axis=0).tolist()
             self.sensor, remark = (height, width), f" (the smallest that holds all {'training ' if len(rows['train']) else ''}events)"
         check_framing(T, (size, size), self.sensor, framing)
         form = FrameForm(normalise, size, self.sensor)
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return frame_files(files, parse, T, form, framing)
+            one_is_off = agree_on_polarity(files, find_codings(files) if codings is None else codings)
+            return frame_files(files, partial(parse, camera=camera, one_is_off=one_is_off), T, form, framing, notes)
 
         sources = [file.source for file in files]
-        entry = load_or_build_frames(root, "event_folder", T, framing, form, sources, len(files), produce, sensor=self.sensor)
+        entry = load_or_build_frames(root, "event_folder", T, framing, form, sources, len(files), produce, sensor=self.sensor, **settings)
         height, width = self.sensor
         super().__init__(
             name="event_folder",
             classes=classes,
             protocol=f"event_folder {root.name}: {sizes_in_words(rows)}; {words}; T={T} frames of equal {framing}, "
-            f"{size}x{size} cells of a sensor of {width}x{height} pixels{remark}",
+            f"{size}x{size} cells of a sensor of {width}x{height} pixels{remark}"
+            + notes_in_words(entry.notes)
+            + missing_polarity_in_words(entry),
             directory=root,
             entry=entry,
             rows=rows,
@@ -102,3 +117,14 @@ class EventFolder(EventFrames):
                 f"{self.sensor[1]}x{self.sensor[0]}. Give dataset.sensor=[{sensor[0]},{sensor[1]}]."
             )
         super().load_state_dict(state)
+
+
+def read_sensor(sensor: Sequence[int]) -> tuple[int, int]:
+    """Return dataset.sensor as (height, width).
+
+    Raises: UserError if it is something else than two whole numbers above 0.
+    """
+    values = list(sensor) if isinstance(sensor, Sequence) and not isinstance(sensor, str) else [sensor]
+    if len(values) != 2 or any(type(value) not in (int, float) or value % 1 or value < 1 for value in values):
+        raise UserError(f"dataset.sensor is {sensor}; allowed are null and [height,width] in pixels, whole numbers above 0.")
+    return int(values[0]), int(values[1])

@@ -1,12 +1,13 @@
-"""Event recordings: the events of a sensor, the file formats of recordings, and their integration into frames."""
+"""Event recordings: the events of a sensor, their integration into frames, and the file formats ATIS and NumPy."""
 
 from __future__ import annotations
 
 import io
-import struct
 import tokenize
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from snnexp.errors import UserError
 
 FRAMINGS = ("count", "time")
 DVS128 = (128, 128)  # pixels, (H, W)
-# AEDAT 3.1 packet header: type, source, event size, time offset, clock overflows, capacity, number, valid
-PACKET = struct.Struct("<HHIIIIII")
+POLARITIES = (-1, 0, 1, 2)
+"""The numbers by which NumPy files tell OFF from ON; the bit of each in `Events.coding` is its place here."""
+PAIRS = ((0, 1), (-1, 1), (1, 2))  # (OFF, ON)
+LATEST = 2**53  # microseconds: 285 years
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,18 @@ class Events:
     """The events of one recording in the order of the file: `t` in microseconds, pixel `x`, `y`, polarity `p` (0 OFF, 1 ON).
 
     Shapes: all four [E]; `t` int64, `x` and `y` int32, `p` uint8. `x` runs to the right, `y` downwards.
+    Of the file: `left_out`, the number of other things in it by kind; `remarks`, what is to be said of it; `sensor` (H, W) of its camera,
+    if it is known; `coding`, the numbers of POLARITIES in it as bits, 0 if its format has a polarity of its own.
     """
 
     t: np.ndarray
     x: np.ndarray
     y: np.ndarray
     p: np.ndarray
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    sensor: tuple[int, int] | None = None
+    coding: int = 0
 
     def __len__(self) -> int:
         return len(self.t)
@@ -37,6 +46,11 @@ class Events:
         """Return the events with `start <= t < end`, both in microseconds."""
         keep = (self.t >= start) & (self.t < end)
         return Events(self.t[keep], self.x[keep], self.y[keep], self.p[keep])
+
+    def without_columns(self) -> Events:
+        """Return what is known of the file, without its events."""
+        nothing = np.empty(0, dtype=np.int64)
+        return replace(self, t=nothing, x=nothing, y=nothing, p=nothing)
 
 
 # ------------------------------------------------------------------------------------------------------------- framing
@@ -105,93 +119,6 @@ def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-def parse(data: bytes, name: str) -> Events:
-    """Return the events in the bytes of a file, whose format follows from the ending of `name` (.aedat, .bin, .npz or .npy).
-
-    Raises: UserError that names the file, and the byte where it breaks off.
-    """
-    ending = name.rsplit(".", 1)[-1].lower()
-    if ending == "aedat":
-        return parse_aedat3(data, name) if data.startswith(b"#!AER-DAT3") else parse_aedat2(data, name)
-    if ending == "bin":
-        return parse_atis(data, name)
-    if ending in ("npz", "npy"):
-        return parse_numpy(data, name)
-    raise UserError(f"{name}: event files end in .aedat, .bin, .npz or .npy.")
-
-
-def parse_aedat2(data: bytes, name: str) -> Events:
-    """Return the events of an AEDAT 2.0 file of a DVS128, the format of CIFAR10-DVS.
-
-    '#' lines, then pairs of big-endian 32-bit address and time. Address of the DVS128: bit 0 polarity (0 means ON), bits 1 to 7 the
-    column counted from the right, bits 8 to 14 the row counted from below, bit 15 marks an external trigger, which belongs to no pixel
-    and is left out. x and y are exchanged, as by SpikingJelly's reader, because CIFAR10-DVS was recorded with the sensor on its side:
-    x = 127 - row, y = 127 - column. The 32-bit clock counts microseconds; a step back of more than half its range is an overflow and is
-    undone, a smaller one is kept.
-
-    Raises: UserError for an empty file, a missing header, another version, or a file that ends within an event.
-    """
-    if not data:
-        raise UserError(f"{name}: the file is empty (0 bytes). Copy or download it again.")
-    start = 0
-    while data[start : start + 1] == b"#":
-        end = data.find(b"\n", start)
-        if end < 0:
-            raise UserError(f"{name}: breaks off within the header, at byte {len(data)}. Copy or download it again.")
-        line = data[start:end].strip()
-        if line.startswith(b"#!AER-DAT") and not line.startswith(b"#!AER-DAT2"):
-            raise UserError(f"{name}: is {line[2:].decode('ascii', 'replace')}; read are AER-DAT2.0 and AER-DAT3.1.")
-        start = end + 1
-    if start == 0:
-        raise UserError(f"{name}: does not begin with an AEDAT header ('#!AER-DAT2.0') but with {data[:12]!r}.")
-    count = count_events(data, start, 8, name)
-    words = np.frombuffer(data, dtype=">u4", count=count * 2, offset=start).astype(np.uint32).reshape(-1, 2)
-    address, t = words[:, 0], unwrap(words[:, 1], 32)
-    pixel = (address & 0x8000) == 0
-    if not pixel.all():
-        address, t = address[pixel], t[pixel]
-    column, row = (address >> 1) & 0x7F, (address >> 8) & 0x7F
-    return Events(t, 127 - row.astype(np.int32), 127 - column.astype(np.int32), (1 - (address & 1)).astype(np.uint8))
-
-
-def parse_aedat3(data: bytes, name: str) -> Events:
-    """Return the polarity events of an AEDAT 3.1 file, the format of DVS128 Gesture.
-
-    '#' lines to '#!END-HEADER', then little-endian packets: a header of 28 bytes (event type, source, event size, offset of the time
-    stamp, overflow counter of the clock, capacity, count, count of valid ones) and `count` events. A polarity event (type 1) has 8
-    bytes: bit 0 valid, bit 1 polarity (1 means ON), bits 2 to 16 y, bits 17 to 31 x; then the time in microseconds, 31 bits, to which
-    the overflow counter adds 2^31 each. Packets of other types are skipped, events not marked valid are left out.
-
-    Raises: UserError for a header without end, or a file that ends within a packet.
-    """
-    end = data.find(b"#!END-HEADER")
-    end = data.find(b"\n", end) + 1 if end >= 0 else 0
-    if not data.startswith(b"#!AER-DAT3") or end == 0:
-        raise UserError(f"{name}: the AEDAT 3.1 header ('#!AER-DAT3.1' to '#!END-HEADER') is not complete in {len(data)} bytes.")
-    packets, times, position = [], [], end
-    while position < len(data):
-        if position + 28 > len(data):
-            raise truncation_error(name, len(data), f"the packet header that begins at byte {position} needs 28 bytes")
-        kind, _, event_size, _, overflow, capacity, count, _ = PACKET.unpack_from(data, position)
-        body = position + 28
-        position = body + capacity * event_size
-        if position > len(data) or (kind == 1 and (event_size != 8 or count > capacity)):
-            if position <= len(data):
-                raise UserError(
-                    f"{name}: damaged packet header at byte {body - 28} ({count} events of {event_size} bytes in room for {capacity}). "
-                    "Copy or download the file again."
-                )
-            raise truncation_error(name, len(data), f"the packet that begins at byte {body - 28} reaches to byte {position}")
-        if kind == 1:
-            words = np.frombuffer(data, dtype="<u4", count=count * 2, offset=body).reshape(-1, 2)
-            words = words[(words[:, 0] & 1) == 1]
-            packets.append(words[:, 0])
-            times.append(words[:, 1].astype(np.int64) + (overflow << 31))
-    word = np.concatenate(packets) if packets else np.empty(0, dtype=np.uint32)
-    t = np.concatenate(times) if times else np.empty(0, dtype=np.int64)
-    return Events(t, (word >> 17).astype(np.int32), ((word >> 2) & 0x7FFF).astype(np.int32), ((word >> 1) & 1).astype(np.uint8))
-
-
 def parse_atis(data: bytes, name: str) -> Events:
     """Return the events of an ATIS .bin file, the format of N-MNIST.
 
@@ -199,27 +126,36 @@ def parse_atis(data: bytes, name: str) -> Events:
     it when its 13-bit counter overflows, so 2^13 microseconds are added to all later times and the event itself is left out (Orchard et
     al. 2015, their reading script). A step back of more than half of the 23-bit clock is an overflow and is undone.
 
-    Raises: UserError for an empty file or one that ends within an event.
+    Raises: UserError for a file without events, one that ends within an event, or a row that the sensor (304x240) does not have.
     """
     if not data:
         raise UserError(f"{name}: the file is empty (0 bytes). Copy or download it again.")
     count = count_events(data, 0, 5, name)
     raw = np.frombuffer(data, dtype=np.uint8, count=count * 5).reshape(-1, 5).astype(np.int32)
     t = unwrap(((raw[:, 2] & 0x7F) << 16) | (raw[:, 3] << 8) | raw[:, 4], 23)
+    if int(raw[:, 1].max()) > 240:
+        i = int((raw[:, 1] > 240).argmax())
+        raise UserError(f"{name}: event {i} lies at y={raw[i, 1]}, but an ATIS has 240 rows. The file is damaged or no ATIS recording.")
     overflow = raw[:, 1] == 240
+    if overflow.all():
+        raise UserError(f"{name}: holds no events, only {count} overflows of the clock. Copy or download it again.")
     if overflow.any():
         t, raw = (t + np.cumsum(overflow) * 2**13)[~overflow], raw[~overflow]
     return Events(t, raw[:, 0], raw[:, 1], (raw[:, 2] >> 7).astype(np.uint8))
 
 
-NUMPY_ERRORS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, tokenize.TokenError)
+NUMPY_ERRORS = (
+    *(ValueError, OSError, EOFError, KeyError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, RuntimeError),  # RuntimeError: a zip that is encrypted or of an unknown method
+)
 """Errors that `numpy.load` raises for a file that is damaged or not in NumPy's format."""
 
 
-def parse_numpy(data: bytes, name: str) -> Events:
+def parse_numpy(data: bytes, name: str, one_is_off: bool = False) -> Events:
     """Return the events of a NumPy file: .npz of arrays t, x, y, p; .npy of a structured array with these fields, or [E, 4] in this order.
 
-    Times are whole microseconds. A polarity above 0 is ON, for {0, 1}, {-1, 1} and booleans alike. Pickled objects are refused.
+    Times are whole microseconds. Polarities are one of PAIRS or booleans; `one_is_off`: of the pair (1, 2), even where a file has only 1.
+    Pickled objects are refused.
 
     Raises: UserError for anything else.
     """
@@ -235,11 +171,11 @@ def parse_numpy(data: bytes, name: str) -> Events:
             columns = columns_by_name(loaded, name)
     except NUMPY_ERRORS as error:
         raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
-    return events_from_columns(columns, name)
+    return events_from_columns(columns, name, one_is_off)
 
 
-def events_from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
-    """Return the events of arrays t, x, y, p [E] of whole numbers; a polarity above 0 is ON.
+def events_from_columns(columns: dict[str, np.ndarray], name: str, one_is_off: bool = False) -> Events:
+    """Return the events of arrays t, x, y, p [E] of whole numbers, with polarities as in `parse_numpy`.
 
     Raises: UserError for anything else.
     """
@@ -249,6 +185,8 @@ def events_from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
     lengths = {key: columns[key].shape for key in "txyp"}
     if any(len(shape) != 1 for shape in lengths.values()) or len(set(lengths.values())) != 1:
         raise UserError(f"{name}: t, x, y and p must be one-dimensional and of one length; their shapes are {lengths}.")
+    if not len(columns["t"]):
+        raise UserError(f"{name}: holds no events (arrays of length 0). Copy or record it again, or remove it.")
     integers = {}
     for key in "txy":
         column = columns[key]
@@ -256,15 +194,78 @@ def events_from_columns(columns: dict[str, np.ndarray], name: str) -> Events:
             raise UserError(f"{name}: {key} has type {column.dtype}; whole numbers are needed.")
         if column.dtype.kind == "f" and not (np.isfinite(column).all() and (column == np.floor(column)).all()):
             raise UserError(f"{name}: {key} is not in whole numbers (times are microseconds, coordinates are pixels).")
-        if len(column) and max(abs(float(column.min())), abs(float(column.max()))) >= 2**62:
-            raise UserError(f"{name}: {key} reaches from {column.min():g} to {column.max():g}, which no sensor sends.")
+        lowest, highest = column.min(), column.max()
+        if max(abs(float(lowest)), abs(float(highest))) >= LATEST:
+            raise UserError(f"{name}: {key} reaches from {lowest:g} to {highest:g}, which no sensor sends.")
+        exact = 2 ** (np.finfo(column.dtype).nmant + 1) if column.dtype.kind == "f" else LATEST
+        if max(abs(float(lowest)), abs(float(highest))) > exact:
+            raise UserError(f"{name}: {key} reaches to {highest:g}, but {column.dtype} holds whole numbers up to {exact:,}. Store int64.")
         integers[key] = column.astype(np.int64)
+    check_times(columns["t"], integers["t"], name)
+    check_order(integers, name)
     for key in "xy":
-        if len(integers[key]) and (integers[key].min() < 0 or integers[key].max() > 2**20):
+        if integers[key].min() < 0 or integers[key].max() > 2**20:
             raise UserError(f"{name}: {key} reaches from {integers[key].min()} to {integers[key].max()}; pixels begin at 0.")
-    if columns["p"].dtype.kind not in "iufb":
-        raise UserError(f"{name}: p has type {columns['p'].dtype}; numbers or booleans are needed.")
-    return Events(integers["t"], integers["x"].astype(np.int32), integers["y"].astype(np.int32), (columns["p"] > 0).astype(np.uint8))
+    p, coding = polarity(columns["p"], name, one_is_off)
+    remarks = ("with the polarities 1 and 2, read as OFF and ON",) if coding >> POLARITIES.index(2) & 1 else ()
+    return Events(integers["t"], integers["x"].astype(np.int32), integers["y"].astype(np.int32), p, remarks=remarks, coding=coding)
+
+
+def polarity(column: np.ndarray, name: str, one_is_off: bool) -> tuple[np.ndarray, int]:
+    """Return polarities uint8 [E] of 0 (OFF) and 1 (ON) and the numbers that stood for them, as bits (`Events.coding`).
+
+    Raises: UserError for numbers that are not one of PAIRS, with `one_is_off` other than (1, 2).
+    """
+    if column.dtype.kind == "b":
+        return column.astype(np.uint8), 0
+    if column.dtype.kind not in "iuf":
+        raise UserError(f"{name}: p has type {column.dtype}; numbers or booleans are needed.")
+    numbers = {value: int(np.count_nonzero(column == value)) for value in POLARITIES}
+    found = [value for value, number in numbers.items() if number]
+    pair = next((pair for pair in (PAIRS[2:] if one_is_off else PAIRS) if set(found) <= set(pair)), None)
+    all_known = sum(numbers.values()) == len(column)
+    if pair is None or not all_known:
+        i = int(np.isin(column, POLARITIES).argmin())
+        values = ", ".join(map(str, found)) if all_known else f"{column[i]} (event {i})"
+        raise UserError(
+            f"{name}: p, the polarity, has the values {values}; allowed are 0 and 1, -1 and 1, or 1 and 2 (OFF and ON), or booleans. "
+            "Is it the right column? The order of an array [E, 4] is t, x, y, p."
+        )
+    coding = sum(1 << POLARITIES.index(value) for value in found)
+    return (column == pair[1]).astype(np.uint8), coding
+
+
+def check_times(column: np.ndarray, t: np.ndarray, name: str) -> None:
+    """Raise UserError if the times have overflowed the integer type in which they are stored, or run beyond what it holds."""
+    if column.dtype.kind in "iu" and column.dtype.itemsize < 8:
+        back = t[:-1] - t[1:]
+        if len(back) and int(back.max()) > 2 ** (8 * column.dtype.itemsize - 1):
+            i = int(back.argmax()) + 1
+            raise UserError(
+                f"{name}: t steps back from {t[i - 1]} to {t[i]} at event {i}: the times have overflowed {column.dtype}. Store int64."
+            )
+
+
+def count_back(column: np.ndarray) -> int:
+    """Return the number of steps in a column that lead to a smaller value."""
+    return int(np.count_nonzero(column[1:] < column[:-1]))
+
+
+def check_order(columns: dict[str, np.ndarray], name: str) -> None:
+    """Raise UserError if x or y looks like the time of the events, and t does not."""
+    steps = len(columns["t"]) - 1
+    if steps < 8:  # any order is possible by chance
+        return
+    back = {"t": count_back(columns["t"])}
+    if 4 * back["t"] <= steps:
+        return
+    back |= {key: count_back(columns[key]) for key in "xy"}
+    clock = min("xy", key=lambda key: back[key])
+    if 20 * back[clock] <= steps and columns[clock].max() > columns["t"].max():
+        raise UserError(
+            f"{name}: the columns seem to be in another order: {clock} increases up to {columns[clock].max()}, as times do, but "
+            f"t decreases in {back['t']:,} of {steps:,} steps. The order of an array [E, 4] is t, x, y, p."
+        )
 
 
 def columns_by_name(array: np.ndarray, name: str) -> dict[str, np.ndarray]:

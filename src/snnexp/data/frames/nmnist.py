@@ -73,7 +73,7 @@ class NMNIST(EventFrames):
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             zips = {part: part_files[0].path for part, part_files in files_of_part.items() if part_files[0].archive is not None}
             notes["published"] = [f"{part}.zip" for part, path in zips.items() if md5_of(path) == ARCHIVES[part][1]]
-            return frame_files(files, parse_atis, T, form, framing)
+            return frame_files(files, parse_atis, T, form, framing, notes)
 
         sources = [file.source for file in files]
         entry = load_or_build_frames(root, "nmnist", T, framing, form, sources, len(files), produce)

@@ -6,7 +6,8 @@ bright pixels fire often. F spike frames are uint8 [F, H, W] of 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp.data.file_formats import format_of
 from snnexp.errors import UserError
 
 KINDS = ("raw", "voxel", "tfp", "tfi")
@@ -113,15 +115,18 @@ def window_start(moment: float, length: int, count: int) -> int:
 def frames_in_dat(path: Path, height: int, width: int) -> int:
     """Return the number of spike frames in a `.dat` file (`open_dat`), by its size.
 
-    Raises: UserError if it cannot be read or is not a whole number of frames, at least one.
+    Raises: UserError if it cannot be read, begins like a file of another format, or is not a whole number of frames, at least one.
     """
     if height * width % 8:
         raise UserError(f"{path}: spike frames of {width} x {height} pixels do not fill whole bytes, so no .dat file can hold them.")
     frame_size = height * width // 8
     try:
-        size = path.stat().st_size
+        with open(path, "rb") as file:
+            size, found = os.fstat(file.fileno()).st_size, format_of(file.read(256))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if found:
+        raise UserError(f"{path}: is {found}; a .dat file of spikes has no header, only 1 bit a pixel. Convert it, or remove it.")
     if size == 0 or size % frame_size:
         count = size // frame_size
         raise UserError(
@@ -130,6 +135,19 @@ def frames_in_dat(path: Path, height: int, width: int) -> int:
             "give the pixel size that it has."
         )
     return size // frame_size
+
+
+def check_spikes(paths: Sequence[Path]) -> None:
+    """Raise UserError if the `.dat` files of a clip hold not a single spike, as a file does that was never written to its end."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    if block.strip(b"\0"):
+                        return
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    raise UserError(f"{paths[0]}: holds not a single spike{' and neither do the others of its clip' * (len(paths) > 1)}. Copy it again.")
 
 
 def open_dat(path: Path, height: int, width: int) -> Stream:

@@ -11,7 +11,7 @@ import numpy as np
 
 from snnexp.data.source_files import natural_key
 from snnexp.data.video.clips import ClipAugmentation, Recording, Sample, VideoClips
-from snnexp.data.video.spike_camera import Box, Representation, Stream, open_dat, tfp_of
+from snnexp.data.video.spike_camera import Box, Representation, Stream, check_spikes, open_dat, tfp_of
 from snnexp.data.video.video_folders import open_picture, picture_size
 from snnexp.errors import MissingData, UserError
 
@@ -36,6 +36,7 @@ class KeyStream(Recording):
         self.name, self.path, self.png, self.frames, self.exposure = dat.stem, dat, png, frames, exposure
         self.size = picture_size(png)
         self.stream = open_dat(dat, *self.size)  # before the picture is decoded, in case its header claims an enormous one
+        check_spikes([dat])
         self.truth = read_grey(png)
         self.shortest = self.stream.count
         key = re.search(r"_id(\d+)$", dat.stem)

@@ -24,6 +24,7 @@ from snnexp.data.video.spike_camera import (
     Box,
     Representation,
     Stream,
+    check_spikes,
     check_theta,
     first_charge,
     frames_in_dat,
@@ -116,6 +117,7 @@ class FolderRecording(Recording):
                     "dataset.spike_source=simulated (or none)."
                 )
             counts.append(frames_in_dat(path, *self.sensor_size))
+        check_spikes(self.spike_files)
         return min(counts)
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
