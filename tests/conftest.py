@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from snnexp.composing.hydra_isolation import isolated_hydra
 from snnexp.engine.arithmetic import layer_speed
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.experiment import Experiment
+from snnexp.engine.signals import STOP_SIGNALS
 from snnexp.engine.terminal import Terminal
 from snnexp.rundir import claim, write_json
 
@@ -85,13 +87,21 @@ def environment(data_dir: Path) -> dict[str, str]:
     return os.environ | {"SNNEXP_DATA": str(data_dir), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
+def heed_signals() -> None:
+    """Be a process that no signal was ignored for: one that nohup or a shell's & has started hands that down to its children."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
     """Start `snnexp ARGS` in a directory."""
 
     def start(*args: object, cwd: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "snnexp.cli", *map(str, args)]
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_signals
+        )
 
     return start
 

@@ -46,6 +46,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         try_trackers_and_pruner(trial, settings, task, device)
     data = make_data(settings)
     check_attributes(data)
+    if not begun:
+        checkpoint.check_samples(settings, data.samples_digest, None)
     with torch.device("meta"):
         model = make_model(settings, data, task)
     if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):
@@ -151,6 +153,7 @@ def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path
     data.load_state_dict(saved["data"])
     if not data.same_samples(saved["data"]):
         raise UserError(OTHER_SAMPLES)
+    checkpoint.check_samples(settings, data.samples_digest, saved)
     with torch.device("meta"):
         model = make_model(settings, data, make_task(settings))
     surgery.rebuild(model, saved["pruned"]["kept"], path)

@@ -55,6 +55,7 @@ class TrainConfig:
     keep_best: int
     init_from: str | None
     init_partial: bool
+    samples_digest: str | None
     exp_name: str | None
     output_dir: str
     data_dir: str
@@ -187,7 +188,7 @@ def _leaves(node: DictConfig | ListConfig, raw: dict | list) -> Iterator[tuple[A
             yield node, name, value
 
 
-EARLIER_VALUES: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True}
+EARLIER_VALUES: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": True, "samples_digest": None}
 """By top-level key that was added later: the value that means what runs did before."""
 
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {

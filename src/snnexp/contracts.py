@@ -88,6 +88,8 @@ class DataSet:
     """The largest allowed sum of `sizes` in one batch, in addition to batch_size; None: no limit."""
     frames: int | None = None
     """The number of frames D of a video clip."""
+    samples_digest: str | None = None
+    """A hash of the prepared samples themselves, bit for bit, with which alone a run is resumed; None: `same_samples` says all."""
     variables: Sequence[str] | None = None
     """The names of the variables of stays, which assign the rows of saved weights."""
     positive: float = 0.0

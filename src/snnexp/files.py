@@ -1,7 +1,10 @@
 """Files that survive a kill: files replaced as a whole, files that grow and are cut back, and directories made by one process only."""
 
+import errno
+import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import IO, Any
 
 from snnexp.errors import RunFailed, UserError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNHARMED = " What was written before is unharmed."
 
 
@@ -21,22 +25,37 @@ def temporary_name(path: Path) -> Path:
 def replacing(path: Path, mode: str = "w", *, shared: bool = False) -> Iterator[IO[Any]]:
     """Open a new file in `mode` (w or wb) that replaces `path` when the block ends: a power cut leaves the old file or the new one.
 
-    If the block fails, the new file is removed. What a kill leaves behind is a hidden file, which the next writer removes, but not with
-    `shared`: then several processes may write `path` at the same time, each into its own temporary file. A link at `path` is replaced, not
-    followed. Raises: OSError.
+    If the block fails, the new file is removed. What a kill leaves behind is a hidden file, which the next writer or the next command that
+    holds the run's lock removes. With `shared`, several processes may write `path` at the same time, each into its own temporary file. A
+    link at `path` is replaced, not followed. The temporary file is locked until it has its name, so that `remove_left_overs` knows it from
+    what a kill has left. Raises: OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") if shared else temporary_name(path)
     # Never open an existing file of this name: it may be a link, or a second name of another file, left by a kill.
     temporary.unlink(missing_ok=True)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8", opener=_create) as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             flush_to_disk(file)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:  # Ctrl-C too must not leave half a file
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that killed processes have left in a folder; one that is being written stays."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # locked by its writer, gone meanwhile, or on a file system without locks
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _create(path: str, flags: int) -> int:
@@ -63,12 +82,30 @@ def flush_directory(path: Path) -> None:
 
 
 @contextmanager
-def explaining(path: Path, more: str = UNHARMED) -> Iterator[None]:
-    """Turn an OSError of the block into RunFailed, whose message names the file and ends with `more`."""
+def explaining(path: Path, more: str = UNHARMED, needed: int = 0) -> Iterator[None]:
+    """Turn an OSError of the block into RunFailed, whose message names the file and ends with `more`.
+
+    Where the disk is full, it also says how much is free, and the number of bytes that are `needed`, if this is known.
+    """
     try:
         yield
     except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror or error}.{more}") from error
+        room = f" {room_in_words(path.parent, needed)}" if error.errno in NO_SPACE else ""
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}.{room}{more}") from error
+
+
+def room_in_words(folder: Path, needed: int = 0) -> str:
+    """Return how much room the disk of a folder has, and the number of bytes that are `needed` (0: unknown), as a sentence."""
+    try:
+        free = f"{size_in_words(shutil.disk_usage(folder).free)} are free in {folder}"
+    except OSError:
+        free = f"it is unknown how much is free in {folder}"
+    return f"{free}, {size_in_words(needed)} are needed." if needed else f"{free}."
+
+
+def size_in_words(size: int) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{-(-size // 2**10)} KiB"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +113,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: RunFailed if the disk refuses.
     """
-    with explaining(path, ""), replacing(path, shared=True) as file:
+    with explaining(path, "", needed=len(text)), replacing(path, shared=True) as file:
         file.write(text)
 
 
@@ -112,7 +149,7 @@ class GrowingFile:
 
     def write(self, content: bytes) -> None:
         """Append bytes, and hand them to the operating system at once."""
-        with explaining(self.path):
+        with explaining(self.path, needed=len(content)):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open("ab" if self.size else "wb") as file:
                 file.write(content)

@@ -103,6 +103,18 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
+def has_checkpoint(file: Path) -> bool:
+    """Return True for a checkpoint of a run in its place, False for one that only lies as deep below another program's config.json."""
+    run = file.resolve().parent.parent
+    if file.suffix != ".pth" or file.resolve().parent != run / "checkpoints" or not is_run(run):
+        return False
+    try:
+        settings = read_json(run / "config.json")
+    except UserError:  # a damaged one, which whoever reads it will report
+        return True
+    return isinstance(settings, dict) and {"model", "choices"} <= settings.keys()
+
+
 def find_run(argument: str) -> tuple[RunDir, Path | None]:
     """Return the run that `argument` names, and the checkpoint if `argument` is the path of one.
 
@@ -118,11 +130,14 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
         if path.suffix != ".pth":
             raise UserError(f"{path} is neither a run directory nor a checkpoint (.pth) in one.")
         checkpoint, path = path.resolve(), path.resolve().parent.parent
-        if not is_run(path):
+        if not has_checkpoint(checkpoint):
             raise UserError(
                 f"{argument} is a file that lies in no run: the checkpoints of a run lie in RUN/checkpoints/. To begin a run with its "
                 f"weights: snnexp train ... init_from={argument}"
             )
+    if not path.exists() and path.suffix == ".pth":
+        there = ", ".join(sorted(other.name for other in path.parent.glob("*.pth"))) or "no checkpoint"
+        raise UserError(f"{argument}: no such file. In {path.parent} there is: {there}.")
     if not path.exists():
         raise UserError(f"{argument}: no such run directory. `snnexp runs` lists the runs below outputs/.")
     if not (path / "config.json").is_file():
@@ -175,9 +190,9 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises: RunFailed if it cannot be written.
     """
-    with explaining(path), replacing(path, shared=True) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+    text = json.dumps(content, indent=2) + "\n"
+    with explaining(path, needed=len(text)), replacing(path, shared=True) as file:
+        file.write(text)
 
 
 def this_process() -> dict[str, Any]:
@@ -207,12 +222,20 @@ class RunIsTaken(UserError):
 def locked(run: RunDir) -> Iterator[None]:
     """Lock the run directory for this process, not for those it forks; the lock ends with the process, even if it is killed.
 
-    Raises: RunIsTaken if another process holds the lock.
+    What a killed process has left half written is removed. Raises: RunIsTaken if another process holds the lock.
     """
-    with open(run.root / ".lock", "a") as file:
+    with _open_lock(run) as file:
         if not _try_lock(file):
             raise RunIsTaken(holder_message(run))
+        for folder in (run.root, *run.root.glob("*/"), *run.resumes.glob("*/")):
+            if not folder.is_symlink():
+                files.remove_left_overs(folder)
         yield
+
+
+def _open_lock(run: RunDir) -> IO[str]:
+    with explaining(run.root / ".lock"):
+        return open(run.root / ".lock", "a")
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -227,7 +250,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 def is_taken(run: RunDir) -> bool:
     """Return True if a process holds the run directory: one on this host, or one elsewhere that updated status.json within ten minutes."""
-    with open(run.root / ".lock", "a") as file:
+    with _open_lock(run) as file:
         if not _try_lock(file):
             return True
     status = read_json(run.status) if run.status.exists() else {}

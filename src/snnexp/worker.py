@@ -5,18 +5,22 @@ import signal
 import sys
 import sysconfig
 import traceback
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from snnexp import build, config, targets
+from snnexp.data import mapped_files
 from snnexp.engine import allocator, loop
 from snnexp.engine.distributed import process_group
+from snnexp.engine.experiment import Experiment
 from snnexp.engine.measures.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import NO_SPACE, UNHARMED, room_in_words
 from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, this_process
 
 
@@ -31,17 +35,16 @@ def work(run: RunDir) -> None:
     allocator.keep_memory()
     main = int(os.environ.get("RANK", 0)) == 0
     terminal = Terminal(run.train_log, main)
+    forget = mapped_files.call_on_failure(lambda message: record_failure(run, message, 1))
     try:
         with locked(run) if main else nullcontext(), StopFlag() as stop, process_group(settings["device"]) as ranks:
             if main:
                 run.update_status(state="running", epochs=settings["epochs"], started=now(), error=None, exit_code=None, **this_process())
             experiment = build.make_experiment(run, settings, ranks, terminal)
-            try:
+            with closed_at_end(experiment):
                 if settings["shapes"] and main:
                     show_shapes(experiment)
                 loop.train(experiment, stop)
-            finally:
-                experiment.close()
         if main:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
@@ -67,19 +70,36 @@ def work(run: RunDir) -> None:
         record_failure(run, message, 1)
         raise RunFailed(message) from error
     finally:
+        forget()
         terminal.close()
+
+
+@contextmanager
+def closed_at_end(experiment: Experiment) -> Iterator[None]:
+    """Close an experiment at the end of the context; an error of that does not hide the one that ended the context."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            experiment.close()
+        raise
+    experiment.close()
 
 
 def record_failure(run: RunDir, message: str, code: int) -> None:
     """Record a failure in status.json, unless another rank has: only the first to fail knows the reason, the others just lose it."""
-    status = read_json(run.status) if run.status.exists() else {}
-    if status.get("state") != "failed":
-        with suppress(RunFailed):  # on a full disk, the printed message is all there is
+    with suppress(RunFailed, UserError):  # on a full disk, the printed message is all there is
+        status = read_json(run.status) if run.status.exists() else {}
+        if status.get("state") != "failed":
             run.update_status(state="failed", error=message, exit_code=code)
 
 
 def describe(error: Exception, run: RunDir) -> str:
     """Return one message for an unexpected error: what it is, where in the code, and where the full traceback is."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"cannot write {error.filename or f'a file of {run.root}'}: {error.strerror}. {room_in_words(run.root)}{UNHARMED}"
+    if mapped_files.failed_in_loader():
+        return mapped_files.failure_message()
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if not is_installed(frame.filename)), frames[-1])
     text = str(error).strip().split("\n\n")[0]

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import snnexp as program
-from conftest import GRAPHS, assert_same, load, wait_for
+from conftest import GRAPHS, assert_same, heed_signals, load, wait_for
 from snnexp.composing import hydra_releases
 from snnexp.errors import RunFailed, UserError
 
@@ -60,7 +60,7 @@ def test_the_process_is_as_it_was(here):
     ConfigStore.instance().store("theirs", {"a": "${twice:2}"}, **hydra_releases.STORE)
     hydra_releases.register_resolver("twice", lambda x: 2 * x, replace=True)
     GlobalHydra.instance().clear()
-    handler = signal.signal(signal.SIGTERM, heard)
+    handler, of_sigint = signal.signal(signal.SIGTERM, heard), signal.getsignal(signal.SIGINT)
     try:
         with hydra.initialize(config_path=None, **hydra_releases.COMPOSE):
             theirs, store, plugins = GlobalHydra.instance().hydra, ConfigStore.instance(), Plugins.instance()
@@ -76,7 +76,7 @@ def test_the_process_is_as_it_was(here):
                 and named == dict(plugins.plugin_type_to_subclass_list)
             )
             assert hydra.compose("theirs").a == 4
-        assert signal.getsignal(signal.SIGTERM) is heard and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is heard and signal.getsignal(signal.SIGINT) is of_sigint
         assert sys.argv == argv and dict(os.environ) == environment and torch.are_deterministic_algorithms_enabled() == flags
         assert states[0] == random.getstate() and torch.equal(states[1], torch.get_rng_state())
         assert states[2] == np.random.get_state()[1].tolist()
@@ -147,7 +147,8 @@ except SystemExit as leaving:
 )
 def test_an_interrupt_saves_and_is_then_heard(number, words, printed, here, environment):
     command = [sys.executable, "-c", SCRIPT, *GRAPHS, "epochs=100000", "exp_name=run", "save_minutes=0.0001", *words]
-    process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=here, env=environment, preexec_fn=heed_signals, **pipe)
     wait_for((here / "outputs/run/checkpoints/checkpoint_latest.pth").exists, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)

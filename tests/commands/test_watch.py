@@ -11,7 +11,7 @@ import time
 import pytest
 
 from analysis.watch_files import ago, append, epoch, make, update, write
-from conftest import TINY
+from conftest import TINY, heed_signals
 from snnexp import cli
 from snnexp.commands import watch
 
@@ -45,7 +45,7 @@ def inventory(folder):
         (["nowhere", "once=true"], "nowhere: no such run directory"),
         (["out/lr=0.1"], "out/lr=0.1: no such run directory"),
         (["empty"], "empty is not a run directory: it has no config.json."),
-        (["./gone.pth"], "gone.pth: no such run directory"),
+        (["./gone.pth"], "gone.pth: no such file. In . there is: "),
         (["notes.txt"], "neither a run directory nor a checkpoint"),
         (["lr=1", "interval=0"], "interval=0: a number of seconds from 0.1 to 3600"),
         (["lr=1", "interval=nan"], "interval=nan: a number"),
@@ -223,6 +223,7 @@ def controlled_by():
     import fcntl
     import termios
 
+    heed_signals()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

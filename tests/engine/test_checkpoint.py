@@ -17,6 +17,7 @@ from snnexp import files
 from snnexp.engine import checkpoint
 from snnexp.engine.weights import reading
 from snnexp.errors import RunFailed, UserError
+from snnexp.rundir import RunDir, write_json
 
 
 def content(value: float = 1.0) -> dict:
@@ -195,3 +196,77 @@ def test_a_damaged_file_is_one_message_whatever_the_damage(legacy, tmp_path):
             refused += 1
             assert str(path) in str(error)
     assert refused > 150
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Change one bit, of the largest tensor if no place is given."""
+    data = bytearray(path.read_bytes())
+    if at is None:
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda member: member.file_size)
+            at = data.index(archive.read(largest)) + largest.file_size // 2
+    data[at] ^= 1
+    path.unlink()  # another name of the file keeps its content
+    path.write_bytes(data)
+
+
+def test_one_bit_is_enough_to_refuse_it(saved):
+    flip(saved)
+    for read in (checkpoint.load, reading.read):
+        with pytest.raises(UserError, match="(?s)checkpoint_latest.pth .*Bad CRC-32 for file 'archive/data/0'"):
+            read(saved)
+
+
+def run_with(tmp_path: Path, *epochs: int) -> RunDir:
+    """A run directory with a checkpoint for each epoch, the last of which is the latest."""
+    run = RunDir(tmp_path / "a run")
+    run.checkpoints.mkdir(parents=True)
+    for epoch in epochs:
+        checkpoint.save(run.checkpoint(f"epoch{epoch}"), content() | {"epoch": epoch})
+        os.utime(run.checkpoint(f"epoch{epoch}"), ns=(epoch, epoch))
+    checkpoint.link(run.checkpoint(f"epoch{epochs[-1]}"), run.checkpoint("latest"))
+    return run
+
+
+def test_of_a_damaged_latest_the_newest_sound_one_is_named_with_its_command(tmp_path):
+    run = run_with(tmp_path, 2, 1, 10, 11, 12)
+    checkpoint.save(run.checkpoint("error"), content())  # for inspection only, however new
+    flip(run.checkpoint("latest"))
+    run.checkpoint("epoch12").unlink()
+    flip(run.checkpoint("epoch11"))
+    os.utime(run.checkpoint("epoch11"), ns=(11, 11))
+    with pytest.raises(UserError, match=r"is checkpoint_epoch10.pth \(10 epochs done\)") as refused:
+        checkpoint.load(run.checkpoint("latest"))
+    assert str(refused.value).endswith(f"\n  snnexp resume '{run.checkpoint('epoch10')}'")
+    for epoch in (1, 2, 10):
+        flip(run.checkpoint(f"epoch{epoch}"))
+    with pytest.raises(UserError, match="none is sound") as refused:
+        checkpoint.load(run.checkpoint("latest"))
+    assert str(refused.value).endswith(f"\n  snnexp train from='{run.root}'")
+
+
+def test_a_lost_latest_is_refused_unless_nothing_was_ever_saved(tmp_path):
+    run = run_with(tmp_path, 1, 2)
+    checkpoint.check_not_lost(run)
+    run.checkpoint("latest").unlink()
+    for status in ({}, {"saved_step": 8, "step": 9}):
+        write_json(run.status, status)
+        with pytest.raises(UserError, match=r"(?s)checkpoint_latest.pth is lost.*epoch1.pth, checkpoint_epoch2.pth.*resume '.*epoch2.pth'"):
+            checkpoint.check_not_lost(run)
+    write_json(run.status, {"saved_step": 0, "step": 9})  # killed between the two names of the first checkpoint
+    checkpoint.check_not_lost(run)
+    for epoch in (1, 2):
+        run.checkpoint(f"epoch{epoch}").unlink()
+    write_json(run.status, {"saved_step": 8})
+    with pytest.raises(UserError, match="(?s)is lost.*Others there: none"):
+        checkpoint.check_not_lost(run)
+    write_json(run.status, {"step": 8})  # of an earlier version, killed before its first checkpoint
+    checkpoint.check_not_lost(run)
+
+
+def test_a_full_disk_names_the_room_that_is_needed(saved, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    shared = torch.ones(2**19)
+    with pytest.raises(RunFailed, match=r"(?s)No space left on device.\n.* are free in .*, 4.0 MiB are needed.*snnexp resume") as refused:
+        checkpoint.save(saved, content() | {"state_dict": {"a": shared, "b": [shared[:9], {"c": torch.ones(2**19)}]}})
+    assert str(refused.value).startswith(f"cannot write {saved}: ")

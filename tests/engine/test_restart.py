@@ -165,3 +165,80 @@ def test_checkpoints_of_epochs_are_known_by_their_names(tmp_path):
     for name in ("epoch2", "epoch2.5", "epoch12.3333", "best", "epoch", "epoch2.", "epoch1.2.3", "epochs2"):
         run.checkpoint(name).touch()
     assert run.epoch_checkpoints() == {epoch: run.checkpoint(f"epoch{epoch:g}") for epoch in (2, 2.5, 12.3333)}
+
+
+def flip_a_bit(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()  # other names of the file keep its content
+    path.write_bytes(data)
+
+
+def test_a_damaged_best_counts_as_missing(make, capfd):
+    words = ("epochs=2", "limit_train=32", "save_freq=1")
+    x = make(*words)
+    train(x)
+    best, epochs = x.run.checkpoint("best"), x.run.epoch_checkpoints()
+    held = load(best)
+    flip_a_bit(best)
+    state = restart.restore(make(*words))
+    assert state.best["step"] == held["step"] and "checkpoint_best.pth counts as missing: " in capfd.readouterr().out
+    assert_same(load(best)["state_dict"], held["state_dict"])  # from the checkpoint of its epoch
+    for path in (best, *epochs.values()):
+        flip_a_bit(path)
+    last = {**load(x.run.checkpoint("latest"))}
+    if last["step"] == held["step"]:  # then the latest is the best
+        assert restart.restore(make(*words)).best["step"] == held["step"]
+    else:
+        assert restart.restore(make(*words)).best is None and "chosen anew" in capfd.readouterr().out
+
+
+def test_a_lost_latest_cuts_no_log(make):
+    x = make("epochs=1", "limit_train=16", "save_freq=1")
+    train(x)
+    x.run.checkpoint("latest").unlink()
+    log = x.run.metrics_log.read_bytes()
+    with pytest.raises(UserError, match="(?s)checkpoint_latest.pth is lost.*snnexp resume .*checkpoint_(final|best|epoch1).pth"):
+        restart.restore(make("epochs=1", "limit_train=16", "save_freq=1"))
+    assert x.run.metrics_log.read_bytes() == log != b""
+
+
+def test_an_error_while_an_error_is_saved_does_not_hide_the_first(make, monkeypatch, capfd):
+    x = make("epochs=1", "limit_train=16")
+
+    def fail(*arguments) -> None:
+        raise ValueError("the first")
+
+    monkeypatch.setattr(loop, "update", fail)
+    monkeypatch.setattr(checkpoint, "save", lambda path, content: fail() if path.stem != "checkpoint_error" else 1 / 0)
+    with pytest.raises(ValueError, match="the first"):
+        train(x)
+    assert "checkpoint_error.pth, for inspection, was not written either: division by zero" in capfd.readouterr().out
+
+
+def test_a_run_goes_on_with_the_samples_that_it_recorded_or_with_those_that_are_named(make, capfd):
+    words = ("epochs=1", "limit_train=16")
+    x = make(*words)
+    train(x)
+    latest, own = x.run.checkpoint("latest"), x.data.samples_digest
+    saved = load(latest)
+    assert saved["samples_digest"] == own
+    checkpoint.save(latest, saved | {"samples_digest": "dother"})
+    with pytest.raises(UserError, match=rf"digest {own}, but the run expects dother.*bit for bit.*samples_digest={own}$"):
+        restart.restore(make(*words))
+    restart.restore(make(*words, f"samples_digest={own}"))
+    assert f"the digest of the samples dother -> {own}" in capfd.readouterr().out
+    with pytest.raises(UserError, match=f"expects dthird.*samples_digest={own}$"):
+        restart.restore(make(*words, "samples_digest=dthird"))
+    del saved["samples_digest"]  # a run made before
+    checkpoint.save(latest, saved)
+    restart.restore(make(*words))
+    assert "not the one" not in capfd.readouterr().out
+
+
+def test_samples_of_another_size_are_named_as_the_change_that_they_are(make, capfd):
+    words = ("epochs=1", "limit_train=16", "model=vggsnn_woap")
+    x = make(*words, "dataset.framing=count")
+    train(x)
+    restart.restore(make(*words, "dataset.framing=time"))
+    assert re.search("not the one it would have been: dataset.framing count -> time, .*the digest of the samples d", capfd.readouterr().out)

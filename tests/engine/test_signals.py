@@ -19,17 +19,20 @@ def test_the_first_signal_is_kept(number):
 
 
 def test_ctrl_c_after_a_stop_signal_interrupts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopFlag() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGTERM
+    signal.signal(signal.SIGINT, before)
 
 
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopFlag():
-        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+        now = [signal.getsignal(number) for number in STOP_SIGNALS]
+        assert all((old is signal.SIG_IGN) == (new is old) for old, new in zip(before, now, strict=True))
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 

@@ -1,6 +1,7 @@
 """A run killed at any moment and resumed ends as one that was not, bit for bit."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -193,6 +194,19 @@ def test_going_back_puts_parts_of_epochs_aside_too_and_keep_last_takes_the_fresh
     assert [load(run.epoch_checkpoints()[epoch])["epoch"] for epoch in (3, 4)] == [3, 4]
     assert (run.root / "lif_stats_epoch_1.json").read_text() == "of the epoch that stays"
     assert (run.resumes / "1/lif_stats_epoch_2.json").exists()
+
+
+def test_a_lost_latest_cuts_nothing_and_another_checkpoint_goes_on(whole, snnexp, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    latest, log = run / "checkpoints/checkpoint_latest.pth", (run / "logs/metrics.jsonl").read_bytes()
+    latest.unlink()
+    before = sorted(path for path in run.rglob("*") if path.name != ".lock")
+    said = snnexp("resume", run, "epochs=3", cwd=tmp_path, code=2)
+    assert f"{latest} is lost" in said and f"snnexp resume {run}/checkpoints/checkpoint_" in said
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == before
+    snnexp("resume", run / "checkpoints/checkpoint_final.pth", "epochs=3", cwd=tmp_path)
+    assert (run / "logs/metrics.jsonl").read_bytes().startswith(log) and load(latest)["epoch"] == 3
 
 
 def test_a_run_at_work_is_not_resumed_twice(snnexp, start, tmp_path):

@@ -29,15 +29,19 @@ def list_all() -> None:
 
 
 def job(cfg: DictConfig) -> None:
-    """Prepare one data set and print its protocol, shape and splits."""
+    """Prepare one data set, or compare what is prepared with its checksums, and print its protocol, shape and splits."""
     from snnexp import parts
+    from snnexp.data.cache_checksums import comparing_everything
 
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
-    data = parts.make_data(settings, download=True)
+    with comparing_everything() as compared:
+        data = parts.make_data(settings, download=True)
     print(data.protocol)
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
     names_text = f"; {kind} ({len(names)}): {listed}" if names else ""  # video has neither
     print(f"  sample {' x '.join(map(str, data.shape))}{names_text}")
+    if compared:
+        print(f"  compared with their checksums: {len(compared)} prepared files, {sum(compared.values()) / 2**20:.1f} MiB")
     print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

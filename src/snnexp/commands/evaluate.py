@@ -15,7 +15,7 @@ from snnexp.composing import command_line, compose
 from snnexp.composing.command_line import refuse_groups
 from snnexp.composing.other_data import check_data_dir
 from snnexp.errors import RunFailed, UserError
-from snnexp.rundir import RunDir, is_run, now, write_json
+from snnexp.rundir import RunDir, has_checkpoint, now, write_json
 
 
 def run(argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
             "own statistics. Where the run was given dataset.root= or dataset.file=, give the other data by the same key."
         )
         return 0
-    if (word := command_line.run_argument(argv)) is not None and (file := Path(word).expanduser()).is_file() and not is_in_run(file):
+    if (word := command_line.run_argument(argv)) is not None and (file := Path(word).expanduser()).is_file() and not has_checkpoint(file):
         raise UserError(message_for_weights(word, file, argv))
     source, checkpoint, argv = command_line.take_run("evaluate", argv)
     if command_line.read_command_line(argv).multirun:
@@ -36,11 +36,6 @@ def run(argv: list[str]) -> int:
     refuse_groups(argv, config.GROUPS, "a run is judged as it was made. Other data of the same kind: data_dir=ELSEWHERE.")
     compose.run("evaluate", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.EvaluateConfig)
     return 0
-
-
-def is_in_run(file: Path) -> bool:
-    """Return True for a checkpoint in its run directory."""
-    return file.suffix == ".pth" and is_run(file.resolve().parent.parent)
 
 
 def message_for_weights(word: str, file: Path, argv: list[str]) -> str:

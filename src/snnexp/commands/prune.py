@@ -22,7 +22,8 @@ from snnexp.errors import UserError, nearest
 from snnexp.rundir import RunDir, now, refuse_existing
 
 RESET = {
-    "pruner": {}, "exp_name": None, "init_from": None, "start": True, "shapes": False, "early_stop": None, "stages": [], "prune_from": None,
+    "pruner": {}, "exp_name": None, "init_from": None, "samples_digest": None, "start": True, "shapes": False, "early_stop": None,
+    "stages": [], "prune_from": None,
 }  # fmt: skip
 """Keys that a pruned run does not take over from its source, with their values."""
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
         if change.startswith(tuple(f"{key} " for key in FIXED)) or change.startswith("model."):
             raise UserError(f"{change}: a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
     latest = run.checkpoint("latest")
-    check.check(settings, trust=settings["trust"], begun=latest.exists())
+    check.check(settings, trust=settings["trust"], begun=latest.exists() or chosen is not None)
+    if chosen is None:
+        checkpoint.check_not_lost(run)
     source = chosen or (latest if latest.exists() else None)
     saved = checkpoint.load(source) if source is not None else None
     if saved is not None:
@@ -106,17 +109,17 @@ def reason_to_stop(run: RunDir, settings: dict[str, Any], saved: dict[str, Any])
 
 
 def files_after(run: RunDir, saved: dict[str, Any]) -> list[Path]:
-    """Return the files per epoch, or fraction of one, that a run wrote after a checkpoint of its own: checkpoints, spike statistics.
-
-    Raises: UserError if a checkpoint of the same epoch cannot be read.
-    """
+    """Return the files per epoch, or fraction of one, that a run wrote after a checkpoint of its own: checkpoints, spike statistics."""
     from snnexp.engine import checkpoint
 
     epochs_done, is_within_epoch = saved["epoch"], saved["sampler"]["batch"] > 0
     later = []
     for epoch, path in run.epoch_checkpoints().items():
         if is_within_epoch and epochs_done < epoch < epochs_done + 1:  # a checkpoint holds its step, but not the fraction of the epoch
-            later += [path] if checkpoint.load(path)["step"] > saved["step"] else []
+            with suppress(UserError):  # a damaged one is moved away with the later ones
+                if checkpoint.load(path)["step"] <= saved["step"]:
+                    continue
+            later.append(path)
         elif epoch > epochs_done:
             later.append(path)
     statistics = ((path, re.search(r"_epoch_(\d+)", path.stem)) for path in run.root.glob("lif_stats*_epoch_*.json"))

@@ -15,6 +15,7 @@ from snnexp import config, provenance
 from snnexp.composing import command_line, compose, conf
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import explaining
 from snnexp.rundir import RunDir, claim, find_run, now, read_json, write_json
 
 
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
     return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
 
 
-RESET = {"exp_name": None, "start": True, "shapes": False}
+RESET = {"exp_name": None, "samples_digest": None, "start": True, "shapes": False}
 """Keys that a run with the configuration of another does not take over, with their values."""
 
 
@@ -178,7 +179,7 @@ def create(
     write_hydra(cfg, run.hydra)
     write_json(run.config, settings)
     provenance.write(run.root, reproducing_command(source_words), settings["seed"])
-    run.update_status(state="created", epoch=0, step=0, epochs=settings["epochs"])
+    run.update_status(state="created", epoch=0, step=0, saved_step=0, epochs=settings["epochs"])
     return run
 
 
@@ -208,10 +209,11 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
 def write_hydra(cfg: DictConfig, folder: Path) -> None:
     """Write the unresolved configuration, the overrides and Hydra's own settings."""
     hydra = HydraConfig.get()
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
-    OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": OmegaConf.masked_copy(hydra, ["job", "overrides", "mode"])}), folder / "hydra.yaml")
+    with explaining(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": OmegaConf.masked_copy(hydra, ["job", "overrides", "mode"])}), folder / "hydra.yaml")
 
 
 def automatic_name(settings: dict[str, Any]) -> str:

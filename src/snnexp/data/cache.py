@@ -4,7 +4,8 @@
                    labels.npy    int64 [M]
                    sums.npy      float64 [M, 2, C]: per sample and channel the sum and the sum of squares of the values it was made from
                    <name>.npy    instead of these three, for other kinds of data: any named arrays
-                   meta.json     settings and sources (name, bytes, stamp) it was made from, their checksums, shapes, types, notes
+                   meta.json     settings and sources (name, bytes, stamp) it was made from, their checksums, shapes, types, notes;
+                                 bytes, stamp and checksum of each file here (cache_checksums.py)
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from snnexp.data import mapped_files
+from snnexp.data.cache_checksums import Damaged, compare, digest, say_prepared_again, sealed
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
-from snnexp.files import flush_to_disk
+from snnexp.files import NO_SPACE, flush_to_disk
 
 FORMAT = 2
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 Notes = dict[str, Any]
@@ -75,11 +77,12 @@ def file_source(path: Path, name: str | None = None) -> Source:
 class Entry:
     """One prepared data set of labelled samples; `samples` is memory-mapped, read-only and shared by all processes of a machine.
 
-    `checksums`: name and CRC-32 of each source.
+    `checksums`: name and CRC-32 of each source. `digest`: the hash of the three arrays.
     """
 
     directory: Path
     checksums: list[tuple[str, int]]
+    digest: str
     samples: np.ndarray
     labels: np.ndarray
     sums: np.ndarray
@@ -120,8 +123,8 @@ def load_or_build_samples(
     Raises: UserError if the disk is full or the directory cannot be written.
     """
 
-    def read(directory: Path, meta: dict[str, Any]) -> Entry | None:
-        return map_samples(directory, meta, count, shape)
+    def read(directory: Path, meta: dict[str, Any], content: str) -> Entry | None:
+        return map_samples(directory, meta, content, count, shape)
 
     def write(building: Path) -> dict[str, Any]:
         notes: Notes = {}
@@ -143,7 +146,7 @@ def load_or_build_arrays(root: Path, settings: dict[str, Any], sources: list[Sou
     Raises: UserError if the disk is full or the directory cannot be written.
     """
 
-    def read(directory: Path, meta: dict[str, Any]) -> Arrays:
+    def read(directory: Path, meta: dict[str, Any], content: str) -> Arrays:
         return map_arrays(directory)
 
     def write(building: Path) -> dict[str, Any]:
@@ -158,16 +161,17 @@ def load_or_build(
     root: Path,
     settings: dict[str, Any],
     sources: list[Source],
-    read: Callable[[Path, dict[str, Any]], Cached | None],
+    read: Callable[[Path, dict[str, Any], str], Cached | None],
     write: Callable[[Path], dict[str, Any]],
     title: str,
     needed: int = 0,
 ) -> Cached:
     """Load the entry of `settings` and `sources` from `root`/cache with `read`, after building it with `write` if it is not there.
 
-    `read` gets the entry's directory and meta.json. `write` fills an empty directory and returns what meta.json holds beside settings and
-    sources; `needed` is the least number of bytes that it writes. An entry is built in a temporary directory and renamed once it is
-    complete and on the disk; an incomplete one (`read` returns None or fails), or one made from something else, is built again.
+    `read` gets the entry's directory, its meta.json and the digest of its files. `write` fills an empty directory and returns what
+    meta.json holds beside settings and sources; `needed` is the least number of bytes that it writes. An entry is built in a temporary
+    directory and renamed once it is complete and on the disk; an incomplete one (`read` returns None or fails), or one made from
+    something else, is built again, and so is a damaged one, which is said.
     Processes that want the same entry wait for the first one.
 
     Raises: UserError if the disk is full or the directory cannot be written.
@@ -179,16 +183,24 @@ def load_or_build(
     cache = root / "cache"
     directory = cache / key
     origin = json.loads(text)
-    entry = read_entry(directory, origin, read)
+    damage = ""
+    try:
+        entry = read_entry(directory, origin, read)
+    except Damaged as error:
+        entry, damage = None, f"{error}. "
+        say_prepared_again(title, error)
     if entry is not None:
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with lock(cache / f"{key}.lock", title):
-            entry = read_entry(directory, origin, read)
+            with suppress(Damaged):
+                entry = read_entry(directory, origin, read)
             if entry is None:
                 build_entry(directory, origin, write, needed)
                 entry = read_entry(directory, origin, read)
+    except Damaged as error:
+        raise UserError(f"{error}, although it was prepared a moment ago: the disk or the memory of this machine is not sound.") from error
     except OSError as error:
         if error.errno in NO_SPACE:
             size = f" (needed: {mebibytes(needed)} MiB)" if needed else ""
@@ -198,8 +210,8 @@ def load_or_build(
             ) from error
         if error.errno in NOT_WRITABLE:
             raise UserError(
-                f"{title} must be prepared once in {cache}, which cannot be written ({error.strerror}). Make {root} writable, or make "
-                "a directory of your own that links to the files in it, and name that one (data_dir=DIR, or dataset.root=DIR)."
+                f"{damage}{title} must be prepared once in {cache}, which cannot be written ({error.strerror}). Make {root} writable, or "
+                "make a directory of your own that links to the files in it, and name that one (data_dir=DIR, or dataset.root=DIR)."
             ) from error
         raise
     if entry is None:
@@ -207,28 +219,34 @@ def load_or_build(
     return entry
 
 
-def read_entry(directory: Path, origin: dict[str, Any], read: Callable[[Path, dict[str, Any]], Cached | None]) -> Cached | None:
-    """Return what `read` makes of a directory, or None if it is missing, incomplete or made from other settings and sources."""
+def read_entry(directory: Path, origin: dict[str, Any], read: Callable[[Path, dict[str, Any], str], Cached | None]) -> Cached | None:
+    """Return what `read` makes of a directory, or None if it is missing, incomplete or made from other settings and sources.
+
+    Raises: Damaged if a file is not what was written.
+    """
     try:
         meta = json.loads((directory / "meta.json").read_text())
         if {name: meta[name] for name in origin} != origin:
             return None
-        return read(directory, meta)
+        return read(directory, meta, digest(compare(directory, meta)))
+    except Damaged:
+        raise
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def map_samples(directory: Path, meta: dict[str, Any], count: int | None, shape: tuple[int, ...]) -> Entry | None:
+def map_samples(directory: Path, meta: dict[str, Any], content: str, count: int | None, shape: tuple[int, ...]) -> Entry | None:
     """Return the samples in a directory, or None if they are incomplete."""
     # NumPy maps a file only if it is as long as its header says, so a truncated one fails here.
     samples = np.load(directory / "samples.npy", mmap_mode="r", allow_pickle=False)
+    mapped_files.remember(directory / "samples.npy")
     labels = np.load(directory / "labels.npy", allow_pickle=False)
     sums = np.load(directory / "sums.npy", allow_pickle=False)
     checksums = [(name, value) for name, value in meta["checksums"]]
     expected = len(labels) if count is None else count
     complete = samples.shape == (expected, *shape) and str(samples.dtype) == meta.get("dtype") and samples.dtype in (np.uint8, np.uint16)
     complete = complete and labels.shape == (expected,) and labels.dtype == np.int64 and sums.shape == (expected, 2, shape[-3])
-    return Entry(directory, checksums, samples, labels, sums, meta["notes"]) if complete else None
+    return Entry(directory, checksums, content, samples, labels, sums, meta["notes"]) if complete else None
 
 
 def map_arrays(directory: Path) -> Arrays:
@@ -240,6 +258,7 @@ def map_arrays(directory: Path) -> Arrays:
     arrays, checksums = {}, {}
     for name, (dtype, shape, checksum) in meta["arrays"].items():
         array = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        mapped_files.remember(directory / f"{name}.npy")
         if str(array.dtype) != dtype or list(array.shape) != shape:
             raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, not {dtype} {shape}")
         # Still the memory map, but without np.memmap, which makes every small access slow.
@@ -263,7 +282,7 @@ def build_entry(directory: Path, origin: dict[str, Any], write: Callable[[Path],
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
     building = Path(tempfile.mkdtemp(prefix=f".building-{directory.name}-", dir=cache))
     try:
-        meta = {**origin, **write(building)}
+        meta = sealed(building, {**origin, **write(building)})
         with open(building / "meta.json", "wb") as file:
             file.write(json.dumps(meta, indent=1).encode())
             flush_to_disk(file)

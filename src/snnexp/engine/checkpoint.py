@@ -1,16 +1,22 @@
 """Checkpoint files: written whole or not at all, and read without executing any pickle."""
 
+import copy
 import os
 import pickle
+import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from snnexp import config
+from snnexp.archive import check_archive
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import explaining, flush_directory, replacing, temporary_name
+from snnexp.files import explaining, flush_directory, replacing, room_in_words, temporary_name
+from snnexp.rundir import RunDir, read_json
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
@@ -23,16 +29,34 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises: RunFailed if the disk refuses; the old file stays.
     """
+    needed = size_of(content)
     try:
         with replacing(path, "wb") as file:
             torch.save(content, file)
         flush_directory(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+        cause = error if isinstance(error, OSError) else error.__context__  # torch drops what the system said
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
         raise RunFailed(
-            f"cannot write {path}: {error}\n{free:.0f} MiB are free there. Earlier checkpoints are unharmed: make room, then "
-            f"`snnexp resume {path.parent.parent}`."
+            f"cannot write {path}: {reason}.\n{room_in_words(path.parent, needed)} Earlier checkpoints are unharmed: make room, then\n"
+            f"  snnexp resume {shlex.quote(str(path.parent.parent))}"
         ) from error
+
+
+def size_of(content: Any) -> int:
+    """Return the number of bytes of the tensors in a checkpoint; the rest of the file is small."""
+    sizes: dict[int, int] = {}
+
+    def add(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            storage = part.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()  # tensors that share one are stored once
+        elif isinstance(part, dict | list | tuple):
+            for each in part.values() if isinstance(part, dict) else part:
+                add(each)
+
+    add(content)
+    return sum(sizes.values())
 
 
 def link(source: Path, target: Path) -> None:
@@ -94,24 +118,80 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no checkpoint {path}. There is: {listing(path.parent)}")
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{path} holds more than tensors and plain values, or is damaged; it was not loaded, because a checkpoint never runs code.\n"
-            f"({reason})"
+            f"({reason}){way_on(path)}"
         ) from error
     except Exception as error:  # torch fails on damaged bytes in many ways, AssertionError and struct.error among them
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        others = ", ".join(sorted(p.name for p in path.parent.glob("*.pth") if p != path)) or "none"
-        raise UserError(
-            f"{path} is not a whole checkpoint ({reason}). Others there: {others}; `snnexp resume PATH` goes on from one of them."
-        ) from error
+        raise UserError(f"{path} is not a whole checkpoint ({reason}).{way_on(path)}") from error
+
+
+def way_on(path: Path) -> str:
+    """Return the end of the message for a damaged or lost checkpoint: of a run's latest, with the command that goes on from a sound one."""
+    others = sorted((other for other in path.parent.glob("*.pth") if other != path and other.is_file()), key=lambda other: other.name)
+    names = ", ".join(other.name for other in others) or "none"
+    if (path.parent.name, path.name) != ("checkpoints", "checkpoint_latest.pth"):
+        return f" Others there: {names}."
+    for other in sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True):
+        if other.name == "checkpoint_error.pth" or (path.exists() and other.samefile(path)):
+            continue
+        with suppress(UserError):
+            epoch = load(other)["epoch"]
+            return (
+                f"\nOf the others there ({names}) the newest sound one is {other.name} ({epoch} epochs done). This goes on from it, and "
+                f"keeps in resumes/ what was written after it:\n  snnexp resume {shlex.quote(str(other))}"
+            )
+    return f"\nOthers there: {names}; none is sound. This begins anew:\n  snnexp train from={shlex.quote(str(path.parent.parent))}"
+
+
+def check_not_lost(run: RunDir) -> None:
+    """Check that a run without a latest checkpoint never had one, because to start it over would cut its logs to nothing.
+
+    Raises: UserError that names what is there.
+    """
+    latest = run.checkpoint("latest")
+    others = [path for path in run.checkpoints.glob("*.pth") if path != run.checkpoint("error")]
+    status = read_json(run.status) if run.status.exists() else {}
+    # Between the checkpoint of the first epoch and its second name, a kill may leave others alone, but nothing is recorded as saved then.
+    if latest.exists() or not status.get("saved_step", len(others)):
+        return
+    raise UserError(f"{latest} is lost: the run has trained, and would start over, and cut its logs to nothing.{way_on(latest)}")
 
 
 def listing(folder: Path) -> str:
     """Return the names of the checkpoints in a folder, as text."""
     return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"
+
+
+def check_samples(settings: dict[str, Any], digest: str | None, saved: dict[str, Any] | None) -> None:
+    """Check that the prepared samples are those that a run expects by its settings, or else by its checkpoint.
+
+    A run made before there were digests expects none, nor does one whose data set has just been given other settings, which is said.
+    Raises: UserError that names the key with which a run goes on all the same.
+    """
+    wanted = settings["samples_digest"]
+    if wanted is None and saved is not None and not dataset_changes(saved["args"], settings):
+        wanted = saved.get("samples_digest")
+    if None in (wanted, digest) or wanted == digest:
+        return
+    raise UserError(
+        f"the prepared samples have the digest {digest}, but the run expects {wanted}: they are not, bit for bit, those that it was "
+        "trained on, although they were made from the same files. Another version of a package, another machine or a hand may have made "
+        f"them. Put the folder cache of the data set back, or go on with the samples that are there: samples_digest={digest}"
+    )
+
+
+def dataset_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the settings of the data set, other than its place, in which two configurations differ."""
+    before = copy.deepcopy(before)
+    config.fill_in_earlier(before)
+    nodes = ({"T": settings["T"], "dataset": settings["dataset"]} for settings in (before, after))
+    return config.differences(*nodes, ignoring={"dataset.root"})
 
 
 OTHER_SAMPLES = (

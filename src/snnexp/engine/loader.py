@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from snnexp.contracts import DataSet, View
+from snnexp.data import mapped_files
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
 from snnexp.engine.signals import ignore_stop_signals
 
@@ -36,6 +37,7 @@ def _unchanged(batch: object) -> object:
 
 def _worker_init(worker: int) -> None:
     ignore_stop_signals()
+    mapped_files.leave_it_to_parent()
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.state import State
+from snnexp.files import explaining
 from snnexp.rundir import now
 
 EVERY_S = 10.0
@@ -67,7 +68,8 @@ class Stopwatch:
             "eta_s": round(max(remaining, 0) / rate) if rate > 0 else None,
             "memory_mib": round(peak_memory_mib(self.experiment.ranks.device)),
         }
-        with open(self.experiment.run.progress_log, "a") as log:
+        path = self.experiment.run.progress_log
+        with explaining(path), open(path, "a") as log:
             log.write(json.dumps(line) + "\n")
         if status:
             self.experiment.run.update_status(epoch=state.epoch, step=state.step)

@@ -25,7 +25,7 @@ def save(experiment: Experiment, state: State, name: str, *aliases: str) -> None
         checkpoint.save(experiment.run.checkpoint(name), contents(experiment, state, ranks, trackers))
         for alias in aliases:
             link(experiment, name, alias)
-        experiment.run.update_status(epoch=state.epoch, step=state.step)
+        experiment.run.update_status(epoch=state.epoch, step=state.step, saved_step=state.step)
     experiment.ranks.barrier()
 
 
@@ -36,11 +36,16 @@ def link(experiment: Experiment, name: str, alias: str) -> None:
 
 
 def save_error(experiment: Experiment, state: State) -> None:
-    """Write what rank 0 has at an error, for inspection; the other ranks may have ended."""
-    if experiment.ranks.main:
+    """Write what rank 0 has at an error, for inspection; the other ranks may have ended. If that fails too, only say so."""
+    if not experiment.ranks.main:
+        return
+    try:
         is_only_rank = experiment.ranks.world == 1  # the state of a tracker needs all ranks
         trackers = observers.states_of(experiment.trackers, experiment.terminal) if is_only_rank else {}
         checkpoint.save(experiment.run.checkpoint("error"), contents(experiment, state, [rank_state(experiment, state)], trackers))
+    except Exception as second:  # whatever it is, the first error is the one to know
+        reason = next(iter(str(second).splitlines()), type(second).__name__)
+        experiment.terminal.say(f"checkpoint_error.pth, for inspection, was not written either: {reason}")
 
 
 def rank_state(experiment: Experiment, state: State) -> dict[str, Any]:
@@ -72,6 +77,7 @@ def contents(experiment: Experiment, state: State, ranks: list[dict[str, Any]], 
         },
         "trackers": trackers,
         "data": experiment.data.state_dict(),
+        "samples_digest": experiment.data.samples_digest,
         "shape": shape_of(experiment.data, experiment.task),
         "circumstances": circumstances(experiment),
         "pruned": {"kept": experiment.kept, "ratio": experiment.ratio},
@@ -120,12 +126,14 @@ def restore(experiment: Experiment) -> State:
     for part in (*experiment.trackers.values(), experiment.schedule):  # a checkpoint that cannot be read would be found too late
         observers.state_of(part)
     if not path.exists():
+        checkpoint.check_not_lost(experiment.run)
         seed_everything(experiment.config.seed, experiment.ranks.rank)
         experiment.start_loggers(State())
         return State()
     saved = checkpoint.load(path)
     if not experiment.data.same_samples(saved["data"]):
         raise UserError(OTHER_SAMPLES)
+    checkpoint.check_samples(experiment.settings, experiment.data.samples_digest, saved)
     checkpoint.load_into(experiment.model, saved["state_dict"], path)
     if experiment.ema is not None:
         for name, value in checkpoint.weights(saved).items():
@@ -189,11 +197,11 @@ def repair_best(experiment: Experiment, state: State, latest: Path) -> bool:
         best.unlink(missing_ok=True)
         return True
     of_epoch = experiment.run.checkpoint(epoch_name(state.best["epoch"]))
-    if best.exists() and checkpoint.load(best)["step"] == state.best["step"]:
+    if saved_step(experiment, best) == state.best["step"]:
         return True
     if state.step == state.best["step"]:
         checkpoint.link(latest, best)
-    elif of_epoch.exists():
+    elif saved_step(experiment, of_epoch) == state.best["step"]:
         checkpoint.link(of_epoch, best)
     else:
         epoch = f"epoch {state.best['epoch']:g}"
@@ -203,6 +211,17 @@ def repair_best(experiment: Experiment, state: State, latest: Path) -> bool:
     return True
 
 
+def saved_step(experiment: Experiment, path: Path) -> int | None:
+    """Return the step of a checkpoint; None if it is missing or damaged, and say so if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return checkpoint.load(path)["step"]
+    except UserError as error:
+        experiment.terminal.say(f"{path.name} counts as missing: {str(error).splitlines()[0]}")
+        return None
+
+
 def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
     """Return, in words, what differs from the saved run; empty if the run continues exactly."""
     before, after = saved["args"], experiment.settings
@@ -210,6 +229,8 @@ def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
     differences = config.differences(before, after, ignoring=config.NEUTRAL | set(AUTO_KEYS))  # compared below, as resolved
     old = {"channels_last": before["channels_last"]} | saved["circumstances"]  # older runs have channels_last in the settings only
     new = circumstances(experiment)
+    was, now = saved.get("samples_digest"), experiment.data.samples_digest
+    differences += [f"the digest of the samples {was} -> {now}"] if None not in (was, now) and was != now else []
     differences += [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
     lines = []
     if differences:

@@ -1,5 +1,6 @@
 """What a run prints, logs and writes: its first lines, its epochs, its result."""
 
+import io
 import math
 import os
 import shlex
@@ -22,6 +23,7 @@ from snnexp.engine.measures.activity import Activity, measure_activity, sample_c
 from snnexp.engine.measures.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
+from snnexp.files import explaining, replacing
 from snnexp.rundir import write_json
 
 
@@ -119,7 +121,7 @@ def not_finite_message(experiment: Experiment, state: State, loss: float, norm: 
 def best_weights(experiment: Experiment, state: State) -> Iterator[None]:
     """Give the model the weights of the best epoch inside the context; without a validated epoch it keeps its own."""
     path = experiment.run.checkpoint("best")
-    if state.best is None or not path.exists():
+    if state.best is None:
         yield
         return
     average, experiment.ema = experiment.ema, None  # the checkpoint holds the average already
@@ -236,12 +238,23 @@ def protocol_with_limits(protocol: str, trained_on: int | None, judged_on: int |
 
 def write_predictions(folder: Any, split: str, evaluation: Evaluation) -> None:
     """Write `<split>_y_pred.npy`, `_true` and (if the task has scores) `_score`, and `<split>_metrics.npy` with one field per metric."""
-    np.save(folder / f"{split}_y_pred.npy", evaluation.predicted)
-    np.save(folder / f"{split}_y_true.npy", evaluation.true)
+    write_array(folder / f"{split}_y_pred.npy", evaluation.predicted)
+    write_array(folder / f"{split}_y_true.npy", evaluation.true)
     if evaluation.score is not None:
-        np.save(folder / f"{split}_y_score.npy", evaluation.score)
+        write_array(folder / f"{split}_y_score.npy", evaluation.score)
     names = list(evaluation.metrics)
-    np.save(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
+    write_array(folder / f"{split}_metrics.npy", np.array(tuple(evaluation.metrics.values()), dtype=[(name, "f8") for name in names]))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as a .npy file, replacing an existing one as a whole.
+
+    Raises: RunFailed if the disk refuses.
+    """
+    content = io.BytesIO()  # written to a file itself, NumPy does not say why the disk refuses
+    np.save(content, array)
+    with explaining(path, needed=len(content.getbuffer())), replacing(path, "wb") as file:
+        file.write(content.getbuffer())
 
 
 def print_table(experiment: Experiment, result: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from snnexp.files import explaining
+
 LINE_EVERY_S = 30.0
 """Seconds between progress lines where there is no terminal."""
 
@@ -21,7 +23,10 @@ class Terminal:
     def __init__(self, log: Path | None, main: bool) -> None:
         self.main = main
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._log: TextIO | None = open(log, "a", buffering=1) if log is not None and main else None
+        self._log: TextIO | None = None
+        if log is not None and main:
+            with explaining(log):
+                self._log = open(log, "a", buffering=1)
 
     def say(self, text: str) -> None:
         """Print a message, and log it with the time."""
@@ -50,7 +55,8 @@ class Terminal:
     def close(self) -> None:
         """Close the log."""
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # a full disk, on which the last line has not found room
+                self._log.close()
 
 
 class Bar:

@@ -24,6 +24,11 @@ def checkpoint_path(run: RunDir, name: str) -> Path:
     Raises: UserError if no file has that path.
     """
     if name == "best" and not run.checkpoint("best").exists() and run.checkpoint("latest").exists():
+        if (best := checkpoint.load(run.checkpoint("latest"))["state"]["best"]) is not None:
+            raise UserError(
+                f"{run.checkpoint('best')} is lost; it held epoch {best['epoch']:g}. In {run.checkpoints} there is: "
+                f"{checkpoint.listing(run.checkpoints)}; name one with checkpoint=latest or checkpoint=epoch<N>."
+            )
         return run.checkpoint("latest")
     if not (Path(name).suffix or "/" in name) or PARTIAL_EPOCH.fullmatch(name):
         return run.checkpoint(name)

@@ -1,11 +1,13 @@
 """Curves and hparams for TensorBoard: one event directory per run and one curve per tag, however often the run was resumed."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from snnexp.contracts import Logger
 from snnexp.errors import UserError
+from snnexp.files import explaining
 
 
 class TensorBoard(Logger):
@@ -15,7 +17,7 @@ class TensorBoard(Logger):
     `first_epoch` and `first_step` are the first that this process will write: points of an interrupted run at or after them are hidden
     from the reader, so that a resumed run has one curve. `flush_secs`: seconds that a point may wait before it is on the disk.
 
-    Raises: UserError if the event file cannot be written.
+    Raises: UserError if the event file cannot be opened; RunFailed if the disk refuses later.
     """
 
     def __init__(self, *, run_dir: Path, first_epoch: int = 0, first_step: int = 0, flush_secs: int = 30) -> None:
@@ -29,6 +31,7 @@ class TensorBoard(Logger):
         # Imported here because it takes a second, which a run without this logger need not pay.
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _say_nothing_of_writers
         _wait_for_unused_second(log_dir)
         has_events = bool(_event_files(log_dir))
         try:
@@ -38,18 +41,20 @@ class TensorBoard(Logger):
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
         """Write one point per tag at `epoch`: `Train/Loss`, `Val/Acc1`, `LR`, ..."""
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, epoch)
+        with explaining(self._log_dir / "events.out.tfevents.*"):
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, epoch)
+            self._writer.flush()
         self._next = max(self._next, epoch + 1)
-        self._writer.flush()
 
     def step_scalars(self, values: dict[str, float], step: int) -> None:
         """Write one point per tag at an optimizer step, to the run `steps`: `Posterior/KL`, `Val/...` of a validation within an epoch."""
         if self._steps is None:
             self._steps = self._open(self._log_dir / "steps", self._first_step)
-        for tag, value in values.items():
-            self._steps.add_scalar(tag, value, step)
-        self._steps.flush()
+        with explaining(self._log_dir / "steps" / "events.out.tfevents.*"):
+            for tag, value in values.items():
+                self._steps.add_scalar(tag, value, step)
+            self._steps.flush()
 
     def hparams(self, config: dict[str, Any]) -> None:
         """Write the config to the hparams tab, under dotted names.
@@ -77,17 +82,19 @@ class TensorBoard(Logger):
         """
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-        for tag, value in final_metrics(result).items():
-            self._writer.add_scalar(tag, value, self._next)
+        with explaining(self._log_dir / "events.out.tfevents.*"):
+            for tag, value in final_metrics(result).items():
+                self._writer.add_scalar(tag, value, self._next)
         session = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
         data = plugin_data_pb2.HParamsPluginData(session_end_info=session)
         self._write_session("_hparams_/session_end_info", data)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
-        if self._steps is not None:
-            self._steps.close()
+        with explaining(self._log_dir / "events.out.tfevents.*"):
+            self._writer.close()
+            if self._steps is not None:
+                self._steps.close()
 
     def _write_session(self, tag: str, data: Any) -> None:
         # Into the event file of the run: SummaryWriter.add_hparams would create a second directory, and so a second "run".
@@ -96,8 +103,9 @@ class TensorBoard(Logger):
 
         summary = summary_pb2.Summary()
         summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
-        self._writer.file_writer.add_summary(summary)
-        self._writer.flush()
+        with explaining(self._log_dir / "events.out.tfevents.*"):
+            self._writer.file_writer.add_summary(summary)
+            self._writer.flush()
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
@@ -117,6 +125,12 @@ def final_metrics(result: dict[str, Any]) -> dict[str, float]:
     metrics = {f"Best/{best['metric']}": best["value"]} if best else {}
     metrics |= {f"Test/{name}": value for name, value in test.items()}
     return {tag: float(value) for tag, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _say_nothing_of_writers(failure: threading.ExceptHookArgs) -> None:
+    # A disk that refuses an event is reported by the next call of the writer, so the traceback of its thread says nothing new.
+    if not isinstance(failure.exc_value, OSError) or type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 def _event_files(log_dir: Path) -> list[Path]:

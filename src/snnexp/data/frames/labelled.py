@@ -13,6 +13,7 @@ import torch
 
 from snnexp import contracts
 from snnexp.contracts import DataSet
+from snnexp.data import mapped_files
 from snnexp.data.cache import Entry
 from snnexp.data.frames.augment import FrameAugmentation, write_augmented
 from snnexp.data.frames.rand_augment import apply_rand_augment, erase, make_rand_augment, mixup, mixup_share, warp
@@ -86,6 +87,7 @@ class FrameView(contracts.View):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.samples = np.load(self._file, mmap_mode="r", allow_pickle=False)
+        mapped_files.remember(self._file)
 
 
 class Normalisation:
@@ -163,6 +165,11 @@ class LabelledSamples(DataSet):
     def provides(self) -> dict[str, int]:
         """Values for arguments that a model leaves null: the channels, the number of classes, the side of a frame."""
         return {"in_channels": self.shape[-3], "num_classes": len(self.classes), "size": self.shape[-1]}
+
+    @property
+    def samples_digest(self) -> str:
+        """A hash of all prepared samples and labels."""
+        return self.entry.digest
 
     @property
     def splits(self) -> dict[str, int]:

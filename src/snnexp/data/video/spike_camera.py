@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp.data import mapped_files
 from snnexp.data.file_formats import format_of
 from snnexp.errors import UserError
 
@@ -158,6 +159,7 @@ def open_dat(path: Path, height: int, width: int) -> Stream:
     frames_in_dat(path, height, width)
     try:
         packed = np.memmap(path, dtype=np.uint8, mode="r")
+        mapped_files.remember(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return Stream(packed.reshape(-1, height * width // 8), height, width, bottom_up=True, path=path)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snnexp.contracts import DataSet
 from snnexp.data.sampler import pool
+from snnexp.files import explaining
 
 LABEL = 14
 """The height of the label above an image, in pixels."""
@@ -39,17 +40,27 @@ class Frames:
             evaluated = known.nonzero().flatten().tolist()
             if not evaluated:  # all of its frames were evaluated with another clip
                 continue
-            (self.folder / "frames" / name).mkdir(parents=True)
+            with explaining(self.folder / "frames" / name):
+                (self.folder / "frames" / name).mkdir(parents=True)
+                (self.folder / "strips").mkdir(exist_ok=True)
             for d in evaluated:
-                image_of(output[n, d]).save(self.folder / "frames" / name / f"{d:02d}.png")
+                write_image(self.folder / "frames" / name / f"{d:02d}.png", image_of(output[n, d]))
             middle = min(evaluated, key=lambda d: abs(2 * d + 1 - len(known)))
             blurry, restored, sharp = (frames[n, middle].float() for frames in (batch.blurry, output, batch.sharp))
             labelled = {f"blurry {psnr(blurry, sharp):.2f} dB": blurry}
             if batch.spikes.shape[2]:
                 labelled["spikes"] = stretch_contrast(batch.spikes[n, middle].mean(0, keepdim=True))
             labelled |= {f"restored {psnr(restored, sharp):.2f} dB": restored, "sharp": sharp}
-            (self.folder / "strips").mkdir(exist_ok=True)
-            strip_of(labelled).save(self.folder / "strips" / f"{name}.png")
+            write_image(self.folder / "strips" / f"{name}.png", strip_of(labelled))
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image file.
+
+    Raises: RunFailed if the disk refuses.
+    """
+    with explaining(path):
+        image.save(path)
 
 
 def image_of(frame: Tensor) -> Image.Image:

@@ -37,6 +37,7 @@ from snnexp.engine.restart import discard, forget_best, save
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed
+from snnexp.files import explaining, replacing
 from snnexp.pruning.spike_maps import spike_maps
 from snnexp.pruning.surgery import Cut, silenced
 from snnexp.rundir import read_json
@@ -152,7 +153,9 @@ def cut_channels(experiment: Experiment, state: State, stop: StopFlag, ratio: fl
     if experiment.ranks.main and not experiment.run.pruning.exists():  # before the first cut
         sample = batches_of(experiment, pool(experiment.data.splits[SPLIT], 1))[0]
         maps = spike_maps(experiment.model, list(groups.values()), lambda: output_of(sample))
-        np.savez_compressed(experiment.run.root / "spike_maps.npz", **maps, T=np.array(experiment.config.T))
+        path = experiment.run.root / "spike_maps.npz"
+        with explaining(path), replacing(path, "wb") as file:
+            np.savez_compressed(file, **maps, T=np.array(experiment.config.T))
     dense = copy.deepcopy(experiment.model)
     start.refit(experiment, cut)
     experiment.ratio = ratio

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from snnexp.archive import check_archive
 from snnexp.engine import checkpoint
 from snnexp.errors import UserError
 
@@ -166,6 +167,7 @@ def read_pickle(path: Path) -> Any:
         what = "a directory that is no run" if path.is_dir() else "no such file"
         raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
     try:
+        check_archive(path)
         with stand_ins(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols; what cannot be read is an error anyway
             return torch.load(path, map_location="cpu", weights_only=True)

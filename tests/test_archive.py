@@ -1,0 +1,92 @@
+"""No file of torch.save is loaded that is not what was written."""
+
+import ast
+import io
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnexp
+from snnexp.archive import check_archive
+
+
+def content() -> dict:
+    return {"weights": {f"layer{i}": torch.randn(40 + i) for i in range(6)}, "epoch": 3, "name": "vggsnn"}
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+
+def load(path: Path) -> object:
+    """What torch makes of a file that passes the check; None if either refuses it."""
+    try:
+        check_archive(path)
+        return torch.load(path, weights_only=True)
+    except Exception:  # torch refuses in many ways
+        return None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_of_a_thousand_files_with_one_bit_changed_none_is_loaded_with_other_content(tmp_path):
+    path, chance, written = tmp_path / "a.pth", random.Random(0), content()
+    torch.save(written, path)
+    whole = path.read_bytes()
+    assert equal(load(path), written)
+    refused = without_check = 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        found = load(path)
+        assert found is None or equal(found, written)
+        refused += found is None
+        try:
+            without_check += not equal(torch.load(io.BytesIO(damaged), weights_only=True), written)
+        except Exception:
+            pass
+    assert refused > 300 and without_check > 100  # torch alone does load other content
+
+
+def test_the_damaged_member_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.zeros(100)}, path)
+    data = path.read_bytes()
+    at = data.index(bytes(400))
+    path.write_bytes(data[: at + 7] + b"\x01" + data[at + 8 :])
+    with pytest.raises(ValueError, match=r"^it is not what was written: Bad CRC-32 for file 'a/data/0'"):
+        check_archive(path)
+    path.write_bytes(data[:-30])
+    with pytest.raises(ValueError, match="not what was written"):
+        check_archive(path)
+
+
+def test_files_without_checksums_pass(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(content(), path, _use_new_zipfile_serialization=False)
+    check_archive(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check_archive(path)
+    path.write_bytes(b"")
+    check_archive(path)
+    with pytest.raises(FileNotFoundError):
+        check_archive(tmp_path / "none.pth")
+
+
+def test_every_file_is_checked_before_torch_loads_it():
+    unchecked = []
+    for path in Path(snnexp.__file__).parent.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                calls = [ast.unparse(node) for node in ast.walk(function) if isinstance(node, ast.Call)]
+                if any(call.startswith("torch.load(path") for call in calls) and "check_archive(path)" not in calls:
+                    unchecked.append(f"{path.name}: {function.name}")
+    assert unchecked == []
