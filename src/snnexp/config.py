@@ -194,6 +194,8 @@ EARLIER_VALUES: dict[str, Any] = {"pruner": {}, "prefetch": 2, "init_partial": T
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "snnexp.data.frames.event_folder.EventFolder": {"camera": "cifar10_dvs"},
     "snnexp.models.svrt.vrt.VRT": {"encoder_relu": False, "drop_path_restarts": False, "linear_init": "small"},
+    "snnexp.data.frames.image_folder.ImageFolder": {"decoding": 1},
+    "snnexp.data.video.video_folders.VideoFolders": {"decoding": 1},
 }
 """The same for arguments of a class, by its `_target_`; for all other arguments the constructor's default means what runs did before."""
 

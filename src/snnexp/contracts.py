@@ -78,6 +78,8 @@ class DataSet:
     """The name of the data set in messages."""
     directory: Path = Path()
     """The folder of the data, for messages."""
+    left_out: str = ""
+    """What the folder holds and is not used, and what is odd about the rest, as one line that each run prints; empty: nothing."""
     kind: str | None = None
     """One of `KINDS`, so that an unsuitable model or task is refused before the data are prepared; None: inferred from `provides`."""
     classes: Sequence[str] = ()

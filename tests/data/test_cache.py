@@ -147,6 +147,7 @@ def test_unusable_entry_is_made_again(tmp_path: Path, damage) -> None:
     entry = entry_of(tmp_path, source)
     assert source.asked == 2 and entry.samples[4, 0, 0, 0, 0] == 4
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        ".snnexp",
         entry.directory.name,
         entry.directory.name + ".lock",
     ]

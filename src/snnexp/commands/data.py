@@ -37,6 +37,8 @@ def job(cfg: DictConfig) -> None:
     with comparing_everything() as compared:
         data = parts.make_data(settings, download=True)
     print(data.protocol)
+    if left_out := data.left_out:
+        print(f"{data.name}: {left_out}")
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)

@@ -186,6 +186,8 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     activity.write(folder / f"{split}_spikes.npz")
     write_json(folder / f"{split}.json", report)
     values = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.metrics.items())
+    if left_out := data.left_out:
+        terminal.say(f"{data.name}: {left_out}")
     terminal.say(f"{protocol}\n{split} ({len(evaluation.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
     return folder
 

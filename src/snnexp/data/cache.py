@@ -27,6 +27,7 @@ import numpy as np
 
 from snnexp.data import mapped_files
 from snnexp.data.cache_checksums import Damaged, compare, digest, say_prepared_again, sealed
+from snnexp.data.listing import cache_folder, make_working_folder
 from snnexp.data.lock import lock
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
@@ -180,7 +181,7 @@ def load_or_build(
     origin = {"format": FORMAT, "settings": settings, "sources": stamped}
     text = json.dumps(origin, sort_keys=True, separators=(",", ":"))
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    cache = root / "cache"
+    cache = cache_folder(root)
     directory = cache / key
     origin = json.loads(text)
     damage = ""
@@ -192,7 +193,7 @@ def load_or_build(
     if entry is not None:
         return entry
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        make_working_folder(cache)
         with lock(cache / f"{key}.lock", title):
             with suppress(Damaged):
                 entry = read_entry(directory, origin, read)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from snnexp.data.cache import Source, file_source
+from snnexp.data.listing import LeftOut, by_stem, list_folder, natural_key, order_settings, readable, without_ending
 from snnexp.errors import MissingData, UserError
 
 # Folders with these names, in any case, are splits; any other folder is a class.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-OUR_FOLDERS = ("cache", "download", "extract")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,26 +61,21 @@ class File:
         return f"{self.path}:{self.name}" if self.archive else str(self.path)
 
 
-def natural_key(name: str) -> list[tuple[int, str | int]]:
-    """Return a key that sorts names by the numbers in them: a2 before a10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+def files_in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str, left_out: LeftOut | None = None) -> list[File]:
+    """Return the files of a folder that end in one of `endings`, in natural order, named `prefix`/name; the rest goes to `left_out`.
 
-
-def files_in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str) -> list[File]:
-    """Return the files of a folder that end in one of `endings`, in natural order, named `prefix`/name."""
-    with os.scandir(folder) as entries:
-        files = [
-            File(file_source(Path(entry.path), f"{prefix}/{entry.name}"), label, Path(entry.path))
-            for entry in entries
-            if entry.name.lower().endswith(tuple(endings)) and not entry.name.startswith(".") and entry.is_file()
-        ]
-    return sorted(files, key=lambda file: natural_key(file.name))
+    Raises: UserError if the folder cannot be looked at.
+    """
+    listing = list_folder(folder, endings, left_out, place=prefix)
+    for name in listing.folders if left_out is not None else ():
+        left_out.add("deeper folder", "deeper folders", f"{prefix}/{name}")
+    return [File(file_source(folder / name, f"{prefix}/{name}"), label, folder / name) for name in listing.files]
 
 
 def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | None]) -> list[File]:
     """Return the files in a zip archive that end in one of `endings` and for whose name `label_of` gives a label, in natural order.
 
-    Raises: UserError if the archive is incomplete.
+    Raises: UserError if the archive is incomplete, or holds two files that would be one sample.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -90,30 +84,55 @@ def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], i
     files = []
     for info in archive.infolist():
         base = info.filename.rsplit("/", 1)[-1]
-        if info.is_dir() or not base.lower().endswith(tuple(endings)) or base.startswith("."):
+        if info.is_dir() or not base.lower().endswith(tuple(endings)) or base.startswith(".") or info.filename.startswith("__MACOSX/"):
             continue
         label = label_of(info.filename)
         if label is not None:
             files.append(File(Source(info.filename, info.file_size, info.CRC), label, path, archive))
+    first_of: dict[tuple[int, str], File] = {}
+    for file in files:
+        first = first_of.setdefault((file.label, file.name.rpartition("/")[2]), file)
+        if first is not file:
+            raise UserError(
+                f"{path} holds {readable(first.name)} and {readable(file.name)}, which would be one sample. Take one of them out."
+            )
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
 def places_with_files(
-    root: Path, folders: Sequence[str], archives: Sequence[str], endings: Sequence[str]
+    root: Path, folders: Sequence[str], archives: Sequence[str], endings: Sequence[str], prefix: str = ""
 ) -> Iterator[tuple[Path, dict[str, File]]]:
-    """Yield the places where the files of a set may lie, in order, with the files that end in one of `endings` there, by base name.
+    """Yield the places where the files of a set may lie, in order, with the files PREFIX...ENDING there, by base name.
 
-    First come `folders` of `root`, then zip `archives` in `root` or `root`/download.
+    The ending of a base name is in small letters. First come `folders` of `root`, then zip `archives` in `root` or `root`/download.
 
-    Raises: UserError if an archive is incomplete.
+    Raises: UserError if an archive is incomplete, a file is a link that leads nowhere, or two would be one.
     """
     for folder in folders:
         if (root / folder).is_dir():
-            yield root / folder, {file.path.name: file for file in files_in_folder(root / folder, endings, 0, folder or ".")}
+            list_folder(root / folder, endings).check_links(lambda name: name.startswith(prefix))
+            files = [file for file in files_in_folder(root / folder, endings, 0, folder or ".") if file.path.name.startswith(prefix)]
+            yield root / folder, by_base_name(files, endings)
     for archive in archives:
         for path in (root / archive, root / "download" / archive):
             if path.is_file():
-                yield path, {file.name.rpartition("/")[2]: file for file in files_in_zip(path, endings, lambda name: 0)}
+                files = files_in_zip(path, endings, lambda name: 0 if name.rpartition("/")[2].startswith(prefix) else None)
+                yield path, by_base_name(files, endings)
+
+
+def by_base_name(files: Sequence[File], endings: Sequence[str]) -> dict[str, File]:
+    """Return files by their names without folders, with the ending in small letters.
+
+    Raises: UserError if two would be one.
+    """
+    named: dict[str, File] = {}
+    for file in files:
+        base = file.name.rpartition("/")[2]
+        stem = without_ending(base, endings)
+        first = named.setdefault(stem + base[len(stem) :].lower(), file)
+        if first is not file:
+            raise UserError(f"{first.location} and {file.location} would be one. Remove or rename one of them.")
+    return named
 
 
 def find_files(root: Path, folders: Sequence[str], archives: Sequence[str], endings: Sequence[str]) -> dict[str, File]:
@@ -127,46 +146,83 @@ def find_files(root: Path, folders: Sequence[str], archives: Sequence[str], endi
     return first_files
 
 
-def find_class_folders(root: Path, endings: Sequence[str], kind: str) -> tuple[tuple[str, ...], dict[str, list[File]]]:
-    """Return the class names, and the files of `root`/<class>/ as part "all" or of `root`/{train,val,test}/<class>/ as these parts.
+@dataclass(frozen=True)
+class ClassFolders:
+    """The files of a set in class folders by part; the names of the classes, numbered alike in all parts; and what was left out.
 
-    Classes are the folder names in natural order, numbered alike in all parts.
+    `order`: what the key of a cache must hold of the order of classes and files.
+    """
+
+    classes: tuple[str, ...]
+    files_of_part: dict[str, list[File]]
+    left_out: LeftOut
+    order: dict[str, str]
+
+
+def find_class_folders(root: Path, endings: Sequence[str], kind: str) -> ClassFolders:
+    """Return the files of `root`/<class>/ as part "all", or of `root`/{train,val,test}/<class>/ as these parts; classes in natural order.
 
     Raises: MissingData if there are no class folders, UserError if a class has no file of the kind, or if `root` mixes splits and classes.
     """
     if not root.is_dir():
         raise MissingData(f"{root} does not exist. {folder_help(kind, endings)}")
-    children = subfolders(root, OUR_FOLDERS)
+    left_out = LeftOut()
+    children = class_folders(root, endings, "", left_out)
     parts = {child: SPLIT_FOLDERS[child.lower()] for child in children if child.lower() in SPLIT_FOLDERS}
     if parts and len(parts) < len(children):
         others = [child for child in children if child not in parts]
         raise UserError(f"{root} holds split folders ({', '.join(parts)}) and others ({', '.join(others)}). {folder_help(kind, endings)}")
     if len(set(parts.values())) < len(parts):
         raise UserError(f"{root}: {', '.join(parts)} name one split twice.")
+    names_of_part = {part: class_folders(root / child, endings, child, left_out) for child, part in parts.items()} or {"all": children}
     places = {part: child for child, part in parts.items()} or {"all": ""}
-    classes = tuple(sorted({name for child in places.values() for name in subfolders(root / child, OUR_FOLDERS)}, key=natural_key))
-    if not classes:
+    names = sorted({name for names in names_of_part.values() for name in names}, key=natural_key)
+    if not names:
         raise MissingData(f"{root} holds no class folders. {folder_help(kind, endings)}")
     files_of_part: dict[str, list[File]] = {}
     for part, child in places.items():
         files = []
-        for label, name in enumerate(classes):
-            folder = root / child / name
-            class_files = files_in_folder(folder, endings, label, f"{child}/{name}" if child else name) if folder.is_dir() else []
-            if folder.is_dir() and not class_files:
-                raise UserError(f"{folder} holds no {kind} ({', '.join(endings)}). Fill it, or remove the folder.")
+        for label, name in enumerate(names):
+            if name not in names_of_part[part]:
+                continue
+            folder, before = root / child / name, LeftOut()
+            class_files = files_in_folder(folder, endings, label, f"{child}/{name}" if child else name, before)
+            if not class_files:
+                words = f"; {before.in_words()}" if before.counts else ""
+                raise UserError(f"{folder} holds no {kind} ({', '.join(endings)}){words}. Fill it, or remove the folder.")
+            left_out.take(before)
             files += class_files
         files_of_part[part] = files
-    return classes, files_of_part
+    classes = tuple(map(readable, names))
+    note_classes(classes, files_of_part, left_out)
+    order = order_settings(names, *([file.name for file in files] for files in files_of_part.values()))
+    return ClassFolders(classes, files_of_part, left_out, order)
 
 
-def subfolders(path: Path, excluded: Sequence[str] = ()) -> list[str]:
-    """Return the names of the folders in `path` in natural order, without hidden and `excluded` ones; none if `path` does not exist."""
-    if not path.is_dir():
-        return []
-    with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    return sorted((name for name in names if name not in excluded), key=natural_key)
+def class_folders(folder: Path, endings: Sequence[str], place: str, left_out: LeftOut) -> list[str]:
+    """Return the names of the folders in a folder that holds nothing else that is used, in natural order; `place`: its name in the set."""
+    listing = list_folder(folder, endings, left_out, place=place)
+    for name in listing.files:
+        left_out.add("file outside the class folders", "files outside the class folders", f"{place}/{name}" if place else name)
+    for name in listing.folders:
+        if name.startswith("__"):
+            left_out.add("folder __...", "folders __...", name)
+    return [name for name in listing.folders if not name.startswith("__")]
+
+
+def note_classes(classes: Sequence[str], files_of_part: dict[str, list[File]], left_out: LeftOut) -> None:
+    """Write into the remarks of `left_out` that there is only one class, and which classes cannot be learned."""
+    if len(classes) == 1:
+        left_out.remarks.append(f"a single class ({classes[0]}): there is nothing to tell apart")
+    learned = {file.label for part in ("train", "all") for file in files_of_part.get(part, ())}
+    if learned and (unlearned := [name for label, name in enumerate(classes) if label not in learned]):
+        some = ", ".join(unlearned[:6]) + (", ..." if len(unlearned) > 6 else "")
+        left_out.remarks.append(f"{len(unlearned)} of {len(classes)} classes only outside train, so they are not learned ({some})")
+
+
+def subfolders(path: Path) -> list[str]:
+    """Return the names of the folders in `path` in natural order, without hidden ones and our own; none if `path` does not exist."""
+    return [name for name in list_folder(path, ()).folders if not name.startswith("__")] if path.is_dir() else []
 
 
 def folder_help(kind: str, endings: Sequence[str]) -> str:
@@ -175,6 +231,20 @@ def folder_help(kind: str, endings: Sequence[str]) -> str:
         f"Needed are {kind} ({', '.join(endings)}) as <root>/<class>/FILE, which is split by class, "
         "or as <root>/{train,val,test}/<class>/FILE. Name the directory with dataset.root=DIR."
     )
+
+
+def files_by_stem(folder: Path, endings: Sequence[str], left_out: LeftOut) -> dict[str, Path]:
+    """Return the files of a folder by their names without ending, in natural order; none if it does not exist; the rest to `left_out`.
+
+    Raises: UserError if two would be one sample, or one is a link that leads nowhere.
+    """
+    if not folder.is_dir():
+        return {}
+    listing = list_folder(folder, endings, left_out, place=folder.name)
+    listing.check_links()
+    for name in listing.folders:
+        left_out.add("deeper folder", "deeper folders", f"{folder.name}/{name}")
+    return {stem: folder / name for stem, name in by_stem(folder, listing.files, endings).items()}
 
 
 def map_files(items: Iterable[File], work: Callable[[File], Result]) -> Iterator[Result]:

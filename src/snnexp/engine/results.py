@@ -34,6 +34,8 @@ def announce(experiment: Experiment, state: State) -> None:
         experiment.run.update_status(monitor=f"Val/{experiment.monitor}")
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     experiment.terminal.say(f"{experiment.data.protocol}")
+    if left_out := experiment.data.left_out:
+        experiment.terminal.say(f"{experiment.data.name}: {left_out}")
     layout = ", channels_last" if experiment.choice.channels_last else ""
     name, shape = experiment.settings["choices"]["model"], " x ".join(map(str, experiment.data.shape))
     experiment.terminal.say(

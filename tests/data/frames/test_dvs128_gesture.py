@@ -227,3 +227,21 @@ def test_archive_of_something_else(tmp_path: Path) -> None:
     layouts.tar_gz(tmp_path / "else", tmp_path / "root" / "DvsGesture.tar.gz", "else")
     with pytest.raises(UserError, match=r"holds no trials_to_train\.txt and trials_to_test\.txt; is it DvsGesture\.tar\.gz \(md5 8a5c71fb"):
         DVS128Gesture(root=tmp_path / "root", T=2)
+
+
+def test_a_recording_that_is_listed_twice_and_trials_that_would_be_one_are_named(tmp_path: Path) -> None:
+    layouts.dvs128_gesture(tmp_path / "a" / "DvsGesture")
+    listing = tmp_path / "a" / "DvsGesture" / "trials_to_test.txt"
+    name = (tmp_path / "a" / "DvsGesture" / "trials_to_train.txt").read_text().split()[0]
+    listing.write_text(listing.read_text() + f"\n{name}\n")
+    with pytest.raises(UserError, match=rf"trials_to_train\.txt and trials_to_test\.txt name {name} twice"):
+        DVS128Gesture(root=tmp_path / "a", T=2, size=8)
+    layouts.dvs128_precut(tmp_path / "b")
+    session = tmp_path / "b" / "ibmGestureTest" / "user04_lab"
+    (session / "notes.txt").write_bytes(b"x")
+    assert DVS128Gesture(root=tmp_path / "b", T=2, size=8).left_out == (
+        "left out: 1 file of another kind (ibmGestureTest/user04_lab/notes.txt)"
+    )
+    (session / "3.NPY").write_bytes((session / "4.npy").read_bytes())
+    with pytest.raises(UserError, match=r"3\.NPY and .*3\.npy would be one sample"):
+        DVS128Gesture(root=tmp_path / "b", T=2, size=8)

@@ -93,6 +93,7 @@ def test_where_it_may_lie(tmp_path: Path, place: str) -> None:
     data_set = tiny(tmp_path / "set")
     assert whole(data_set)[0].x.tolist() == [[0], [1], [0], [0], [2], [1]]
     assert sorted(path.name for path in (tmp_path / "set" / "cache").iterdir()) == [
+        ".snnexp",
         data_set.entry.directory.name,
         f"{data_set.entry.directory.name}.lock",
     ]
@@ -352,3 +353,21 @@ def test_folds_of_real_graphs(real_tu: Path) -> None:
     assert {data_set.splits["test"] for data_set in folds} == {18, 19}
     other = TUSet(root=real_tu, name="MUTAG", cv_fold=0, split_seed=1)
     assert not np.array_equal(other.rows["test"], folds[0].rows["test"]) and not other.same_samples(folds[0].state_dict())
+
+
+def test_endings_hidden_files_links_and_files_that_are_not_used(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "TINY_A.txt").rename(tmp_path / "TINY_A.TXT")
+    (tmp_path / "._TINY_A.txt").write_bytes(b"x")
+    (tmp_path / "TINY_label_readme.txt").write_bytes(b"x")
+    assert tiny(tmp_path, name=None).left_out == ""
+    (tmp_path / "TINY_node_label.txt").write_bytes(b"x")
+    assert tiny(tmp_path).left_out == "left out: 1 file of the set (TINY_node_label.txt)"
+    (tmp_path / "TINY_A.txt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"TINY_A\.TXT and .*TINY_A\.txt would be one"):
+        tiny(tmp_path)
+    (tmp_path / "TINY_A.txt").unlink()
+    (tmp_path / "TINY_node_labels.txt").unlink()
+    (tmp_path / "TINY_node_labels.txt").symlink_to("lost.txt")
+    with pytest.raises(UserError, match=r"TINY_node_labels\.txt is a link to lost\.txt, which is not there"):
+        tiny(tmp_path)

@@ -1,5 +1,7 @@
 """ehr_folder: Parquet files written here."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +196,39 @@ def test_other_stays_are_judged_with_the_statistics_of_a_run(tmp_path: Path) -> 
     again = EHRFolder(root=tmp_path / "run")
     assert again.entry.directory == run.entry.directory and again.same_samples(run.state_dict())
     assert torch.equal(again.state_dict()["mean"], run.state_dict()["mean"])
+
+
+def test_stays_whose_names_numbers_do_not_order_and_what_lies_beside_them(tmp_path: Path) -> None:
+    for name in ("train/7.parquet", "train/07.parquet", "train/007.PARQUET", "train/more/8.parquet", "9.parquet", "fold2/1.parquet"):
+        stay(tmp_path / name)
+    (tmp_path / "train" / "._7.parquet").write_bytes(b"x")
+    (tmp_path / "train" / "log.txt").write_bytes(b"x")
+    outcomes(tmp_path, "7,0\n07,1\n007,0\n9,1\n")
+    data = EHRFolder(root=tmp_path, val_fraction=0, test_fraction=0)
+    assert data.stored["ids"].tolist() == [b"007", b"07", b"7"] and data.stored["y"].tolist() == [0, 1, 0]
+    assert data.left_out == (
+        "left out: 1 stay outside the folders of splits (9.parquet), 1 folder without stays of a split (fold2), "
+        "1 hidden file (train/._7.parquet), "
+        "1 file of another kind (train/log.txt), 1 deeper folder (train/more)"
+    )
+    settings = json.loads((data.entry.directory / "meta.json").read_text())["settings"]
+    assert settings == {"data": "ehr_folder", "strict": True, "form": 2, "order": "number, name"}
+    stay(tmp_path / "train" / "7.PARQUET")
+    with pytest.raises(UserError, match=r"7\.PARQUET and .*7\.parquet would be one sample"):
+        EHRFolder(root=tmp_path)
+    (tmp_path / "train" / "7.PARQUET").unlink()
+    (tmp_path / "train" / "9.parquet").symlink_to("lost")
+    with pytest.raises(UserError, match=r"9\.parquet is a link to lost, which is not there"):
+        EHRFolder(root=tmp_path)
+
+
+def test_stays_and_folders_of_any_name(tmp_path: Path) -> None:
+    stay(tmp_path / "made" / "a bü.parquet")
+    stay(tmp_path / "made" / "x.parquet")
+    outcomes(tmp_path / "made", "a bü,1\n")
+    root = (tmp_path / "made").rename(tmp_path / os.fsdecode(b"\xff"))
+    (root / "x.parquet").rename(root / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(UserError, match="has no outcome of"):
+        EHRFolder(root=root)
+    data = EHRFolder(root=root, strict=False, val_fraction=0, test_fraction=0)
+    assert data.stored["ids"].tolist() == ["a bü".encode()] and "skipped 1 stays without an outcome" in data.protocol

@@ -377,3 +377,26 @@ def test_the_real_stays(real_stays: Path) -> None:
     for name in ("HR", "Lactate", "Temp", "Age", "Urine"):
         value = train.value[train.variable == NUMBER[name]]
         assert abs(value.mean()) < 0.05 and 0.9 < value.std() < 1.05, name
+
+
+def test_two_records_of_one_number_are_named_in_every_form(tmp_path: Path) -> None:
+    ten(tmp_path / "folder")
+    record(tmp_path / "folder" / "set-a", 132540, "", HEAD)
+    (tmp_path / "folder" / "set-a" / "0132540.txt").write_text(HEAD.format("0132540") + BODY)
+    (tmp_path / "folder" / "set-a" / "._132541.txt").write_text("x")
+    with zipfile.ZipFile((tmp_path / "zip").mkdir() or tmp_path / "zip" / "set-a.zip", "w") as archive:
+        for name in ("x/132540.txt", "y/132540.txt"):
+            archive.writestr(name, HEAD.format(132540) + BODY)
+    with tarfile.open((tmp_path / "tar").mkdir() or tmp_path / "tar" / "set-a.tar.gz", "w:gz") as archive:
+        for name in ("x/132540.txt", "y/132540.txt"):
+            archive.add(tmp_path / "folder" / "set-a" / "132540.txt", name)
+    for form in ("folder", "zip", "tar"):
+        outcomes(tmp_path / form / "Outcomes-a.txt", {132540: 1})
+        with pytest.raises(UserError, match=r"holds 0?132540\.txt and 132540\.txt, which would be one stay"):
+            PhysioNet2012(root=tmp_path / form)
+
+
+def test_a_folder_called_cache_is_looked_into_if_it_is_not_ours(tmp_path: Path) -> None:
+    ten(tmp_path / "cache")
+    data = PhysioNet2012(root=tmp_path)
+    assert sum(data.splits.values()) == 10 and data.entry.directory.parent == tmp_path / ".snnexp-cache"

@@ -231,3 +231,26 @@ def test_a_stream_without_a_spike_is_named(root: Path) -> None:
     dat.write_bytes(bytes(dat.stat().st_size))
     with pytest.raises(UserError, match=r"c_key_id31\.dat: holds not a single spike"):
         SpikeREDS(root=root, **SMALL)
+
+
+def test_streams_are_found_whatever_lies_beside_them(root: Path) -> None:
+    spike, gt = root / "train" / "spike", root / "train" / "gt"
+    (spike / "a_key_id31.dat").rename(spike / "a_key_id31.DAT")
+    for path in (spike / "._b_key_id31.dat", spike / "list.txt", gt / ".hidden.png"):
+        path.write_bytes(b"x")
+    (gt / "deeper.png").mkdir()
+    (root / "spike").mkdir()
+    data = SpikeREDS(root=root, **SMALL)
+    assert [recording.name for recording in data.recordings] == ["a_key_id31", "b_key_id31", "c_key_id31"]
+    assert data.left_out == (
+        "left out: 1 folder of the set (spike), 2 hidden files (spike/._b_key_id31.dat, ...), 1 file of another kind (spike/list.txt), "
+        "1 deeper folder (gt/deeper.png)"
+    )
+    (spike / "a_key_id31.dat").write_bytes((spike / "a_key_id31.DAT").read_bytes())
+    with pytest.raises(UserError, match=r"a_key_id31\.DAT and .*a_key_id31\.dat would be one sample"):
+        SpikeREDS(root=root, **SMALL)
+    (spike / "a_key_id31.dat").unlink()
+    (spike / "b_key_id31.dat").unlink()
+    (spike / "b_key_id31.dat").symlink_to("lost.dat")
+    with pytest.raises(UserError, match=r"b_key_id31\.dat is a link to lost\.dat, which is not there"):
+        SpikeREDS(root=root, **SMALL)

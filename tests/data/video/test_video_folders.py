@@ -1,4 +1,6 @@
 import io
+import json
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -45,6 +47,9 @@ def test_one_spike_file_a_frame(tmp_path: Path) -> None:
     for d, k in enumerate((1, 2, 3)):
         middle = (11 + k) // 2
         assert np.array_equal(taken[d], spikes[k][middle - 2 : middle + 3])
+    first = tmp_path / "test" / "a" / "spike" / "000001.dat"
+    first.rename(first.with_suffix(".DAT"))
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="file")
     view = pickle.loads(pickle.dumps(data.view("test")))
     assert torch.equal(view.__getitems__([(0, 0)])[2][0], taken)
     with pytest.raises(UserError, match=r"window is 13, but a stream of a has 12 spike frames\. Ask for no more than that, or leave"):
@@ -192,22 +197,80 @@ def test_options_out_of_range(tmp_path: Path) -> None:
             VideoFolders(root=tmp_path, **SMALL | {option: value})
 
 
-def test_a_frame_is_one_picture_of_8_bits(tmp_path: Path) -> None:
+def test_a_frame_is_one_picture(tmp_path: Path) -> None:
     put(tmp_path, "train", "a")
     first = min((tmp_path / "train/a/blur").iterdir())
     (first.parent / f"._{first.name}").write_bytes(b"what a Mac leaves on a foreign disk")
     data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
     assert data.splits["train"] == 1
     first.with_suffix(".jpg").write_bytes(first.read_bytes())
-    with pytest.raises(UserError, match=rf"blur holds both {first.stem}\.jpg and {first.stem}\.png; a frame is one picture"):
+    with pytest.raises(UserError, match=rf"{first.stem}\.\w+ and .*{first.stem}\.\w+ would be one sample"):
         VideoFolders(root=tmp_path, **SMALL, spike_source="none")
-    first.with_suffix(".jpg").unlink()
-    with Image.open(first) as picture:
-        Image.fromarray(np.full(picture.size[::-1], 40000, np.uint16)).save(first)
-    with pytest.raises(UserError, match=rf"{first.stem}\.png has grey values of 16 bits or more; frames have 8 bits a channel"):
-        data.view("train").__getitems__([(0, 0)])
 
 
 def test_a_clip_alone_is_for_training(tmp_path: Path) -> None:
     put(tmp_path, "train", "a")
     assert VideoFolders(root=tmp_path, **SMALL, spike_source="none").splits == {"train": 1, "val": 0, "test": 0}
+
+
+def test_frames_of_sixteen_bits_and_frames_on_their_side(tmp_path: Path) -> None:
+    sharp = put(tmp_path, "test", "a")[1]
+    grey = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    folder = tmp_path / "test" / "a" / "sharp"
+    Image.fromarray(grey * 257).save(folder / "000002.png")
+    Image.fromarray(np.rot90(grey, -1).astype(np.uint8)).save(folder / "000003.png", exif=exif)
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    frames = data.view("test").__getitems__([(0, 0)])[1][0].numpy()
+    assert np.array_equal(frames[0], sharp[0])
+    assert all(np.array_equal(channel, grey) for d in (1, 2) for channel in frames[d])
+    earlier = VideoFolders(root=tmp_path, **SMALL, spike_source="none", decoding=1)
+    with pytest.raises(UserError, match=r"000003\.png has 12 x 16 pixels"):
+        earlier.view("test").__getitems__([(0, 0)])
+    Image.fromarray(grey.astype(np.float32)).save(folder / "000003.png", "TIFF")
+    with pytest.raises(UserError, match=r"000003\.png: a picture of floating-point values"):
+        data.view("test").__getitems__([(0, 0)])
+
+
+def test_spikes_simulated_by_an_earlier_run_are_its_own(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    for decoding in (1, 2, 1):
+        VideoFolders(root=tmp_path, **SMALL, decoding=decoding)
+    settings = [json.loads(path.read_text())["settings"] for path in (tmp_path / "cache").glob("*/meta.json")]
+    assert sorted(node.pop("decoding", 1) for node in settings) == [1, 2] and settings[0] == settings[1]
+
+
+def test_what_lies_beside_frames_and_clips_is_counted(tmp_path: Path) -> None:
+    put(tmp_path, "train", "1")
+    put(tmp_path, "train", "01", seed=1)
+    blur = tmp_path / "train" / "1" / "blur"
+    for name in ("._000001.png", "000009.bmp", "000009.txt"):
+        (blur / name).write_bytes(b"x")
+    (blur / "more").mkdir()
+    for name in ("train/notes", "val/x/blur", ".git", "train/1/other"):
+        (tmp_path / name).mkdir(parents=True)
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    assert [recording.name for recording in data.recordings] == ["01", "1"]
+    assert data.left_out == (
+        "left out: 2 folders that are no clips (train/notes, ...), 2 files of other kinds (blur/000009.bmp, ...), "
+        "1 hidden file (blur/._000001.png), 1 deeper folder (blur/more)"
+    )
+
+
+def test_frames_that_would_be_one_and_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "test", "a")
+    blur = tmp_path / "test" / "a" / "blur"
+    (blur / "000002.JPG").write_bytes((blur / "000002.png").read_bytes())
+    with pytest.raises(UserError, match=r"000002\.JPG and .*000002\.png would be one sample"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    (blur / "000002.JPG").unlink()
+    for folder in ("blur", "sharp"):
+        (tmp_path / "test" / "a" / folder / "000006.png").symlink_to("/nowhere/6.png")
+    with pytest.raises(UserError, match=r"blur/000006\.png is a link to /nowhere/6\.png, which is not there"):
+        VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+
+
+def test_a_clip_of_any_name_gets_its_spikes(tmp_path: Path) -> None:
+    put(tmp_path, "test", os.fsdecode(b"\xff{part}"))
+    assert len(VideoFolders(root=tmp_path, **SMALL).recordings[0].entry.arrays["spikes"]) == 33

@@ -15,6 +15,7 @@ from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import DVS128, check_framing
 from snnexp.data.frames.framing import frame_files, load_or_build_frames, notes_in_words
+from snnexp.data.listing import LeftOut
 from snnexp.data.source_files import File, files_in_folder, files_in_zip
 from snnexp.data.splits import carve, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData
@@ -71,7 +72,8 @@ class CIFAR10DVS(EventFrames):
         root = Path(root)
         if download:
             fetch_missing(root)
-        files = [file for label in range(len(CLASSES)) for file in recordings(root, label)]
+        left_out = LeftOut()
+        files = [file for label in range(len(CLASSES)) for file in recordings(root, label, left_out)]
         missing = [name for label, name in enumerate(CLASSES) if not any(file.label == label for file in files)]
         if missing:
             raise MissingData(
@@ -109,13 +111,14 @@ class CIFAR10DVS(EventFrames):
             augmentation=FrameAugmentation(flip=flip, roll=roll, warp=warp, mixup=mixup, mixup_prob=mixup_prob, mixup_epochs=mixup_epochs),
             form=form,
         )
+        self.left_out = left_out.in_words()
 
 
-def recordings(root: Path, label: int) -> list[File]:
+def recordings(root: Path, label: int, left_out: LeftOut | None = None) -> list[File]:
     """Return the recordings of a class in the order of their numbers, from the first place that has any."""
     name = CLASSES[label]
     for folder in (root / name, root / "extract" / name):
-        if folder.is_dir() and (files := files_in_folder(folder, [".aedat"], label, name)):
+        if folder.is_dir() and (files := files_in_folder(folder, [".aedat"], label, name, left_out)):
             return files
     for archive in (root / "download" / f"{name}.zip", root / f"{name}.zip"):
         if archive.is_file() and (files := files_in_zip(archive, [".aedat"], lambda _: label)):

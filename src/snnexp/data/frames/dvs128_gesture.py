@@ -10,7 +10,8 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import DVS128, NUMPY_ERRORS, POLARITIES, Events, check_framing, check_sensor, events_from_columns, frame
 from snnexp.data.frames.framing import add_to_notes, load_or_build_frames, notes_in_words
-from snnexp.data.source_files import File, files_in_folder, map_files, natural_key
+from snnexp.data.listing import LeftOut, by_stem, list_folder
+from snnexp.data.source_files import File, files_in_folder, map_files
 from snnexp.data.splits import carve, consecutive_rows, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
@@ -107,13 +109,14 @@ class DVS128Gesture(EventFrames):
     ) -> None:
         check_framing(T, (size, size), DVS128, framing)
         form = FrameForm(normalise, size, DVS128)
-        root = Path(root)
+        root, left_out = Path(root), LeftOut()
         if folder := find_original(root):
             of_part = {part: read_sessions(folder, f"trials_to_{part}.txt") for part in ("train", "test")}
+            check_listed_once(folder, [session.file.name for part in of_part.values() for session in part])
             origin, published_counts = "", TRIALS
         else:
             folders = find_precut(root, download)
-            of_part = {part: read_precut_sessions(folder) for part, folder in zip(("train", "test"), folders, strict=True)}
+            of_part = {part: read_precut_sessions(folder, left_out) for part, folder in zip(("train", "test"), folders, strict=True)}
             file_ids = " and ".join(str(file_id) for file_id, _ in PRECUT.values())
             origin = f"; trials as cut in figshare {file_ids}, times in ms (1,341 of the 1,464 of IBM's archive)"
             published_counts = PRECUT_TRIALS
@@ -145,6 +148,7 @@ class DVS128Gesture(EventFrames):
             augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
+        self.left_out = left_out.in_words()
 
 
 def carve_users(labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -185,14 +189,22 @@ def read_sessions(folder: Path, listing: str) -> list[Session]:
     return sessions
 
 
-def read_precut_sessions(folder: Path) -> list[Session]:
-    """Return the trials <user>_<light>/<class>.npy of a folder, each as a session of its own.
+def check_listed_once(folder: Path, names: Sequence[str]) -> None:
+    """Raise UserError if a recording is named twice: trials that are judged would have been learned."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{folder}: trials_to_train.txt and trials_to_test.txt name {repeated[0]} twice. Take one of the lines out.")
 
-    Raises: UserError for a file with another kind of name, or if there are no trials.
+
+def read_precut_sessions(folder: Path, left_out: LeftOut) -> list[Session]:
+    """Return the trials <user>_<light>/<class>.npy of a folder, each as a session of its own; what is not used goes to `left_out`.
+
+    Raises: UserError for a file with another kind of name, two that would be one trial, or if there are no trials.
     """
     sessions = []
-    for place in sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name)):
-        for file in files_in_folder(place, [".npy"], -1, f"{folder.name}/{place.name}"):
+    for place in (folder / name for name in list_folder(folder, [".npy"], left_out, place=folder.name).folders):
+        files = files_in_folder(place, [".npy"], -1, f"{folder.name}/{place.name}", left_out)
+        by_stem(place, [file.path.name for file in files], [".npy"])
+        for file in files:
             label = file.path.stem
             if not re.fullmatch(r"user\d+_\w+", place.name) or label not in map(str, range(len(CLASSES))):
                 raise UserError(

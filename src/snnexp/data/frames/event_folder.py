@@ -60,9 +60,10 @@ class EventFolder(EventFrames):
         configured_sensor = None if sensor is None else read_sensor(sensor)
         check_framing(T, (size, size), configured_sensor or (size, size), framing)
         try:
-            classes, files_of_part = find_class_folders(root, ENDINGS, "event recordings")
+            found = find_class_folders(root, ENDINGS, "event recordings")
         except UserError as error:
             raise type(error)(f"{error}{find_not_read(root)}") from error
+        files_of_part = found.files_of_part
         files = [file for part_files in files_of_part.values() for file in part_files]
         labels = np.array([file.label for file in files])
         parts = consecutive_rows({part: len(part_files) for part, part_files in files_of_part.items()})
@@ -84,11 +85,12 @@ class EventFolder(EventFrames):
             return frame_files(files, partial(parse, camera=camera, one_is_off=one_is_off), T, form, framing, notes)
 
         sources = [file.source for file in files]
+        settings |= found.order
         entry = load_or_build_frames(root, "event_folder", T, framing, form, sources, len(files), produce, sensor=self.sensor, **settings)
         height, width = self.sensor
         super().__init__(
             name="event_folder",
-            classes=classes,
+            classes=found.classes,
             protocol=f"event_folder {root.name}: {sizes_in_words(rows)}; {words}; T={T} frames of equal {framing}, "
             f"{size}x{size} cells of a sensor of {width}x{height} pixels{remark}"
             + notes_in_words(entry.notes)
@@ -100,6 +102,7 @@ class EventFolder(EventFrames):
             augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
+        self.left_out = found.left_out.in_words()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs, with the sensor [height, width] that the cells divide."""

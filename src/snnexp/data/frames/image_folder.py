@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from snnexp.data.cache import Notes, load_or_build_samples
 from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.still_images import StillImages, check_size
+from snnexp.data.pictures import DECODING, check_decoding, convert
 from snnexp.data.source_files import File, find_class_folders, map_files
 from snnexp.data.splits import consecutive_rows, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
@@ -24,7 +26,8 @@ class ImageFolder(StillImages):
 
     Layout: `root`/<class>/ or `root`/{train,val,test}/<class>/. An image is scaled so that its shorter side is `size` (bilinear,
     antialiased), then cut to the square in the middle; one with another number of channels is converted (`channels` 3: RGB, 1:
-    luminance). Only the first picture of an animation is used.
+    luminance). Only the first picture of an animation is used. `decoding` 2: 16 bits become 8, a picture without a natural range is
+    refused, one with an EXIF orientation is turned upright; 1: as earlier runs did.
     Split: missing parts are carved by class, test before val (`test_fraction`, `val_fraction`, `split_seed`).
     Augmentation of training samples: the arguments of FrameAugmentation with the same names.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
@@ -53,25 +56,31 @@ class ImageFolder(StillImages):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_seed: int = 0,
+        decoding: int = DECODING,
     ) -> None:
         if root is None:
             raise MissingData("image_folder: name the directory of your images with dataset.root=DIR (DIR/<class>/FILE).")
         if channels not in MODES:
             raise UserError(f"dataset.channels is {channels}; allowed are 3 (colour) and 1 (grey).")
         check_size(size)
+        check_decoding(decoding)
         root = Path(root)
-        classes, files_of_part = find_class_folders(root, ENDINGS, "images")
+        found = find_class_folders(root, ENDINGS, "images")
+        files_of_part = found.files_of_part
         files = [file for part_files in files_of_part.values() for file in part_files]
 
         def produce(notes: Notes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            changes: list[str] = []
+
             def work(file: File) -> tuple[np.ndarray, np.ndarray]:
-                return middle_square(file, size, MODES[channels])[None], np.array([file.label])
+                return middle_square(file, size, MODES[channels], decoding, changes)[None], np.array([file.label])
 
             yield from map_files(files, work)
+            notes["changes"] = dict(sorted(Counter(changes).items()))
 
         entry = load_or_build_samples(
             root,
-            {"data": "image_folder", "size": size, "channels": channels},
+            {"data": "image_folder", "size": size, "channels": channels} | ({} if decoding == 1 else {"decoding": decoding}) | found.order,
             [file.source for file in files],
             len(files),
             (channels, size, size),
@@ -82,7 +91,7 @@ class ImageFolder(StillImages):
         rows, words = divide(entry.labels, parts, val_fraction, test_fraction, split_seed)
         super().__init__(
             name="image_folder",
-            classes=classes,
+            classes=found.classes,
             protocol=f"image_folder {root.name}: {sizes_in_words(rows)}; {words}; {size}x{size}",
             directory=root,
             entry=entry,
@@ -102,12 +111,15 @@ class ImageFolder(StillImages):
             mean=mean,
             std=std,
         )
+        changes = entry.notes.get("changes", {})
+        found.left_out.remarks += [f"{count:,} {'picture' if count == 1 else 'pictures'} {text}" for text, count in changes.items()]
+        self.left_out = found.left_out.in_words()
 
 
-def middle_square(file: File, size: int, mode: str) -> np.ndarray:
-    """Return the middle square of an image, uint8 [C, size, size].
+def middle_square(file: File, size: int, mode: str, decoding: int, changes: list[str]) -> np.ndarray:
+    """Return the middle square of an image, uint8 [C, size, size]; `changes` as of `convert`.
 
-    Raises: UserError if the file is no complete image that Pillow can read.
+    Raises: UserError if the file is no complete image that Pillow can read, or has no natural range.
     """
     from PIL import Image, ImageOps
 
@@ -115,7 +127,7 @@ def middle_square(file: File, size: int, mode: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             # ImageOps.fit scales to cover the square and cuts evenly; Pillow's BILINEAR is antialiased when it shrinks.
-            fitted = ImageOps.fit(image.convert(mode), (size, size), method=Image.Resampling.BILINEAR)
+            fitted = ImageOps.fit(convert(image, mode, decoding, file.location, changes), (size, size), method=Image.Resampling.BILINEAR)
             pixels = np.asarray(fitted, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{file.location}: not a whole image, {len(data)} bytes ({error}). Replace or remove it.") from error

@@ -17,6 +17,7 @@ from snnexp.data import mapped_files
 from snnexp.data.cache import Entry
 from snnexp.data.frames.augment import FrameAugmentation, write_augmented
 from snnexp.data.frames.rand_augment import apply_rand_augment, erase, make_rand_augment, mixup, mixup_share, warp
+from snnexp.data.listing import readable
 from snnexp.data.splits import SPLITS, rows_of
 from snnexp.errors import UserError
 
@@ -232,7 +233,7 @@ class LabelledSamples(DataSet):
 
         Raises: UserError if the run has other classes or channels.
         """
-        if list(state["classes"]) != list(self.classes):
+        if list(map(readable, state["classes"])) != list(self.classes):
             raise UserError(
                 f"The run was trained on the classes {', '.join(state['classes'])}, but {self.name} in {self.directory} has "
                 f"{', '.join(self.classes)}. Give data with the same classes in the same order."

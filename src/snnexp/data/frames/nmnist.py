@@ -13,6 +13,7 @@ from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import check_framing, parse_atis
 from snnexp.data.frames.framing import frame_files, load_or_build_frames
+from snnexp.data.listing import LeftOut
 from snnexp.data.source_files import File, files_in_folder, files_in_zip
 from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData
@@ -60,7 +61,8 @@ class NMNIST(EventFrames):
         root = Path(root)
         if download:
             fetch_missing(root)
-        files_of_part = {part: files for part in ARCHIVES if (files := recordings(root, part))}
+        left_out = LeftOut()
+        files_of_part = {part: files for part in ARCHIVES if (files := recordings(root, part, left_out))}
         if not files_of_part:
             zips = " and ".join(f"{part}.zip (md5 {md5})" for part, (_, md5) in ARCHIVES.items())
             raise MissingData(
@@ -93,16 +95,17 @@ class NMNIST(EventFrames):
             augmentation=FrameAugmentation(flip=flip, roll=roll),
             form=form,
         )
+        self.left_out = left_out.in_words()
 
 
-def recordings(root: Path, part: str) -> list[File]:
+def recordings(root: Path, part: str, left_out: LeftOut | None = None) -> list[File]:
     """Return the recordings of Train or Test by class and number, from the first place that has any."""
     for folder in (root / part, root / "extract" / part):
         files = [
             file
             for label, name in enumerate(CLASSES)
             if (folder / name).is_dir()
-            for file in files_in_folder(folder / name, [".bin"], label, f"{part}/{name}")
+            for file in files_in_folder(folder / name, [".bin"], label, f"{part}/{name}", left_out)
         ]
         if files:
             return files

@@ -12,7 +12,8 @@ import numpy as np
 from snnexp.data.cache import Notes, file_source
 from snnexp.data.graphs import molecules
 from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_graphs, rows_of_given_split, strata_labels
-from snnexp.data.source_files import SPLIT_FOLDERS, natural_key
+from snnexp.data.listing import natural_key
+from snnexp.data.source_files import SPLIT_FOLDERS
 from snnexp.data.splits import SPLITS, apportion, sizes_in_words
 from snnexp.errors import MissingData, UserError, nearest
 

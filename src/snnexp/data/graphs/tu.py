@@ -13,10 +13,12 @@ from snnexp.data.cache import Notes
 from snnexp.data.download import fetch
 from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, compact, load_or_build_graphs, rows_of_given_split, strata_labels
 from snnexp.data.graphs.text import line_of, numbered_lines, read_column, read_numbers
-from snnexp.data.source_files import SPLIT_FOLDERS, File, places_with_files
+from snnexp.data.listing import LeftOut, list_folder, without_ending
+from snnexp.data.source_files import SPLIT_FOLDERS, File, places_with_files, subfolders
 from snnexp.data.splits import SPLITS, apportion, difference_in_words, fold, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
+NOT_DATA = {"readme", "README", "label_readme"}  # names of files that only explain the others
 SERVER = "https://www.chrsmrrs.com/graphkerneldatasets"
 # Sizes as published with the collection (Morris et al. 2020), edges in both directions.
 PUBLISHED = {
@@ -70,8 +72,8 @@ class TUSet(GraphSamples):
         ):
             if value not in allowed:
                 raise UserError(f"dataset.{option} is {value!r}; allowed are {', '.join(allowed)}.")
-        if name is None and root is not None and len(candidates := list(Path(root).glob("*_A.txt"))) == 1:
-            name = candidates[0].name.removesuffix("_A.txt")
+        if name is None and root is not None and len(candidates := set_names(Path(root))) == 1:
+            name = candidates[0]
         if root is None or name is None:
             raise MissingData(
                 f"tu: name a set with dataset.name=NAME. It is looked for in dataset.root (now {root}); one of the TU collection "
@@ -125,6 +127,7 @@ class TUSet(GraphSamples):
             onehot=node_labels == "onehot",
             node_budget=node_budget,
         )
+        self.left_out = raw.left_out.in_words()
 
 
 def find(root: Path, name: str) -> dict[str, File] | None:
@@ -132,9 +135,9 @@ def find(root: Path, name: str) -> dict[str, File] | None:
 
     Raises: UserError if a zip with the name of the set is incomplete, or holds another set.
     """
-    for place, files in places_with_files(root, ["", "raw", name, f"{name}/raw"], [f"{name}.zip"], [".txt"]):
+    for place, files in places_with_files(root, ["", "raw", name, f"{name}/raw"], [f"{name}.zip"], [".txt"], f"{name}_"):
         if f"{name}_A.txt" in files:
-            return {base[len(name) + 1 : -4]: file for base, file in files.items() if base.startswith(f"{name}_")}
+            return {base[len(name) + 1 : -4]: file for base, file in files.items()}
         if place.is_file():
             raise UserError(f"{place} holds no {name}_A.txt; it is not the set {name}. Remove it and fetch it again.")
     return None
@@ -142,8 +145,8 @@ def find(root: Path, name: str) -> dict[str, File] | None:
 
 def where_to_get(root: Path, name: str) -> str:
     """Return the message for a set that is missing: what `root` holds, and how to get the set."""
-    folders = [folder for folder in (root, *(root.iterdir() if root.is_dir() else ())) if folder.is_dir()]
-    names = sorted({path.name.removesuffix("_A.txt") for folder in folders for path in folder.glob("*_A.txt")})
+    folders = [root, *(root / name for name in subfolders(root))]
+    names = sorted({name for folder in folders for name in set_names(folder)})
     contents = f"; it holds {', '.join(names)}" if names else ""
     dataset = f"dataset={name.lower()}" if name in ("MUTAG", "NCI1") else f"dataset=tu dataset.name={name}"
     return (
@@ -151,6 +154,12 @@ def where_to_get(root: Path, name: str) -> str:
         f"Fetch it with: snnexp data {dataset}. Or get {SERVER}/{name}.zip by hand and put it into {root / 'download'}; "
         "a set of your own is named with dataset.root=DIR."
     )
+
+
+def set_names(folder: Path) -> list[str]:
+    """Return the names of the sets whose edges lie in a folder, NAME_A.txt; none if it does not exist."""
+    stems = [without_ending(name, [".txt"]) for name in list_folder(folder, [".txt"]).files] if folder.is_dir() else []
+    return [stem.removesuffix("_A") for stem in stems if stem.endswith("_A")]
 
 
 class RawSet:
@@ -173,6 +182,9 @@ class RawSet:
                 raise MissingData(f"{files['A'].location}: beside it there is no {name}_{part}.txt, which must be there.")
         parts = ("A", "graph_indicator", f"graph_{target}", "node_labels", "node_attributes", "edge_labels", "splits")
         self.files = {part: files[part] for part in parts if part in files}
+        self.left_out = LeftOut()
+        for part in sorted(files.keys() - self.files.keys() - NOT_DATA):
+            self.left_out.add("file of the set", "files of the set", f"{name}_{part}.txt")
 
     def chunks(self, notes: Notes) -> Iterator[GraphChunk]:
         """Yield all graphs as one chunk, and write class names, categories and counts of edges into the notes.

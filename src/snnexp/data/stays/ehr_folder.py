@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from snnexp.data.cache import Notes, file_source
-from snnexp.data.source_files import SPLIT_FOLDERS, natural_key
+from snnexp.data.listing import LeftOut, by_stem, list_folder, order_settings, without_ending
+from snnexp.data.source_files import SPLIT_FOLDERS
 from snnexp.data.splits import SPLITS, divide, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.stay_arrays import FaultCounter, StayChunk, folder_source, load_or_build_stays, omissions_in_words
@@ -71,13 +71,13 @@ class EHRFolder(MedicalStays):
         if root is None:
             raise MissingData(f"ehr_folder: there is no dataset.root. {HELP}")
         root = Path(root)
-        folders = find_folders(root)
+        folders, left_out = find_folders(root)
         outcomes = next((path for path in (root / "oc.csv", root / "patient_ehr" / "oc.csv") if path.is_file()), None)
         if outcomes is None:
             raise MissingData(f"ehr_folder: {root} holds no oc.csv. {HELP}")
         entry = load_or_build_stays(
             root,
-            {"data": "ehr_folder", "strict": strict},
+            {"data": "ehr_folder", "strict": strict} | order_settings(*map(parquet_names, folders.values())),
             [*(folder_source(folder, ENDING, part) for part, folder in folders.items()), file_source(outcomes)],
             lambda notes: read_chunks(folders, outcomes, strict, notes),
             f"ehr_folder {root.name}",
@@ -109,30 +109,47 @@ class EHRFolder(MedicalStays):
             embeddings=embeddings,
             strict=strict,
         )
+        self.left_out = left_out.in_words()
 
 
-def find_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of train, val and test (of the parts that exist), or of "all".
+def find_folders(root: Path) -> tuple[dict[str, Path], LeftOut]:
+    """Return the folders of train, val and test (of the parts that exist), or of "all", and what is not used.
 
     Raises: MissingData if none holds a Parquet file, UserError if two name one split.
     """
+    left_out = LeftOut()
     for base in (root, root / "patient_ehr"):
         if not base.is_dir():
             continue
-        children = sorted(path for path in base.iterdir() if path.is_dir() and path.name.lower() in SPLIT_FOLDERS)
+        listing = list_folder(base, [ENDING])
+        children = [base / name for name in listing.folders if name.lower() in SPLIT_FOLDERS]
         folder_of_part = {SPLIT_FOLDERS[path.name.lower()]: path for path in children if parquet_names(path)}
         if len(folder_of_part) < sum(bool(parquet_names(path)) for path in children):
             raise UserError(f"{base}: {', '.join(path.name for path in children)} name one split twice.")
         if folder_of_part:
-            return {part: folder_of_part[part] for part in SPLITS if part in folder_of_part}
-        if parquet_names(base):
-            return {"all": base}
+            for name in listing.files:
+                left_out.add("stay outside the folders of splits", "stays outside the folders of splits", name)
+            for name in listing.folders:
+                if base / name not in folder_of_part.values():
+                    left_out.add("folder without stays of a split", "folders without stays of a split", name)
+        if folder_of_part or listing.files:
+            found = {part: folder_of_part[part] for part in SPLITS if part in folder_of_part} or {"all": base}
+            for folder in found.values():
+                within = list_folder(folder, [ENDING], left_out if folder_of_part else None, place=folder.name)
+                for name in within.folders:
+                    left_out.add("deeper folder", "deeper folders", f"{folder.name}/{name}")
+            return found, left_out
     raise MissingData(f"ehr_folder: {root} {'holds no stays' if root.is_dir() else 'does not exist'}. {HELP}")
 
 
 def parquet_names(folder: Path) -> list[str]:
-    """Return the names of the Parquet files in a folder, in natural order."""
-    return sorted((name for name in os.listdir(folder) if name.endswith(ENDING) and not name.startswith(".")), key=natural_key)
+    """Return the names of the Parquet files in a folder, in natural order.
+
+    Raises: UserError if two would be one stay, or one is a link that leads nowhere.
+    """
+    listing = list_folder(folder, [ENDING])
+    listing.check_links()
+    return list(by_stem(folder, listing.files, [ENDING]).values())
 
 
 def read_chunks(folders: dict[str, Path], outcomes: Path, strict: bool, notes: Notes) -> Iterator[StayChunk]:
@@ -151,7 +168,7 @@ def read_chunks(folders: dict[str, Path], outcomes: Path, strict: bool, notes: N
         for start in range(0, len(names), AT_ONCE):
             stays: list[tuple[str, StayEvents]] = []
             for name in names[start : start + AT_ONCE]:
-                stay_id = name.removesuffix(ENDING)
+                stay_id = without_ending(name, [ENDING])
                 if stay_id in folder_of:
                     other = folder_of[stay_id] / name
                     message = f"{folder / name}: the stay {stay_id} is also in {other}; what is judged would have been learned."
@@ -193,7 +210,7 @@ def read_events(path: Path, numbers: dict[str, int], notes: Notes, skip: FaultCo
     """
     fault = "stays whose file is at fault"
     try:
-        file = pa.parquet.ParquetFile(path)
+        file = pa.parquet.ParquetFile(pa.BufferReader(path.read_bytes()))  # Arrow itself opens no name that is not UTF-8
         columns = file.schema_arrow.names
         if missing := [name for name in NEEDED if name not in columns]:
             return skip(fault, f"{path}: no column {', '.join(missing)}; there are {', '.join(columns) or 'none'}.")

@@ -6,19 +6,20 @@ import codecs
 import csv
 import io
 import math
-import os
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
+from snnexp.data.listing import list_folder, natural_key, number
 from snnexp.data.splits import apportion, carve, difference_in_words, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
@@ -59,12 +60,15 @@ class RecordSet:
         """
         try:
             if not self.archive:
-                for name in record_names(os.listdir(self.place)):
+                listing = list_folder(self.place, [".txt"])
+                listing.check_links()
+                for name in record_names(listing.files, self.place):
                     yield name, str(self.place / name), (self.place / name).read_bytes()
             elif self.place.suffix == ".zip":
                 with zipfile.ZipFile(self.place) as archive:
-                    members = {info.filename.rpartition("/")[2]: info for info in archive.infolist() if "__MACOSX" not in info.filename}
-                    for name in record_names(members):
+                    infos = [info for info in archive.infolist() if "__MACOSX" not in info.filename]
+                    members = {info.filename.rpartition("/")[2]: info for info in infos}
+                    for name in record_names((info.filename.rpartition("/")[2] for info in infos), self.place):
                         info = members[name]
                         location = f"{self.place}:{info.filename}"
                         if info.flag_bits & 1:
@@ -77,10 +81,11 @@ class RecordSet:
                     records: dict[str, tuple[str, bytes]] = {}
                     for info in tar:
                         name = info.name.rpartition("/")[2]
-                        if info.isfile() and record_names([name]):
+                        if info.isfile() and record_names([name], self.place):
+                            record_names([name, *({name} & records.keys())], self.place)
                             location = check_size(f"{self.place}:{info.name}", info.size)
                             records[name] = location, tar.extractfile(info).read()
-                for name in record_names(records):
+                for name in record_names(records, self.place):
                     yield name, *records[name]
         # zipfile raises NotImplementedError for a compression that it cannot read
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
@@ -100,9 +105,16 @@ def check_size(location: str, size: int) -> str:
     return location
 
 
-def record_names(names: object) -> list[str]:
-    """Return the names of record files, <RecordID>.txt, among some names, in the order of their numbers."""
-    return sorted((name for name in names if re.fullmatch(r"\d+\.txt", name)), key=lambda name: int(name[:-4]))
+def record_names(names: Iterable[str], place: Path) -> list[str]:
+    """Return the names of record files, <RecordID>.txt, among some names, in the order of their numbers.
+
+    Raises: UserError if two of them, in `place`, have one number.
+    """
+    records = sorted((name for name in names if re.fullmatch(r"[0-9]+\.txt", name, re.IGNORECASE)), key=natural_key)
+    for name, following in pairwise(records):
+        if number(name[:-4]) == number(following[:-4]):
+            raise UserError(f"{place} holds {name} and {following}, which would be one stay. Remove one of them.")
+    return records
 
 
 class PhysioNet2012(MedicalStays):
@@ -208,14 +220,15 @@ def find_record_sets(root: Path) -> list[RecordSet]:
     """Return the sets that `root` holds, in the order a, b, c."""
     if not root.is_dir():
         return []
-    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "set-")) and path.name != "cache")
+    places = {root / name for name in list_folder(root, ()).folders if not name.startswith("set-")} | {root / "download"}
+    inner = sorted(path for path in places if path.is_dir())
     record_sets = []
     for letter in SETS:
         name = f"set-{letter}"
         # Some archives hold the files in a folder set-a, and are unpacked into another folder of that name.
         folders = [parent / name / deeper for parent in (root, *inner) for deeper in ("", name)]
         archives = [parent / f"{name}{ending}" for parent in (root, *inner) for ending in (".zip", ".tar.gz", ".tgz")]
-        places = [path for path in folders if path.is_dir() and record_names(os.listdir(path))]
+        places = [path for path in folders if path.is_dir() and record_names(list_folder(path, [".txt"]).files, path)]
         places += [path for path in archives if path.is_file()]
         if places:
             place = places[0]
@@ -233,14 +246,14 @@ def read_chunks(record_sets: list[RecordSet], strict: bool, notes: Notes) -> Ite
     skip = FaultCounter(strict)
     notes |= {"missing": 0, "impossible": 0}
     low, high = np.array([RANGES[name] for name in VARIABLES]).T
-    location_of: dict[str, str] = {}  # where the record lies, by its name
+    location_of: dict[str, str] = {}  # where the record lies, by its RecordID
     for records in record_sets:
         outcome_of = read_outcomes(records.outcomes, skip) if records.outcomes is not None else {}
         letter = np.int8(SETS.index(records.letter))
         batch: list[tuple[str, int, list[int], list[int], list[float]]] = []
         for name, location, content in records.read():
-            if name in location_of:
-                message = f"{location}: RecordID {name[:-4]} is also in {location_of[name]}; what is judged might have been learned."
+            if name[:-4] in location_of:
+                message = f"{location}: RecordID {name[:-4]} is also in {location_of[name[:-4]]}; what is judged might have been learned."
                 skip("stays that are in two sets", message)
                 continue
             events = read_record(name, location, content, skip)
@@ -250,7 +263,7 @@ def read_chunks(record_sets: list[RecordSet], strict: bool, notes: Notes) -> Ite
                 skip("stays without an outcome", f"{location}: {records.outcomes} has no line of RecordID {name[:-4]}.")
                 continue
             batch.append((name[:-4], outcome_of[name[:-4]], *events))
-            location_of[name] = location
+            location_of[name[:-4]] = location
             if len(batch) == AT_ONCE:
                 yield make_chunk(batch, letter, low, high, notes)
                 batch = []

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from snnexp.data.cache import Arrays, Notes, Source, load_or_build_arrays
+from snnexp.data.listing import list_folder
 from snnexp.data.progress import progress
 from snnexp.data.ragged import ragged_entries
 from snnexp.errors import UserError
@@ -100,15 +101,14 @@ def load_or_build_stays(
                     events, sets = int(event_ends[-1]), int(set_ends[-1])
                 ids += chunk.ids
                 advance(len(chunk.counts))
-        yield {"ids": np.array([name.encode() for name in ids], dtype=np.bytes_)}
+        yield {"ids": np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)}
 
     return load_or_build_arrays(root, settings | {"form": FORM}, sources, arrays, title)
 
 
 def folder_source(folder: Path, ending: str, name: str) -> Source:
     """Return all files of a folder that end in `ending` as one source, stamped by their names, sizes and times."""
-    with os.scandir(folder) as entries:
-        files = sorted((e.name, (s := e.stat()).st_size, s.st_mtime_ns) for e in entries if e.name.endswith(ending))
+    files = sorted((name, (s := (folder / name).stat()).st_size, s.st_mtime_ns) for name in list_folder(folder, [ending]).files)
     return Source(name, sum(size for _, size, _ in files), zlib.crc32(repr(files).encode()))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from snnexp.data.source_files import natural_key, subfolders
+from snnexp.data.listing import LeftOut, list_folder, natural_key
+from snnexp.data.source_files import subfolders
 from snnexp.errors import UserError
 
 CLIP, PART = "{clip}", "{part}"
@@ -71,6 +72,26 @@ class Layout:
                 is_test = part == "test" if self.test_clips is None else clip.name in self.test_clips
                 clips_by_split["test" if is_test else "train"].append(clip)
         return {split: clips for split, clips in clips_by_split.items() if clips}
+
+    def left_out(self, root: Path) -> LeftOut:
+        """Return the folders below `root` that lie beside clips or parts and are neither."""
+        left_out = LeftOut()
+        templates = (self.blurry, self.sharp, self.spike)
+        divided = any(PART in template for template in templates[:2])
+        known = {template.replace(PART, part).split("/")[0] for template in templates for part in self.parts} - {CLIP}
+        places: dict[Path, set[str]] = {}
+        for part in self.parts if divided else ("",):
+            for home, name in self.clips_of_part(root, part):
+                for template in templates[:2]:
+                    before = template.replace(PART, part).partition(CLIP)[0]
+                    places.setdefault(home / before, set()).add(name)
+                    if PART in template.split("/")[0]:
+                        places.setdefault(home, set())
+        for place, clips in places.items():
+            for name in list_folder(place, (), left_out, place=place.name).folders:
+                if name not in clips | known:
+                    left_out.add("folder that is no clip", "folders that are no clips", f"{place.name}/{name}")
+        return left_out
 
     def clips_of_part(self, root: Path, part: str) -> Iterator[tuple[Path, str]]:
         """Yield the clips of a part from the first home that has any: that home, and the name of each clip's folder."""

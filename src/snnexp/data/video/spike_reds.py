@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from snnexp.data.source_files import natural_key
+from snnexp.data.listing import LeftOut, list_folder
+from snnexp.data.pictures import DECODING, orientation
+from snnexp.data.source_files import files_by_stem
 from snnexp.data.video.clips import ClipAugmentation, Recording, Sample, VideoClips
 from snnexp.data.video.spike_camera import Box, Representation, Stream, check_spikes, open_dat, tfp_of
 from snnexp.data.video.video_folders import open_picture, picture_size
@@ -34,7 +36,7 @@ class KeyStream(Recording):
 
     def __init__(self, dat: Path, png: Path, frames: int, stride: int, exposure: int) -> None:
         self.name, self.path, self.png, self.frames, self.exposure = dat.stem, dat, png, frames, exposure
-        self.size = picture_size(png)
+        self.size = picture_size(png, DECODING)
         self.stream = open_dat(dat, *self.size)  # before the picture is decoded, in case its header claims an enormous one
         check_spikes([dat])
         self.truth = read_grey(png)
@@ -124,7 +126,8 @@ class SpikeREDS(VideoClips):
         if not 0 <= val_fraction < 1:
             raise UserError(f"dataset.val_fraction is {val_fraction}; allowed is 0 to below 1.")
         root = Path(root)
-        streams, unpaired = find_streams(root)
+        left_out = LeftOut()
+        streams, unpaired = find_streams(root, left_out)
         recordings, samples, whole_samples = [], {"train": [], "val": [], "test": []}, []
         for part, dat, png in streams:
             recording = KeyStream(dat, png, frames, stride, exposure)
@@ -172,6 +175,7 @@ class SpikeREDS(VideoClips):
             seed=seed,
             unit=self.gain / exposure,
         )
+        self.left_out = left_out.in_words()
 
     def state_dict(self) -> dict:
         """Return the state of VideoClips and the gain."""
@@ -206,19 +210,22 @@ def fit_gain(training: list[tuple[KeyStream, Box]], window: int) -> float:
     return product / square
 
 
-def find_streams(root: Path) -> tuple[list[tuple[str, Path, Path]], int]:
+def find_streams(root: Path, left_out: LeftOut) -> tuple[list[tuple[str, Path, Path]], int]:
     """Return the streams below `root`, in natural order, train first, and the number of pictures without a stream.
 
-    A stream is given by its part ("train" or "test"), its `.dat` file and its picture.
+    A stream is given by its part ("train" or "test"), its `.dat` file and its picture; what is not used goes to `left_out`.
 
-    Raises: MissingData if there are none, UserError for a stream without a picture.
+    Raises: MissingData if there are none, UserError for a stream without a picture, or two files that would be one.
     """
     parts = [(part, root / part) for part in ("train", "test") if (root / part / "spike").is_dir()]
     streams, unpaired = [], 0
+    used = {part for part, _ in parts} or {"spike", "gt"}
+    for name in list_folder(root, (".dat",), left_out).folders if root.is_dir() else ():
+        if name not in used:
+            left_out.add("folder of the set", "folders of the set", name)
     for part, place in parts or [("test", root)]:
-        dats = {path.stem: path for path in (place / "spike").glob("*.dat")}
-        pngs = {path.stem: path for path in (place / "gt").glob("*.png")}
-        for name in sorted(dats, key=natural_key):
+        dats, pngs = (files_by_stem(place / folder, [ending], left_out) for folder, ending in (("spike", ".dat"), ("gt", ".png")))
+        for name in dats:
             if name not in pngs:
                 raise UserError(f"{dats[name]} has no sharp picture {place / 'gt' / name}.png. Put it there, or remove the stream.")
             streams.append((part, dats[name], pngs[name]))
@@ -239,4 +246,6 @@ def read_grey(path: Path) -> np.ndarray:
     with open_picture(path) as image:
         if image.mode != "L":
             raise UserError(f"{path} is a picture of mode {image.mode}; needed is one of 8-bit grey (mode L).")
-        return np.asarray(image)
+        image.load()
+        turn = orientation(image)
+        return np.asarray(image if turn is None else image.transpose(turn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from snnexp.data.cache import Arrays, Notes, file_source, load_or_build_arrays
+from snnexp.data.listing import LeftOut
+from snnexp.data.pictures import DECODING, check_decoding, convert, upright_size
 from snnexp.data.progress import progress
-from snnexp.data.source_files import natural_key
+from snnexp.data.source_files import files_by_stem
 from snnexp.data.splits import difference_in_words
 from snnexp.data.video.clip_layout import CLIP, Folders, Layout
 from snnexp.data.video.clips import ClipAugmentation, Recording, VideoClips, cut_into_samples
@@ -79,9 +82,9 @@ class FolderRecording(Recording):
 
     channels = 3
 
-    def __init__(self, folders: Folders, root: Path, sensor: Sensor, name: str) -> None:
-        self.name, self.folders, self.sensor = name, folders, sensor
-        blurry, sharp = find_pictures(folders.blurry), find_pictures(folders.sharp)
+    def __init__(self, folders: Folders, root: Path, sensor: Sensor, name: str, decoding: int, left_out: LeftOut) -> None:
+        self.name, self.folders, self.sensor, self.decoding = name, folders, sensor, decoding
+        blurry, sharp = find_pictures(folders.blurry, left_out), find_pictures(folders.sharp, left_out)
         for files, others, folder in ((blurry, sharp, folders.sharp), (sharp, blurry, folders.blurry)):
             if unpaired := [path for stem, path in files.items() if stem not in others]:
                 raise UserError(f"{unpaired[0]} has no frame of its name in {folder}: {len(files)} frames here, {len(others)} there.")
@@ -90,10 +93,11 @@ class FolderRecording(Recording):
         self.sharp_files = [sharp[stem] for stem in self.stems]
         self.frames = len(self.stems)
         self.known = np.ones(self.frames, dtype=bool)
-        self.size = picture_size(self.blurry_files[0])
-        if (size := picture_size(self.sharp_files[0])) != self.size:
+        self.size = picture_size(self.blurry_files[0], decoding)
+        if (size := picture_size(self.sharp_files[0], decoding)) != self.size:
             raise UserError(f"{self.sharp_files[0]} has {pixels_in_words(size)}; {self.blurry_files[0]} has {pixels_in_words(self.size)}.")
         self.sensor_size = sensor.size or self.size
+        self.spikes_of_stem = files_by_stem(folders.spike_folder, [".dat"], left_out) if sensor.source == "file" else {}
         self.entry = load_or_simulate_spikes(self, root, sensor) if sensor.source == "simulated" else None
         self.shortest = self.check_files() if sensor.source == "file" else len(self.entry.arrays["spikes"]) if self.entry else None
 
@@ -102,7 +106,7 @@ class FolderRecording(Recording):
         """The files of spikes: one for the clip, or one for each of its frames."""
         if self.folders.spike_file.is_file():
             return [self.folders.spike_file]
-        return [self.folders.spike_folder / f"{stem}.dat" for stem in self.stems]
+        return [self.spikes_of_stem.get(stem, self.folders.spike_folder / f"{stem}.dat") for stem in self.stems]
 
     def check_files(self) -> int:
         """Return the smallest number of spike frames in its files.
@@ -121,10 +125,10 @@ class FolderRecording(Recording):
         return min(counts)
 
     def blurry(self, frame: int, box: Box) -> np.ndarray:
-        return decode_picture(self.blurry_files[frame], self.size)[:, box.rows, box.columns]
+        return decode_picture(self.blurry_files[frame], self.size, self.decoding)[:, box.rows, box.columns]
 
     def sharp(self, frame: int, box: Box) -> np.ndarray:
-        return decode_picture(self.sharp_files[frame], self.size)[:, box.rows, box.columns]
+        return decode_picture(self.sharp_files[frame], self.size, self.decoding)[:, box.rows, box.columns]
 
     def spikes(self, frame: int) -> tuple[Stream, float] | None:
         if self.sensor.source == "none":
@@ -134,7 +138,7 @@ class FolderRecording(Recording):
         if self.folders.spike_file.is_file():
             stream = open_dat(self.folders.spike_file, *self.sensor_size)
             return stream, (2 * frame + 1) * stream.count / (2 * self.frames) - 0.5
-        stream = open_dat(self.folders.spike_folder / f"{self.stems[frame]}.dat", *self.sensor_size)
+        stream = open_dat(self.spikes_of_stem[self.stems[frame]], *self.sensor_size)
         return stream, (stream.count - 1) / 2
 
     @cached_property
@@ -169,31 +173,26 @@ def load_or_simulate_spikes(clip: FolderRecording, root: Path, sensor: Sensor) -
 
             def light() -> Iterator[np.ndarray]:
                 for path in clip.sharp_files:
-                    yield luminance(decode_picture(path, clip.size))
+                    yield luminance(decode_picture(path, clip.size, clip.decoding))
                     advance(1)
 
-            charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(clip.folders.name.encode())])
+            charge = first_charge(*clip.size, sensor.theta, [sensor.seed, zlib.crc32(os.fsencode(clip.folders.name))])
             for fired in simulate(interpolate(light(), sensor.sub_frames), sensor.theta, charge):
                 yield {"spikes": pack_rows(fired)[None]}
 
     settings = {"data": "simulated spikes", "version": VERSION, "clip": clip.folders.name, "theta": float(sensor.theta)}
-    settings |= {"sub_frames": sensor.sub_frames, "seed": sensor.seed}
+    settings |= {"sub_frames": sensor.sub_frames, "seed": sensor.seed} | ({} if clip.decoding == 1 else {"decoding": clip.decoding})
     return load_or_build_arrays(root, settings, [file_source(path) for path in clip.sharp_files], produce, f"spikes of {clip.name}")
 
 
-def find_pictures(folder: Path) -> dict[str, Path]:
-    """Return the pictures of a folder by name without ending, in natural order; hidden files are not among them.
+def find_pictures(folder: Path, left_out: LeftOut) -> dict[str, Path]:
+    """Return the pictures of a folder by name without ending, in natural order; what is not used goes to `left_out`.
 
-    Raises: UserError if there are none, or two of one name.
+    Raises: UserError if there are none, or two would be one frame.
     """
-    visible = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
-    paths = sorted(visible, key=lambda path: natural_key(path.name))
-    if not paths:
+    pictures = files_by_stem(folder, ENDINGS, left_out)
+    if not pictures:
         raise UserError(f"{folder} holds no frames ({', '.join(ENDINGS)}).")
-    pictures: dict[str, Path] = {}
-    for path in paths:
-        if (other := pictures.setdefault(path.stem, path)) is not path:
-            raise UserError(f"{folder} holds both {other.name} and {path.name}; a frame is one picture. Remove one of them.")
     return pictures
 
 
@@ -212,13 +211,13 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Return height and width of a picture, from its header.
+def picture_size(path: Path, decoding: int) -> tuple[int, int]:
+    """Return height and width of a picture, upright, from its header.
 
     Raises: UserError as `open_picture` does.
     """
     with open_picture(path) as image:
-        return image.size[::-1]
+        return upright_size(image, decoding)
 
 
 def pixels_in_words(size: Sequence[int]) -> str:
@@ -226,17 +225,18 @@ def pixels_in_words(size: Sequence[int]) -> str:
     return f"{size[1]} x {size[0]} pixels"
 
 
-def decode_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+def decode_picture(path: Path, size: tuple[int, int], decoding: int) -> np.ndarray:
     """Return a picture uint8 [3, H, W].
 
-    Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames, or grey values of 16 bits.
+    Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames, or no natural range.
     """
     with open_picture(path) as image:
-        if image.size[::-1] != size:  # by the header, before an enormous one is decoded
-            raise UserError(f"{path} has {pixels_in_words(image.size[::-1])}; the clip's first frame has {pixels_in_words(size)}.")
-        if image.mode[0] in "IF":  # convert would make all of it white
-            raise UserError(f"{path} has grey values of 16 bits or more; frames have 8 bits a channel. Save it again with 8 bits.")
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        if (header := upright_size(image, decoding)) != size:  # by the header, before an enormous one is decoded
+            raise UserError(f"{path} has {pixels_in_words(header)}; the clip's first frame has {pixels_in_words(size)}.")
+        converted = convert(image, "RGB", decoding, str(path))
+        if converted.size[::-1] != size:
+            raise UserError(f"{path} says only behind its pixels that it lies on its side. Save it upright.")
+        return np.asarray(converted).transpose(2, 0, 1)
 
 
 class VideoFolders(VideoClips):
@@ -252,7 +252,7 @@ class VideoFolders(VideoClips):
     one frame it lies in the middle. "simulated" (cached): an integrate-and-fire pixel with threshold `theta` sees the luminance of the
     sharp frames, linearly interpolated to `sub_frames` for each step from one frame to the next, with a first charge drawn from
     `sensor_seed`. "none".
-    Validation: the last `val_fraction` of the training clips, at least one if there are two.
+    Validation: the last `val_fraction` of the training clips, at least one if there are two. `decoding`: as of ImageFolder.
     `published`, for a published set: its `title`, the numbers of its clips (`train`, `test`), the names of its `test_clips`, if they are
     named, and what they are called (`test_name`); how to `get` it. In title and get, {blurry} is the folder of the blurry frames, and
     {root} is `root`.
@@ -292,7 +292,9 @@ class VideoFolders(VideoClips):
         reverse: bool = True,
         tfp_window: int = 9,
         val_fraction: float = 0.1,
+        decoding: int = DECODING,
     ) -> None:
+        check_decoding(decoding)
         if gamma and blurry_gamma is None:
             raise UserError("dataset.gamma=true: these data have one kind of blurry frames; dataset.blurry_gamma says where another lies.")
         blurry = blurry_gamma if gamma else blurry
@@ -326,8 +328,11 @@ class VideoFolders(VideoClips):
         representation = Representation(spikes, window, bins) if spike_source != "none" else None
         augmentation = ClipAugmentation(crop, crops, flip, reverse)
         name_counts = Counter(names)
+        left_out = layout.left_out(root)
         recordings = [
-            FolderRecording(folders, root, sensor, folders.name if name_counts[folders.name] == 1 else f"{split}_{folders.name}")
+            FolderRecording(
+                folders, root, sensor, folders.name if name_counts[folders.name] == 1 else f"{split}_{folders.name}", decoding, left_out
+            )
             for split, chosen in (("train", train), ("test", test))
             for folders in chosen
         ]
@@ -362,3 +367,4 @@ class VideoFolders(VideoClips):
             augmentation=augmentation,
             seed=seed,
         )
+        self.left_out = left_out.in_words()
