@@ -14,6 +14,8 @@ from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.experiment import make_optimizer, make_trackers
+from snnexp.engine.fitting.content import part
+from snnexp.engine.fitting.moments import check_moments
 from snnexp.engine.pruning.start import check_pruning
 from snnexp.engine.weights import transfer
 from snnexp.errors import UserError
@@ -150,11 +152,13 @@ def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path
     Raises: UserError if it does not fit.
     """
     data = make_data(settings)
-    data.load_state_dict(saved["data"])
-    if not data.same_samples(saved["data"]):
-        raise UserError(OTHER_SAMPLES)
+    with part(path, "data"):
+        data.load_state_dict(saved["data"])
+        if not data.same_samples(saved["data"]):
+            raise UserError(OTHER_SAMPLES)
     checkpoint.check_samples(settings, data.samples_digest, saved)
     with torch.device("meta"):
         model = make_model(settings, data, make_task(settings))
     surgery.rebuild(model, saved["pruned"]["kept"], path)
     checkpoint.check_fits(model, saved["state_dict"], path)
+    check_moments(saved, settings, model, path)

@@ -46,6 +46,7 @@ def dispatch(argv: list[str]) -> int:
         print(f"snnexp {__version__}")
         return 0
     from snnexp.errors import RunFailed, UserError, nearest
+    from snnexp.untrusted.text import say
 
     try:
         if argv[0] in ("-sc", "--shell-completion"):
@@ -62,12 +63,9 @@ def dispatch(argv: list[str]) -> int:
         from importlib import import_module
 
         return import_module(f"snnexp.commands.{command}").run(rest)
-    except UserError as error:
-        print(f"snnexp: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"snnexp: {error}", file=sys.stderr)
-        return 1
+    except (UserError, RunFailed) as error:
+        say(f"snnexp: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

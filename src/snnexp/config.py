@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -248,11 +249,33 @@ def read_saved(path: Path) -> dict[str, Any]:
     settings = read_json(path)
     if isinstance(settings, dict):
         fill_in_earlier(settings)
-    keys = {key.name for key in fields(TrainConfig)} | {"choices"}
-    if not isinstance(settings, dict) or (missing := keys - settings.keys()):
-        lacking = f" (it lacks {', '.join(sorted(missing)[:4])})" if isinstance(settings, dict) else ""
-        raise UserError(f"{path} is not the configuration of a run of this version{lacking}.")
+    if why := what_is_wrong(settings):
+        raise UserError(f"{path} is not the configuration of a run of this version ({why}).")
     return settings
+
+
+def what_is_wrong(settings: Any) -> str:
+    """Return what keeps plain values from being the configuration of a run: a missing key, a value of another type; "" if nothing does."""
+    if not isinstance(settings, dict):
+        return f"it is a {type(settings).__name__}"
+    if missing := ({key.name for key in fields(TrainConfig)} | {"choices"}) - settings.keys():
+        return f"it lacks {', '.join(sorted(missing)[:4])}"
+    types = {key.name: key.type for key in (*fields(TrainConfig), *fields(PruneConfig))}
+    types |= dict.fromkeys(NODES, dict[str, Any] | None) | {"choices": dict[str, str | None], "trust": list[str]}
+    for key, value in settings.items():
+        if not targets.fits(value, types.get(key)):
+            return f"{key} is {_short(value)}, and must be {targets.spell(types[key])}"
+    for key, kind in (("choices", str | None), ("tracker", dict)):
+        for name, value in (settings[key] or {}).items():
+            if not targets.fits(value, kind):
+                return f"{key}.{name} is {_short(value)}, and must be {targets.spell(kind)}"
+    if not all(isinstance(name, str) for key in ("trust", "stages") for name in settings.get(key) or ()):
+        return "trust and stages must hold names"
+    return ""
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def finish(cfg: DictConfig, choices: dict[str, Any], saved: bool = False) -> dict[str, Any]:

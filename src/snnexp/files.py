@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,6 +107,24 @@ def room_in_words(folder: Path, needed: int = 0) -> str:
 def size_in_words(size: int) -> str:
     """Return a number of bytes as text."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{-(-size // 2**10)} KiB"
+
+
+LARGEST_TEXT = 64 * 2**20
+"""Bytes that a small file of a run may have; config.json has about 5 kB, the record of a pruning some 100 kB."""
+
+
+def read_small(path: Path, limit: int = LARGEST_TEXT) -> bytes:
+    """Return the content of a regular file that somebody else may have written.
+
+    Raises: OSError for one that cannot be read, is larger than `limit`, or is a pipe or a device, which may never end.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit / 2**20:.0f} MiB, which no file of this kind is", str(path))
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

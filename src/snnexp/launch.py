@@ -7,7 +7,7 @@ import sys
 from types import FrameType
 
 from snnexp.errors import RunFailed, UserError
-from snnexp.rundir import RunDir, read_json
+from snnexp.rundir import RunDir, read_record
 
 SHUTDOWN_S = 300
 """Seconds that workers have for their last step and checkpoint after a stop signal."""
@@ -78,8 +78,8 @@ def run_under_agent(run: RunDir, devices: int) -> None:
     except SignalException as stopped:
         first_signal = int(stopped.sigval)
     except ChildFailedError as error:
-        status = read_json(run.status)
-        if status["state"] != "interrupted":
+        status = read_record(run.status)
+        if status.get("state") != "interrupted":
             message = status.get("error") or f"a worker process failed: {error}"
             run.update_status(state="failed", error=message)
             raise (UserError if status.get("exit_code") == 2 else RunFailed)(message) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import snnexp
 from snnexp.files import replacing
-from snnexp.rundir import now, read_json, write_json
+from snnexp.rundir import now, read_record, write_json
 
 PATCH_BYTES = 1 << 20
 """Largest diff in bytes that is written whole; a longer one is cut and marked as cut."""
@@ -83,13 +83,13 @@ def add(run_dir: Path, name: str, value: Any) -> None:
     Raises: RunFailed if the record cannot be written.
     """
     path = Path(run_dir) / "provenance.json"
-    write_json(path, (read_json(path) if path.exists() else {}) | {name: value})
+    write_json(path, read_record(path) | {name: value})
 
 
 def read_added(run_dir: Path, name: str) -> Any:
     """Return the entry that `add` wrote under a name, or None."""
     path = Path(run_dir) / "provenance.json"
-    return read_json(path).get(name) if path.exists() else None
+    return read_record(path).get(name)
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from snnexp import files
 from snnexp.errors import UserError
-from snnexp.files import explaining, replacing
+from snnexp.files import explaining, open_without_link, read_small, replacing
+from snnexp.untrusted.trees import check_size
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RunDir:
 
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json, with the time of the change."""
-        status = read_json(self.status) if self.status.exists() else {}
+        status = read_record(self.status)
         write_json(self.status, status | changes | {"updated": now()})
 
 
@@ -177,12 +178,29 @@ def _natural_order(name: str) -> list[str | int]:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
-    Raises: UserError if it cannot be read or is not JSON.
+    Raises: UserError if it cannot be read, is not JSON, or is larger or nested deeper than any that a run writes.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_small(path).decode())
+        check_size(content)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise UserError(f"cannot read {path}: it is nested deeper than any file of a run.") from error
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits, or too large
         raise UserError(f"cannot read {path}: {error}") from error
+    return content
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a run that holds an object, such as status.json; an empty one if there is no such file.
+
+    Raises: UserError as `read_json` does, or if it holds something else.
+    """
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; it may be another program's.")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -214,6 +232,26 @@ def is_alive(status: dict[str, Any]) -> bool:
     return True
 
 
+IN_PLACE = (".lock", "logs/train.log", "logs/progress.jsonl", "logs/metrics.jsonl", "logs/timing.log")
+"""Files of a run that grow where they are; the others are replaced as a whole, and a link with them."""
+
+
+def refuse_links(run: RunDir) -> None:
+    """Refuse to write in a run directory that would lead elsewhere: a stranger's run may have a link to any file or directory.
+
+    Raises: UserError that names the link.
+    """
+    with os.scandir(run.root) as entries:
+        folders = [Path(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
+    links = [path for path in folders if not path.resolve().is_relative_to(run.root.resolve())]
+    links += [path for name in IN_PLACE if (path := run.root / name).is_symlink()]
+    if links:
+        raise UserError(
+            f"{links[0]} is a link to {os.readlink(links[0])}: what a run writes stays in its own directory. Put a directory or a file "
+            "in its place, or remove the link; to keep runs on another disk, move the whole run there (output_dir=... for new ones)."
+        )
+
+
 class RunIsTaken(UserError):
     """Another process is working in the run directory."""
 
@@ -224,6 +262,7 @@ def locked(run: RunDir) -> Iterator[None]:
 
     What a killed process has left half written is removed. Raises: RunIsTaken if another process holds the lock.
     """
+    refuse_links(run)
     with _open_lock(run) as file:
         if not _try_lock(file):
             raise RunIsTaken(holder_message(run))
@@ -235,7 +274,7 @@ def locked(run: RunDir) -> Iterator[None]:
 
 def _open_lock(run: RunDir) -> IO[str]:
     with explaining(run.root / ".lock"):
-        return open(run.root / ".lock", "a")
+        return open(run.root / ".lock", "a", opener=open_without_link)
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -250,10 +289,11 @@ def _try_lock(file: IO[str]) -> bool:
 
 def is_taken(run: RunDir) -> bool:
     """Return True if a process holds the run directory: one on this host, or one elsewhere that updated status.json within ten minutes."""
+    refuse_links(run)
     with _open_lock(run) as file:
         if not _try_lock(file):
             return True
-    status = read_json(run.status) if run.status.exists() else {}
+    status = read_record(run.status)
     if status.get("state") != "running" or status.get("host") == socket.gethostname():
         return False
     try:
@@ -265,6 +305,6 @@ def is_taken(run: RunDir) -> bool:
 
 def holder_message(run: RunDir) -> str:
     """Return a message that says which process holds a run directory."""
-    status = read_json(run.status) if run.status.exists() else {}
+    status = read_record(run.status)
     process = f"process {status.get('pid')} on {status.get('host')}"
     return f"{run.root} is being trained by {process} (status of {status.get('updated')}); stop it first (SIGTERM lets it save)."

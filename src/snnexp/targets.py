@@ -145,9 +145,9 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
             if name in supplied and name not in FROM_DATA:
                 raise UserError(f"{path}.{name}={value!r}: the runner itself supplies this argument; leave it out.")
             hint = hints.get(name)
-            if not _fits(value, hint):
-                as_list = f" Write {path}.{name}=[{value}]." if "list" in _spell(hint) and not isinstance(value, list) else ""
-                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {_spell(hint)}, not {type(value).__name__}.{as_list}")
+            if not fits(value, hint):
+                as_list = f" Write {path}.{name}=[{value}]." if "list" in spell(hint) and not isinstance(value, list) else ""
+                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {spell(hint)}, not {type(value).__name__}.{as_list}")
         for name, parameter in accepted.items():
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 if name not in node and name not in supplied:
@@ -301,12 +301,13 @@ def _type_hints(target: type) -> dict[str, Any]:
         return {}
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Return True if a plain value of a configuration is of an annotated type."""
     if hint is None or hint is Any or isinstance(hint, typing.TypeVar):
         return True
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
+        return any(fits(value, option) for option in typing.get_args(hint))
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     kind = origin or hint
@@ -325,7 +326,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, str) or not inspect.isclass(kind)
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
+    """Return an annotated type as a reader writes it."""
     if inspect.isclass(hint) and typing.get_origin(hint) is None:
         return hint.__name__
     return str(hint).replace("typing.", "").replace("NoneType", "None")

@@ -21,7 +21,8 @@ from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.files import NO_SPACE, UNHARMED, room_in_words
-from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, this_process
+from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, read_record, refuse_links, this_process
+from snnexp.untrusted.text import say
 
 
 def work(run: RunDir) -> None:
@@ -32,6 +33,7 @@ def work(run: RunDir) -> None:
     settings = config.read_saved(run.config)
     settings["trust"] = [name for name in os.environ.get("SNNEXP_TRUST", "").split(",") if name]
     targets.check_nodes(settings, settings["trust"])
+    refuse_links(run)
     allocator.keep_memory()
     main = int(os.environ.get("RANK", 0)) == 0
     terminal = Terminal(run.train_log, main)
@@ -89,8 +91,7 @@ def closed_at_end(experiment: Experiment) -> Iterator[None]:
 def record_failure(run: RunDir, message: str, code: int) -> None:
     """Record a failure in status.json, unless another rank has: only the first to fail knows the reason, the others just lose it."""
     with suppress(RunFailed, UserError):  # on a full disk, the printed message is all there is
-        status = read_json(run.status) if run.status.exists() else {}
-        if status.get("state") != "failed":
+        if read_record(run.status).get("state") != "failed":
             run.update_status(state="failed", error=message, exit_code=code)
 
 
@@ -132,7 +133,7 @@ def main() -> None:
         code = 130
     except (UserError, RunFailed) as error:
         if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
-            print(f"snnexp: {error}", file=sys.stderr)
+            say(f"snnexp: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     sys.stdout.flush()
     sys.stderr.flush()

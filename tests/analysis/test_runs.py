@@ -168,7 +168,7 @@ def test_files_and_directories_one_may_not_read(tmp_path, monkeypatch):
     make(tmp_path / "file")
     make(tmp_path / "locked")
     # The superuser, who may run this test, is refused nothing by file modes: the system calls refuse instead.
-    scan, read = os.scandir, table.Path.read_bytes
+    scan, read = os.scandir, table.read_small
 
     def no_scan(path):
         if str(path).endswith("locked"):
@@ -181,7 +181,7 @@ def test_files_and_directories_one_may_not_read(tmp_path, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(table.os, "scandir", no_scan)
-    monkeypatch.setattr(table.Path, "read_bytes", no_read)
+    monkeypatch.setattr(table, "read_small", no_read)
     runs = {run.name: run for run in table.find(tmp_path)}
     assert runs["file"].problem == "config.json: Permission denied"
     assert runs["locked"].problem.endswith("Permission denied")

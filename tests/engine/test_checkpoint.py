@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from contents import content
 from snnexp import files
 from snnexp.engine import checkpoint
 from snnexp.engine.weights import reading
@@ -20,16 +21,9 @@ from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir, write_json
 
 
-def content(value: float = 1.0) -> dict:
-    """A checkpoint as far as this file's reader looks."""
-    return dict.fromkeys(checkpoint.REQUIRED, 0) | {
-        "epoch": 3,
-        "model": "vggsnn",
-        "state_dict": {"weight": torch.full((64, 64), value)},
-        "args": {"T": 4, "lif": {"tau": "preset"}, "trust": []},
-        "pruned": {"kept": {}, "ratio": 0.0},
-        "ema": None,
-    }
+def with_weights(value: float) -> dict:
+    """A checkpoint whose weights all have this value."""
+    return content(state_dict={"weight": torch.full((64, 64), value)})
 
 
 @pytest.fixture
@@ -59,11 +53,11 @@ def test_what_is_saved_comes_back(saved):
 
 def test_a_kill_before_the_rename_leaves_the_old_one(saved, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
-    status = in_a_child(lambda: checkpoint.save(saved, content(2.0)))
+    status = in_a_child(lambda: checkpoint.save(saved, with_weights(2.0)))
     assert os.WTERMSIG(status) == signal.SIGKILL
     monkeypatch.undo()
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 1.0
-    checkpoint.save(saved, content(3.0))
+    checkpoint.save(saved, with_weights(3.0))
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 3.0
 
 
@@ -73,7 +67,7 @@ def test_a_full_disk_leaves_the_old_one_and_says_so(saved, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(RunFailed, match="(?s)cannot write .*No space left.*MiB are free.*unharmed"):
-        checkpoint.save(saved, content(2.0))
+        checkpoint.save(saved, with_weights(2.0))
     monkeypatch.undo()
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 1.0
     assert [p.name for p in saved.parent.iterdir()] == ["checkpoint_latest.pth"]
@@ -83,7 +77,7 @@ def test_a_disk_that_refuses_in_mid_file_leaves_the_old_one(saved):
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         with pytest.raises(RunFailed, match="cannot write"):
-            checkpoint.save(saved, content(2.0))
+            checkpoint.save(saved, with_weights(2.0))
 
     assert in_a_child(work) == 0
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 1.0
@@ -94,7 +88,7 @@ def test_a_second_name_replaces_the_first_owner_of_it(saved):
     best = saved.with_name("checkpoint_best.pth")
     best.write_bytes(b"the old best")
     checkpoint.link(saved, best)
-    checkpoint.save(saved, content(2.0))  # a new file: the second name keeps the old content
+    checkpoint.save(saved, with_weights(2.0))  # a new file: the second name keeps the old content
     assert checkpoint.load(best)["state_dict"]["weight"][0, 0] == 1.0
     assert checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 2.0
 
@@ -104,10 +98,10 @@ def test_a_second_name_of_the_same_file_is_not_written_to(saved):
     best = saved.with_name("checkpoint_best.pth")
     checkpoint.link(saved, best)
     checkpoint.link(best, saved)
-    checkpoint.save(saved, content(2.0))
+    checkpoint.save(saved, with_weights(2.0))
     assert checkpoint.load(best)["state_dict"]["weight"][0, 0] == 1.0
     os.link(best, saved.with_name(".checkpoint_latest.pth.tmp"))  # as a kill before the rename leaves it
-    checkpoint.save(saved, content(3.0))
+    checkpoint.save(saved, with_weights(3.0))
     assert checkpoint.load(best)["state_dict"]["weight"][0, 0] == 1.0 and checkpoint.load(saved)["state_dict"]["weight"][0, 0] == 3.0
     assert {path.name for path in saved.parent.iterdir()} == {"checkpoint_latest.pth", "checkpoint_best.pth"}
 

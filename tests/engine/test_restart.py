@@ -98,7 +98,7 @@ def test_what_ends_exactness_is_said(make):
 def test_another_batch_size_goes_on_at_the_same_sample(make):
     x = make("batch_size=8")
     x.start_loggers(State())
-    restart.save(x, State(epoch=0, batch=6, step=6), "latest")
+    restart.save(x, State(epoch=0, batch=6), "latest")
     assert restart.restore(make("batch_size=16")).batch == 3
 
 

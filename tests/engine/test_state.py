@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 
+from contents import content
 from snnexp.engine import checkpoint
 from snnexp.engine.state import State, random_state, restore_random_state, seed_everything
 
@@ -18,11 +19,11 @@ def draw() -> list[float]:
 def test_the_random_state_comes_back_through_a_checkpoint_file(tmp_path):
     seed_everything(3, rank=0)
     random.gauss(0, 1), np.random.randn()  # each keeps a second normal number for the next call
-    saved = {name: 0 for name in checkpoint.REQUIRED} | {"random": random_state(CPU)}
+    saved = content() | {"ranks": [{"random": random_state(CPU), "counts": {}}]}
     expected = [draw(), draw()]
     checkpoint.save(tmp_path / "a.pth", saved)
     seed_everything(99, rank=1)
-    restore_random_state(checkpoint.load(tmp_path / "a.pth")["random"], CPU)
+    restore_random_state(checkpoint.load(tmp_path / "a.pth")["ranks"][0]["random"], CPU)
     assert [draw(), draw()] == expected
 
 

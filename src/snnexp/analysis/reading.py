@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snnexp.files import read_small
+from snnexp.untrusted.archives import check_zip
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -21,6 +24,10 @@ def finite_or_nan(value: Any) -> float:
     return math.nan if number is None else number
 
 
+LARGEST_LOG, LARGEST_ARRAYS = 2**30, 2**33
+"""Bytes of a log, and of the unpacked arrays of a file: a line has about 300 bytes, the latents of 10,000 sets 100 MB."""
+
+
 def parse_object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line; None if it is no object, or not yet written to its end."""
     try:
@@ -33,9 +40,9 @@ def parse_object(line: bytes) -> dict[str, Any] | None:
 def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines; skip other lines.
 
-    Raises: OSError if the file cannot be read.
+    Raises: OSError if the file cannot be read, or is larger than any log.
     """
-    for line in path.read_bytes().splitlines():
+    for line in read_small(path, LARGEST_LOG).splitlines():
         if (content := parse_object(line)) is not None:
             yield content
 
@@ -43,7 +50,7 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object of a JSON file; if it cannot be read, add a line to `problems` and return an empty object."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -64,6 +71,7 @@ def read_arrays(path: Path) -> "dict[str, np.ndarray]":
 
     try:
         with np.load(path, allow_pickle=False) as file:
+            check_zip(file.zip, LARGEST_ARRAYS)
             return {name: file[name] for name in file.files}
     except Exception as error:  # the errors of zipfile have no common base class
         raise error if isinstance(error, OSError) else ValueError(str(error)) from error

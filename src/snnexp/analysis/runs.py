@@ -14,6 +14,7 @@ from typing import Any
 
 from snnexp.analysis.reading import parse_object, read_objects
 from snnexp.errors import UserError
+from snnexp.files import read_small
 from snnexp.rundir import is_alive, runs_below
 
 STALE_AFTER_S = 3600.0
@@ -123,8 +124,8 @@ def _exists(path: Path) -> bool:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(read_small(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: holds a {type(content).__name__}, not an object")

@@ -13,6 +13,7 @@ import numpy as np
 from snnexp.analysis.formatting import shorten
 from snnexp.analysis.panels import add_panels, figure, grid_size, point_markers, set_integer_axis
 from snnexp.analysis.reading import finite_or_nan, read_arrays
+from snnexp.files import read_small
 from snnexp.rundir import RunDir
 
 DEAD, SATURATED = "dead", "saturated"
@@ -102,12 +103,16 @@ def statistics_files(run: Path) -> list[Path]:
     return [path for path in final if path.is_file()] + [path for _, path in sorted(of_epochs, reverse=True)[:2]]
 
 
+LARGEST_STATISTICS = 2**30
+"""Bytes of a file of LIF statistics; one of every forward of a long run has some 100 MB."""
+
+
 def read_statistics(path: Path) -> dict[str, Any]:
     """Read a file of LIF statistics into arrays: the tables as [T] by layer, all forwards as (indices [n], rates [n, T] by layer).
 
     Raises: OSError, ValueError, TypeError, KeyError, AttributeError.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_small(path, LARGEST_STATISTICS))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     stats: dict[str, Any] = {}

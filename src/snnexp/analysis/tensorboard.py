@@ -27,6 +27,10 @@ OWN_TAG = re.compile(r"(?:Train|Val|Test)/[A-Z]\w*|LR|Posterior/.*|Spikes/.*")
 """Tags that snnexp writes, over epochs (those of the posterior over optimizer steps)."""
 
 
+LARGEST = 2**31
+"""Bytes of event files that are read; a scalar has about 50."""
+
+
 @dataclass
 class Events:
     """The content of one directory of event files: `curves`, their `tags`, and the `unknown` tags."""
@@ -59,6 +63,13 @@ def read(directory: Path) -> Events:
     sizes = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
     reader = EventAccumulator(str(directory), size_guidance=sizes)
     events = Events(directory, Curves(from_snnexp=False))
+    files = [path for path in directory.iterdir() if "tfevents" in path.name]
+    if odd := [path for path in files if not path.is_file()]:
+        events.problem = f"{odd[0]} is no regular file; the event files beside it are left out."
+        return events
+    if (size := sum(path.stat().st_size for path in files)) > LARGEST:
+        events.problem = f"{directory}: its event files have {size:,} bytes; at most {LARGEST:,} are read, all into memory."
+        return events
     try:
         reader.Reload()
     except Exception as error:  # damaged records raise any error of the parser

@@ -12,7 +12,9 @@ from typing import Any
 from snnexp.analysis.reading import finite_number, parse_object
 from snnexp.analysis.runs import MONITORED, smaller_is_better
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import read_small
 from snnexp.rundir import RunDir, is_alive
+from snnexp.untrusted.text import shown
 
 SILENT_S = 300.0
 """Seconds without a change after which a run on another machine is reported as silent."""
@@ -208,7 +210,7 @@ class LiveRun:
     def _object(self, name: str) -> dict[str, Any] | None:
         """Return the object of a small JSON file; None if it is missing, incomplete, or not an object."""
         try:
-            return parse_object((self.run.root / name).read_bytes())
+            return parse_object(read_small(self.run.root / name))
         except OSError as error:
             if not self.run.root.is_dir():
                 raise RunFailed(f"{self.run.root} is gone: it was moved or removed while it was watched.") from error
@@ -405,9 +407,8 @@ def integer(value: Any) -> int | None:
 
 
 def printable(value: Any) -> str:
-    """Return text from a file without control characters, which could affect a terminal, except line ends."""
-    letters = value if isinstance(value, str) else "?" if value is None else str(value)
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in letters)
+    """Return text from a file with its control characters escaped, which could affect a terminal, except line ends."""
+    return "?" if value is None else shown(value)
 
 
 def format_number(value: float) -> str:

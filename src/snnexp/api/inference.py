@@ -74,7 +74,7 @@ class Loaded:
         Raises: MissingData, UserError.
         """
         if self._data is None:
-            data, own_samples = trained.data_of(self.settings, self.saved)
+            data, own_samples = trained.data_of(self.settings, self.saved, self.path)
             parts.model_arguments(data, self.task)  # which also gives the task the frequencies of the classes that it may weigh by
             self._data = data, own_samples
         return self._data

@@ -13,7 +13,7 @@ from snnexp import config
 from snnexp.analysis import runs as run_list
 from snnexp.analysis.curves import read_log
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, find_run, read_json
+from snnexp.rundir import RunDir, find_run, read_record
 
 if TYPE_CHECKING:
     import pandas
@@ -66,7 +66,7 @@ class Run:
     @property
     def status(self) -> dict[str, Any]:
         """The progress of the run (status.json): state, epoch, step, error ...; empty if there is no such file."""
-        return self._content(RunDir(self.path).status)
+        return read_record(RunDir(self.path).status)
 
     @property
     def state(self) -> str:
@@ -76,7 +76,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The result of the run (result.json): best epoch, test metrics, protocol, parameters ...; empty until it is finished."""
-        return self._content(RunDir(self.path).result)
+        return read_record(RunDir(self.path).result)
 
     def metrics(self) -> Metrics:
         """Return the log of the epochs as columns, without validations within an epoch."""
@@ -132,12 +132,6 @@ class Run:
         if isinstance(inputs, str):
             return self.loaded.evaluate(self.data, inputs, outputs)
         return self.loaded.predict(inputs, lambda: self.data, outputs)
-
-    def _content(self, path: Path) -> dict[str, Any]:
-        content = read_json(path) if path.exists() else {}
-        if not isinstance(content, dict):
-            raise UserError(f"{path} holds a {type(content).__name__}, not an object; it may be another program's.")
-        return content
 
 
 def load(

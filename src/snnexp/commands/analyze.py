@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from snnexp.errors import RunFailed, UserError, nearest
 from snnexp.files import write_text
-from snnexp.rundir import RunDir, find_run, runs_below
+from snnexp.rundir import RunDir, find_run, refuse_links, runs_below
+from snnexp.untrusted.text import say, shown
 
 if TYPE_CHECKING:
     from snnexp.analysis.tensorboard import Events
@@ -81,7 +82,7 @@ def run(argv: list[str]) -> int:
     Raises: UserError if a word names none of them; RunFailed if a file cannot be written.
     """
     if any(word in ("-h", "--help") for word in argv):
-        print(HELP, end="")
+        say(HELP, end="")
         return 0
     words, settings, events = read_words(argv)
     if events is not None:
@@ -98,9 +99,9 @@ def run(argv: list[str]) -> int:
         count = len(targets)
         raise UserError(f"{key}= goes with one run, and {'a sweep is' if count == 1 else f'{count} are'} named here; name one.")
     for index, run_or_sweep in enumerate(targets):
-        print("\n" * (index > 0), end="")
+        say("\n" * (index > 0), end="")
         if isinstance(run_or_sweep, RunDir):
-            print(analyze(run_or_sweep, settings), end="")
+            say(analyze(run_or_sweep, settings), end="")
         else:
             analyze_sweep(run_or_sweep)
     return 0
@@ -165,15 +166,15 @@ def analyze_sweep(directory: Path) -> None:
     facts = [runs.load(path, directory) for path in readable_runs(directory)]
     for run in facts:
         analyze(RunDir(run.path))
-        print(f"{run.name}: {run.state}; {run.path / 'plots' / 'report.txt'}", flush=True)
+        say(f"{run.name}: {run.state}; {run.path / 'plots' / 'report.txt'}", flush=True)
     sweep = pruning_sweep.collect(facts)
     files = ["pruning_sweep.png", "report.txt"] if sweep.lines else []
     text = pruning_sweep.sweep_text(sweep, directory, len(facts), files)
     if files:
         folder = _plots(directory)
         pruning_sweep.draw(sweep, directory.name, folder / "pruning_sweep.png")
-        write_text(folder / "report.txt", text)
-    print(f"\n{text}", end="")
+        write_text(folder / "report.txt", shown(text))
+    say(f"\n{text}", end="")
 
 
 def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 - frozen, so the one default may be shared
@@ -192,6 +193,8 @@ def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 
     if variational.is_variational(run.root, rows) or settings.new_latents:
         posterior = variational.read(facts, rows, _latents(run, rows, settings) if settings.new_latents else None)
         problems += posterior.problems
+    if settings.save_dir is None:
+        refuse_links(run)
     folder = _plots(run.root) if settings.save_dir is None else _folder(settings.save_dir)
     record = spikes.read(run.root, rows)
     problems += record.problems
@@ -215,13 +218,13 @@ def analyze(run: RunDir, settings: Settings = Settings()) -> str:  # noqa: B008 
         files += plots.draw(pruned, title, folder)
     if posterior:
         files += [*variational.draw(posterior, title, folder), "collapse_analysis.txt"]
-        write_text(folder / "collapse_analysis.txt", collapse.analysis_text(posterior.evidence))
+        write_text(folder / "collapse_analysis.txt", shown(collapse.analysis_text(posterior.evidence)))
     summary = collapse.summary(posterior.evidence) if posterior else None
     save_dir = None if settings.save_dir is None else folder
     text = report.report_text(
         report.ReportData(facts, rows, record, result, activity, source, [*files, "report.txt"], pruned, save_dir, summary)
     )
-    write_text(folder / "report.txt", text)
+    write_text(folder / "report.txt", shown(text))
     return text
 
 
@@ -253,7 +256,7 @@ def analyze_events(directory: Path, save_dir: Path | None) -> None:
     drawable = [events for events in everything if events.tags]
     for events in everything:
         if events.problem:
-            print(events.problem)
+            say(events.problem)
     if not drawable:
         unknown = sorted({tag for events in everything for tag in events.unknown})
         listed = f"{', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}"
@@ -266,14 +269,14 @@ def analyze_events(directory: Path, save_dir: Path | None) -> None:
     target = save_dir or directory / "analysis"
     count = len(everything)
     if count > 1:
-        print(f"{count} directories at or below {directory} hold event files; each is drawn into a folder of its own below {target}.")
+        say(f"{count} directories at or below {directory} hold event files; each is drawn into a folder of its own below {target}.")
     for events in drawable:
         relative = events.directory.relative_to(directory)
         title = str(relative) if relative.parts else directory.resolve().name
         _draw_events(events, _folder(target / relative if count > 1 else target), title)
     for events in everything:
         if events not in drawable and not events.problem:
-            print(f"{events.directory}: no tag that is known ({', '.join(events.unknown[:8]) or 'no scalars'}); left out.")
+            say(f"{events.directory}: no tag that is known ({', '.join(events.unknown[:8]) or 'no scalars'}); left out.")
 
 
 def _draw_events(events: "Events", folder: Path, title: str) -> None:
@@ -282,11 +285,11 @@ def _draw_events(events: "Events", folder: Path, title: str) -> None:
 
     evidence = collapse.Evidence(title, curves=events.curves)
     files = [*vae_curves.draw(events.curves, title, folder), "collapse_analysis.txt"]
-    write_text(folder / "collapse_analysis.txt", collapse.analysis_text(evidence))
-    print(f"{events.directory}: {len(events.tags)} tags read ({', '.join(sorted(events.tags.values()))})")
+    write_text(folder / "collapse_analysis.txt", shown(collapse.analysis_text(evidence)))
+    say(f"{events.directory}: {len(events.tags)} tags read ({', '.join(sorted(events.tags.values()))})")
     if events.unknown:
-        print(f"  not known, left out: {', '.join(sorted(events.unknown))}")
-    print(f"  verdict: {collapse.verdict(evidence)}\n  written to {folder}: {', '.join(files)}")
+        say(f"  not known, left out: {', '.join(sorted(events.unknown))}")
+    say(f"  verdict: {collapse.verdict(evidence)}\n  written to {folder}: {', '.join(files)}")
 
 
 def _plots(directory: Path) -> Path:

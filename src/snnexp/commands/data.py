@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from snnexp import config
 from snnexp.composing import command_line, compose, conf
+from snnexp.untrusted.text import say
 
 
 def run(argv: list[str]) -> int:
@@ -24,8 +25,8 @@ def list_all() -> None:
     for path in sorted((conf.conf_dir() / "dataset").glob("*.yaml")):
         comments = [line.lstrip("# ").strip() for line in path.read_text().splitlines() if re.match(r"#(?! @)", line)]
         description = comments[0].removeprefix(f"{path.stem}: ") if comments else ""
-        print(f"  {path.stem:<16} {description}")
-    print("Fetch, verify and prepare one: snnexp data dataset=NAME [data_dir=DIR]")
+        say(f"  {path.stem:<16} {description}")
+    say("Fetch, verify and prepare one: snnexp data dataset=NAME [data_dir=DIR]")
 
 
 def job(cfg: DictConfig) -> None:
@@ -36,14 +37,14 @@ def job(cfg: DictConfig) -> None:
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     with comparing_everything() as compared:
         data = parts.make_data(settings, download=True)
-    print(data.protocol)
+    say(data.protocol)
     if left_out := data.left_out:
-        print(f"{data.name}: {left_out}")
+        say(f"{data.name}: {left_out}")
     names = data.classes or data.targets
     kind = "classes" if data.classes else "targets"
     listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
     names_text = f"; {kind} ({len(names)}): {listed}" if names else ""  # video has neither
-    print(f"  sample {' x '.join(map(str, data.shape))}{names_text}")
+    say(f"  sample {' x '.join(map(str, data.shape))}{names_text}")
     if compared:
-        print(f"  compared with their checksums: {len(compared)} prepared files, {sum(compared.values()) / 2**20:.1f} MiB")
-    print(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")
+        say(f"  compared with their checksums: {len(compared)} prepared files, {sum(compared.values()) / 2**20:.1f} MiB")
+    say(f"  splits {', '.join(f'{name} {count}' for name, count in data.splits.items())}")

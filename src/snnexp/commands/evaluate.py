@@ -15,7 +15,7 @@ from snnexp.composing import command_line, compose
 from snnexp.composing.command_line import refuse_groups
 from snnexp.composing.other_data import check_data_dir
 from snnexp.errors import RunFailed, UserError
-from snnexp.rundir import RunDir, has_checkpoint, now, write_json
+from snnexp.rundir import RunDir, has_checkpoint, now, refuse_links, write_json
 
 
 def run(argv: list[str]) -> int:
@@ -116,7 +116,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
 
     check_data_dir(settings, before, "give dataset.root=ELSEWHERE.")
     task = parts.make_task(settings)
-    data, own_samples = trained.data_of(settings, saved)
+    data, own_samples = trained.data_of(settings, saved, path)
     if (root := settings["dataset"].get("root")) == before["dataset"].get("root"):
         if not own_samples:
             terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
@@ -217,6 +217,7 @@ def claim_folder(run: RunDir) -> Path:
 
     Raises: RunFailed if it cannot be made.
     """
+    refuse_links(run)
     try:
         return files.claim_directory(run.evaluations, time.strftime("%Y%m%d_%H%M%S"))
     except FileExistsError:

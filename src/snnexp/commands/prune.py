@@ -20,6 +20,7 @@ from snnexp.composing.command_line import refuse_groups
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import RunDir, now, refuse_existing
+from snnexp.untrusted.text import say
 
 RESET = {
     "pruner": {}, "exp_name": None, "init_from": None, "samples_digest": None, "start": True, "shapes": False, "early_stop": None,
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> int:
     """Prune the run that the command line names, or train one first; return the exit code, 1 if a job of a sweep failed."""
     has_run = command_line.run_argument(argv) is not None
     if command_line.asks_for_help(argv) and not has_run:
-        print(HELP, end="")
+        say(HELP, end="")
         return 0
     train.Sweep.directory, started = None, now()
     try:
@@ -115,7 +116,7 @@ def prune_or_continue(cfg: DictConfig, source: RunDir | None, checkpoint: Path |
     settings = config.finish(cfg, choices | changed, saved=source is not None)
     existing = train.find_earlier_job(folder, settings) if folder else None
     if existing is not None and train.is_finished(existing):
-        print(f"{existing.root.name}: done already")
+        say(f"{existing.root.name}: done already")
         return train.objective(existing)
     if source is not None:
         print_changes(config.read_saved(source.config), settings)
@@ -124,7 +125,7 @@ def prune_or_continue(cfg: DictConfig, source: RunDir | None, checkpoint: Path |
     if settings["start"]:
         finish_source(run, settings)
     elif dense is not None:
-        print(f"Two runs, the dense one first: {source_run(settings).root}")
+        say(f"Two runs, the dense one first: {source_run(settings).root}")
     return train.train(run, settings)
 
 
@@ -138,7 +139,7 @@ def print_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Print how a pruned run differs from its source apart from pruning and fine-tuning, which may make their numbers incomparable."""
     expected = {"pruner", "stages", "prune_from", "lr", *TUNED}
     if changes := config.differences(before, after, ignoring=config.NEUTRAL | expected):
-        print(f"This is not all as in the source run: {', '.join(changes)}.")
+        say(f"This is not all as in the source run: {', '.join(changes)}.")
 
 
 def check_stages(stages: list[str], cfg: DictConfig, source: RunDir | None) -> None:

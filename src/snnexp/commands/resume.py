@@ -15,7 +15,8 @@ from snnexp.commands.train import write_hydra
 from snnexp.composing import command_line, compose
 from snnexp.composing.command_line import refuse_groups
 from snnexp.errors import UserError
-from snnexp.rundir import RunDir, holder_message, is_taken, read_json, write_json
+from snnexp.rundir import RunDir, holder_message, is_taken, read_record, write_json
+from snnexp.untrusted.text import say
 
 FIXED = (
     "model",
@@ -36,7 +37,7 @@ FIXED = (
 def run(argv: list[str]) -> int:
     """Continue the run that the command line names; return the exit code."""
     if command_line.asks_for_help(argv) and command_line.run_argument(argv) is None:
-        print("snnexp resume RUN [KEY=VALUE ...]: continue a run exactly, in its own directory; RUN may be one of its checkpoints.")
+        say("snnexp resume RUN [KEY=VALUE ...]: continue a run exactly, in its own directory; RUN may be one of its checkpoints.")
         return 0
     source, checkpoint, argv = command_line.take_run("resume", argv)
     if command_line.read_command_line(argv).multirun:
@@ -75,7 +76,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     if saved is not None:
         check.check_checkpoint(settings, saved, source)
         if chosen is None and (reason := reason_to_stop(run, settings, saved)):
-            print(reason)
+            say(reason)
             return
 
     going_back = chosen is not None and chosen != latest
@@ -94,7 +95,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
 
 def reason_to_stop(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -> str | None:
     """Return a message that says why a finished run has nothing left to do under these settings, or None if there is something."""
-    if not run.status.exists() or read_json(run.status)["state"] != "finished":
+    if read_record(run.status).get("state") != "finished":
         return None
     state, patience = saved["state"], settings["early_stop"]
     pruning_left = settings["pruner"] and "stages" not in settings and saved["pruned"]["ratio"] < settings["pruner"]["ratio"]

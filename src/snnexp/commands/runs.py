@@ -25,6 +25,7 @@ from snnexp.analysis.runs import (
 )
 from snnexp.errors import UserError
 from snnexp.rundir import find_run
+from snnexp.untrusted.text import say, shown
 
 USAGE = "snnexp runs [DIR] [KEY=VALUE ...] [--sort KEY] [--over KEY,KEY] [--json]\n       snnexp runs --compare RUN RUN ..."
 HELP = f"""
@@ -81,7 +82,7 @@ def run(argv: list[str]) -> int:
         _print_json([run.as_json() for run in runs])
         return 0
     if not runs:
-        print(f"None of the {len(everything)} runs below {directory} meets {' and '.join(conditions)}.")
+        say(f"None of the {len(everything)} runs below {directory} meets {' and '.join(conditions)}.")
         return 0
     readable = [run for run in runs if run.state != "unreadable"]
     keys = differing(readable)[:COLUMNS]
@@ -137,7 +138,7 @@ def _directory(words: list[str]) -> tuple[Path, list[str]]:
 def _print_no_runs(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json([])
-    print(
+    say(
         f"No runs at or below {directory.resolve()}: no directory there holds config.json and status.json.\n"
         "Make one with `snnexp train`, or name another directory: snnexp runs DIR",
         file=sys.stderr if as_json else sys.stdout,
@@ -210,19 +211,19 @@ def _duration(seconds: float | None) -> str:
 
 def _print_notes(runs: list[Run], everything: list[Run]) -> None:
     if len(runs) < len(everything):
-        print(f"{len(runs)} of {len(everything)} runs")
+        say(f"{len(runs)} of {len(everything)} runs")
     hidden = differing([run for run in runs if run.state != "unreadable"])[COLUMNS:]
     if hidden:
         rest = f" and {len(hidden) - 6} more" if len(hidden) > 6 else ""
-        print(f"They also differ in {', '.join(hidden[:6])}{rest}: --compare RUN RUN shows all.")
+        say(f"They also differ in {', '.join(hidden[:6])}{rest}: --compare RUN RUN shows all.")
     for run in runs:
         if run.problem:
-            print(f"{run.name}: unreadable: {run.problem}")
+            say(f"{run.name}: unreadable: {run.problem}")
     failed = [run for run in runs if run.state == "failed" and run.error]
     for run in failed[:5]:
-        print(f"{run.name}: failed: {run.error.splitlines()[0]}")
+        say(f"{run.name}: failed: {run.error.splitlines()[0]}")
     if len(failed) > 5:
-        print(f"... and {len(failed) - 5} more failed; state=failed shows them.")
+        say(f"... and {len(failed) - 5} more failed; state=failed shows them.")
 
 
 # ---- --over
@@ -238,7 +239,7 @@ def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool
         return 0
     left_out = len(runs) - sum(len(group.runs) for group in groups)
     if not groups:
-        print(f"No finished run to take a mean of ({left_out} not finished).")
+        say(f"No finished run to take a mean of ({left_out} not finished).")
         return 0
     differing_keys = keys[:COLUMNS]
     keys = _with_main_keys(differing_keys, representatives, excluded=over_keys)
@@ -250,20 +251,20 @@ def _over(runs: list[Run], over_keys: list[str], sort: str | None, as_json: bool
         *[(key, _is_numeric(representatives, key), lambda group, key=key: _setting(group.runs[0], key)) for key in keys],
     ]
     _print_table(columns, groups, keep=4, preferred=4 + len(differing_keys))
-    print(f"Mean ± sample standard deviation over the runs that are equal in everything but {' and '.join(over_keys)}.")
+    say(f"Mean ± sample standard deviation over the runs that are equal in everything but {' and '.join(over_keys)}.")
     if left_out:
-        print(f"{left_out} not finished: left out.")
+        say(f"{left_out} not finished: left out.")
     test_metrics = list(dict.fromkeys(group.test_metric for group in groups if group.test_metric))
     others = [name for name in dict.fromkeys(name for group in groups for name in group.test) if name not in test_metrics]
     if others:
-        print(f"test is {' or '.join(test_metrics)}; --json has {', '.join(others)} too.")
+        say(f"test is {' or '.join(test_metrics)}; --json has {', '.join(others)} too.")
     for group in groups:
         twice = sorted({setting_text(value) for value in group.values if group.values.count(value) > 1})
         if twice:
-            print(f"{title}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
+            say(f"{title}={','.join(twice)} occurs more than once in {group.runs[0].name} and its like: n counts runs.")
         present, combinations = len(set(map(setting_text, group.values))), math.prod(map(len, _over_values(group, several)))
         if present < combinations:
-            print(f"{present} of the {combinations} combinations are there of {group.runs[0].name} and its like.")
+            say(f"{present} of the {combinations} combinations are there of {group.runs[0].name} and its like.")
     return 0
 
 
@@ -326,12 +327,12 @@ def _compare(words: list[str], as_json: bool) -> int:
     columns += [(run.name, True, lambda line, index=index: line[1][index]) for index, run in enumerate(runs)]
     _print_table(columns, lines, keep=len(columns), preferred=len(columns))
     if not keys:
-        print("Their settings are equal.")
+        say("Their settings are equal.")
     protocols = dict.fromkeys(run.protocol for run in runs if run.protocol)
     if len(protocols) > 1:
-        print("Not the same protocol, so the numbers do not compare:")
+        say("Not the same protocol, so the numbers do not compare:")
         for protocol in protocols:
-            print(f"  {protocol}")
+            say(f"  {protocol}")
     return 0
 
 
@@ -346,7 +347,8 @@ def _every_difference(runs: list[Run]) -> list[str]:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    print("".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text))
 
 
 def _finite(value: Any) -> Any:
@@ -363,7 +365,8 @@ def _print_table(columns: list[Column], rows: list[Any], keep: int, preferred: i
 
     To fit the first `preferred` columns, the names in the first column may be broken into lines of NAME_WIDTH characters.
     """
-    cells = [[cell(row) for _, _, cell in columns] for row in rows]
+    columns = [(shown(title), is_numeric, cell) for title, is_numeric, cell in columns]
+    cells = [[shown(cell(row)).replace("\n", "\\n") for _, _, cell in columns] for row in rows]
     shown_columns = [index for index in range(len(columns)) if index < keep or any(row[index] for row in cells)]
     widths = {index: max(len(columns[index][0]), *(len(row[index]) for row in cells)) for index in shown_columns}
     if not sys.stdout.isatty():
@@ -396,4 +399,4 @@ def _print_plain(columns: list[Column], cells: list[list[str]], shown_columns: l
     titles = [title for title, _, _ in columns]
     for row in [titles, *cells]:
         parts = [row[index].rjust(widths[index]) if columns[index][1] else row[index].ljust(widths[index]) for index in shown_columns]
-        print("  ".join(parts).rstrip())
+        say("  ".join(parts).rstrip())

@@ -16,7 +16,8 @@ from snnexp.composing import command_line, compose, conf
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import RunFailed, UserError
 from snnexp.files import explaining
-from snnexp.rundir import RunDir, claim, find_run, now, read_json, write_json
+from snnexp.rundir import RunDir, claim, find_run, now, read_json, read_record, write_json
+from snnexp.untrusted.text import say
 
 
 class JobFailed(RunFailed):
@@ -84,9 +85,9 @@ def call_job(work: Callable[[Path | None], float | None]) -> float | None:
         return work(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
-        print(f"snnexp: {folder.name}: {message}", file=sys.stderr)
+        say(f"snnexp: {folder.name}: {message}", file=sys.stderr)
         status = RunDir(folder).status
-        if not status.exists() or read_json(status)["state"] in ("created", "failed"):  # any other state stays
+        if read_record(status).get("state") in (None, "created", "failed"):  # any other state stays
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
 
@@ -102,7 +103,7 @@ def train_or_continue(cfg: DictConfig, source: RunDir | None, folder: Path | Non
     if existing is None:
         return train(create_from(cfg, settings, source, folder), settings)
     if is_finished(existing):
-        print(f"{existing.root.name}: done already")
+        say(f"{existing.root.name}: done already")
         return objective(existing)
     return train(existing, settings)
 
@@ -200,7 +201,7 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
     from snnexp.launch import launch
 
     if not settings["start"]:
-        print(f"{run.root}\nstart it with: torchrun --nnodes=N --nproc-per-node=M ... -m snnexp.worker {run.root}")
+        say(f"{run.root}\nstart it with: torchrun --nnodes=N --nproc-per-node=M ... -m snnexp.worker {run.root}")
         return None
     launch(run, settings["devices"], settings["trust"])
     return objective(run)
@@ -242,12 +243,12 @@ def find_earlier_job(folder: Path, settings: dict[str, Any]) -> RunDir | None:
 
 def is_finished(run: RunDir) -> bool:
     """Return True if a run is finished."""
-    return run.status.exists() and read_json(run.status)["state"] == "finished"
+    return read_record(run.status).get("state") == "finished"
 
 
 def objective(run: RunDir) -> float | None:
     """Return the monitored value of a run's best epoch."""
-    best = read_json(run.result)["best"]
+    best = read_record(run.result).get("best")
     return best["value"] if best else None
 
 
@@ -264,7 +265,7 @@ class Sweep(Callback):
 def summarise(folder: Path, started: str) -> int:
     """Print the outcome of each job of a sweep; return the exit code, 1 if a job has failed since `started`."""
     failed = 0
-    print(f"\nsweep {folder}")
+    say(f"\nsweep {folder}")
     for path in sorted(folder.glob("*/status.json"), key=lambda path: (len(path.parent.name.split("_")[0]), path.parent.name)):
         status, run = read_json(path), RunDir(path.parent)
         text = status["state"]
@@ -276,7 +277,7 @@ def summarise(folder: Path, started: str) -> int:
             best = result["best"]
             text += f"  {best['metric']} {best['value']:.4g}" if best else ""
             text += "".join(f"  test {name} {value:.4g}" for name, value in result["test"].items() if value is not None)
-        print(f"  {path.parent.name}  {text}")
+        say(f"  {path.parent.name}  {text}")
     if failed:
-        print(f"{failed} failed; the same command with exp_name={folder.name} does them again and skips what is done.")
+        say(f"{failed} failed; the same command with exp_name={folder.name} does them again and skips what is done.")
     return 1 if failed else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from snnexp.errors import UserError, nearest
 from snnexp.rundir import RunDir, find_run
+from snnexp.untrusted.text import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,7 @@ def run(argv: list[str]) -> int:
     Raises: UserError for a wrong word or if there is no such run; RunFailed if the run directory disappears.
     """
     if any(word in ("-h", "--help") for word in argv):
-        print(HELP, end="")
+        say(HELP, end="")
         return 0
     word, interval, once = _parse(argv)
     if not once:
@@ -114,7 +115,7 @@ def _wait_for(word: str) -> None:
     path = Path(word).expanduser()
     if path.exists() or path.suffix == ".pth" or not path.parent.is_dir():
         return
-    print(f"{word} is not there yet; waiting up to {WAIT_S:g} s for a run to make it", flush=True)
+    say(f"{word} is not there yet; waiting up to {WAIT_S:g} s for a run to make it", flush=True)
     for _ in range(round(WAIT_S / POLL_S)):
         time.sleep(POLL_S)
         if (path / "config.json").is_file() or is_sweep(word):
@@ -129,7 +130,7 @@ def _find(word: str) -> RunDir:
         return find_run(word)[0]
     runs = list(readable_runs(Path(word).expanduser().resolve()))
     newest = max(runs, key=_start_time)
-    print(f"{word} holds {len(runs)} {'runs; the one begun last' if len(runs) > 1 else 'run'}: {newest}", flush=True)
+    say(f"{word} holds {len(runs)} {'runs; the one begun last' if len(runs) > 1 else 'run'}: {newest}", flush=True)
     return RunDir(newest)
 
 
@@ -213,10 +214,10 @@ def _print_events(live: "LiveRun", console: "Console", interval: float) -> None:
     while live.state not in ENDED_STATES:
         time.sleep(interval)
         for event in live.refresh():
-            print(event.text, flush=True)
+            say(event.text, flush=True)
         if (live.silent_s() is not None) != silent:
             silent = not silent
-            print("no sign of life for 5 minutes" if silent else "there is life again", flush=True)
+            say("no sign of life for 5 minutes" if silent else "there is life again", flush=True)
 
 
 def _print_panel(live: "LiveRun", console: "Console") -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from snnexp import config as configuration
-from snnexp.composing import hydra_releases
+from snnexp.composing import hydra_releases, saved_yaml
 from snnexp.composing.command_line import CommandLine, path_exists, read_command_line
 from snnexp.composing.conf import SearchPath, conf_dir
 from snnexp.composing.mistakes import explain, explain_flags, parses
@@ -134,10 +134,7 @@ def saved_config(run: RunDir, schema: type, reset: dict[str, Any]) -> DictConfig
     Raises: UserError if it cannot be read, or calls a resolver.
     """
     path = unresolved_config_path(run)
-    try:
-        saved = OmegaConf.load(path)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    saved = saved_yaml.read(path)
     config = OmegaConf.structured(schema)
     with open_dict(config):
         try:
@@ -161,10 +158,21 @@ def refuse_resolvers(saved: DictConfig, path: Path) -> None:
 
     Raises: UserError.
     """
-    for key, value in configuration.flatten(configuration.unresolved(saved)).items():
-        for text in (key, *(value if isinstance(value, list) else [value])):  # as parsed from YAML, so that an escape hides nothing
-            if configuration.calls_resolver(str(text)):
-                raise UserError(f"{path}: {key}: {text} in a saved run is not resolved; write the value in its place.")
+    for text in texts(configuration.unresolved(saved)):  # as parsed from YAML, so that an escape hides nothing
+        if configuration.calls_resolver(text):
+            raise UserError(f"{path}: {text} in a saved run is not resolved; write the value in its place.")
+
+
+def texts(tree: Any) -> Iterator[str]:
+    """Yield every key and every value of a nested value as text."""
+    if isinstance(tree, dict):
+        yield from map(str, tree)
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from texts(part)
+    else:
+        yield str(tree)
 
 
 def unresolved_config_path(run: RunDir) -> Path:

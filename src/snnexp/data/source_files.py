@@ -15,6 +15,8 @@ from typing import BinaryIO, TypeVar
 from snnexp.data.cache import Source, file_source
 from snnexp.data.listing import LeftOut, by_stem, list_folder, natural_key, order_settings, readable, without_ending
 from snnexp.errors import MissingData, UserError
+from snnexp.files import read_small
+from snnexp.untrusted.archives import LARGEST_MEMBER, check_member
 
 # Folders with these names, in any case, are splits; any other folder is a class.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -43,7 +45,11 @@ class File:
         Raises: UserError if the file cannot be read or does not match the archive's checksum.
         """
         try:
-            return self.archive.read(self.name) if self.archive else self.path.read_bytes()
+            if self.archive:
+                info = self.archive.getinfo(self.name)
+                check_member(self.name, info.file_size, info.compress_size)
+                return self.archive.read(info)
+            return read_small(self.path, LARGEST_MEMBER)
         # zipfile raises NotImplementedError for a compression or encryption that it cannot read
         except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
             raise UserError(f"{self.location}: cannot be read ({error}). Copy or download it again.") from error

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from snnexp import config
-from snnexp.archive import check_archive
+from snnexp.engine.fitting.content import brief, check_content
 from snnexp.errors import RunFailed, UserError
 from snnexp.files import explaining, flush_directory, replacing, room_in_words, temporary_name
 from snnexp.rundir import RunDir, read_json
+from snnexp.untrusted.text import shown
+from snnexp.untrusted.torch_files import load_plain
 
 REQUIRED = (
     "epoch", "step", "model", "state_dict", "optimizer", "scheduler", "scaler", "args", "state", "ranks", "sampler", "trackers", "data",
@@ -80,8 +82,11 @@ def load(path: Path) -> dict[str, Any]:
     """
     content = _read(path)
     if not isinstance(content, dict) or any(name not in content for name in REQUIRED):
-        found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is not a checkpoint of snnexp: it lacks some of {', '.join(REQUIRED)}; found: {found}.")
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = ", ".join(key if isinstance(key, str) else brief(key) for key in list(content)[:8])
+        raise UserError(f"{path} is not a checkpoint of snnexp: it lacks some of {', '.join(REQUIRED)}; found: {shown(found[:400])}.")
+    check_content(content, path)
     return content
 
 
@@ -95,6 +100,13 @@ def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object)
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]
+    wrong += [
+        f"{name} is of {weights[name].dtype} there, of {expected[name].dtype} in the model".replace("torch.", "")
+        for name in expected
+        if name in weights and weights[name].dtype != expected[name].dtype
+    ]
+    learned = [name for name, _ in model.named_parameters() if name in weights]
+    wrong += [f"{name} holds values that are not finite" for name in learned if not weights[name].isfinite().all()]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{more}.")
@@ -118,8 +130,7 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no checkpoint {path}. There is: {listing(path.parent)}")
     try:
-        check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except pickle.UnpicklingError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

@@ -11,6 +11,8 @@ from snnexp.engine import checkpoint, observers
 from snnexp.engine.arithmetic.auto import AUTO_KEYS
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.experiment import Experiment
+from snnexp.engine.fitting.content import Misfit, check_scaler
+from snnexp.engine.fitting.moments import check_moments, owned
 from snnexp.engine.state import State, add_counts, random_state, restore_random_state, seed_everything
 from snnexp.engine.trained import shape_of
 from snnexp.errors import UserError
@@ -131,33 +133,46 @@ def restore(experiment: Experiment) -> State:
         experiment.start_loggers(State())
         return State()
     saved = checkpoint.load(path)
-    if not experiment.data.same_samples(saved["data"]):
-        raise UserError(OTHER_SAMPLES)
+    with part(path, "data"):
+        if not experiment.data.same_samples(saved["data"]):
+            raise UserError(OTHER_SAMPLES)
     checkpoint.check_samples(experiment.settings, experiment.data.samples_digest, saved)
     checkpoint.load_into(experiment.model, saved["state_dict"], path)
     if experiment.ema is not None:
-        for name, value in checkpoint.weights(saved).items():
+        average = checkpoint.weights(saved)
+        checkpoint.check_fits(experiment.model, average, f"{path}, moving average,")
+        for name, value in average.items():
             experiment.ema.weights[name].copy_(value)
         experiment.ema.updates = saved["step"]
-    experiment.optimizer.load_state_dict(with_current_settings(saved["optimizer"], experiment.optimizer.state_dict()))
-    experiment.schedule.load_state_dict(saved["scheduler"])
+    check_moments(saved, experiment.settings, experiment.model, path)
+    with part(path, "optimizer"):
+        experiment.optimizer.load_state_dict(with_current_settings(saved["optimizer"], experiment.optimizer.state_dict()))
+    with part(path, "scheduler"):
+        experiment.schedule.load_state_dict(saved["scheduler"])
     if saved["scaler"] and experiment.scaler.is_enabled():
-        experiment.scaler.load_state_dict(saved["scaler"])
-    experiment.data.load_state_dict(saved["data"])
+        with part(path, "scaler"):
+            check_scaler(saved["scaler"])
+            experiment.scaler.load_state_dict(saved["scaler"])
+    with part(path, "data"):
+        experiment.data.load_state_dict(saved["data"])
     for name, tracker in experiment.trackers.items():
         if name in saved["trackers"]:
-            tracker.load_state_dict(saved["trackers"][name])
+            with part(path, f"trackers.{name}"):
+                tracker.load_state_dict(saved["trackers"][name])
         else:
             experiment.terminal.say(f"tracker {name}: this checkpoint has no record of it; it begins anew.")
     state = State(**saved["state"])
     state.wall_seconds = max([state.wall_seconds, *earlier_wall_times(experiment.run)])
 
+    with part(path, "sampler"):
+        check_position(saved, experiment)
     experiment.train_batches.seek(state.epoch, state.batch)
     state.batch = experiment.train_batches.after(saved["sampler"]["samples"])  # another one, if the batch size has changed
     if saved["sampler"]["world"] == experiment.ranks.world and len(saved["ranks"]) == experiment.ranks.world:
         rank_saved = saved["ranks"][experiment.ranks.rank]
         state.counts = {name: value.to(experiment.ranks.device) for name, value in rank_saved["counts"].items()}
-        restore_random_state(rank_saved["random"], experiment.ranks.device)
+        with part(path, "ranks"):
+            restore_random_state(rank_saved["random"], experiment.ranks.device)
     else:
         if experiment.ranks.main:
             for rank_saved in saved["ranks"]:
@@ -174,10 +189,20 @@ def restore(experiment: Experiment) -> State:
     return state
 
 
+def check_position(saved: dict[str, Any], experiment: Experiment) -> None:
+    """Raises: Misfit unless all parts of a checkpoint name the same place of the run, inside of its epoch."""
+    state, sampler = saved["state"], saved["sampler"]
+    places = {(saved["epoch"], saved["step"]), (sampler["epoch"], saved["step"]), (state["epoch"], state["step"])}
+    if len(places) > 1 or sampler["batch"] != state["batch"]:
+        raise Misfit("the parts epoch, step, sampler and state name different places of the run")
+    if sampler["samples"] > experiment.train_batches.count:
+        raise Misfit(f"samples is {sampler['samples']}, but an epoch has {experiment.train_batches.count}")
+
+
 def with_current_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """Return an optimizer's saved moments with its current settings, so that `resume RUN lr=...` works; the schedule sets `lr` itself."""
     groups = [now | {"lr": before["lr"]} for before, now in zip(saved["param_groups"], current["param_groups"], strict=True)]
-    return {"state": saved["state"], "param_groups": groups}
+    return {"state": owned(saved["state"]), "param_groups": groups}
 
 
 def forget_best(experiment: Experiment, state: State) -> None:

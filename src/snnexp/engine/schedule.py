@@ -107,6 +107,14 @@ class Plateau(Constant):
         return {"reduced": self.reduced, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state; ignore that of another schedule, which lacks these names."""
-        if "reduced" in state:
-            self.reduced, self.best, self.waited = state["reduced"], state["best"], state["waited"]
+        """Continue from a saved state; ignore that of another schedule, which lacks these names.
+
+        Raises: ValueError for values that no schedule reaches.
+        """
+        if "reduced" not in state:
+            return
+        reduced, best, waited = state["reduced"], state["best"], state["waited"]
+        numbers = [each for each in (reduced, best, waited) if each is not None]
+        if not all(type(each) in (int, float) and math.isfinite(each) for each in numbers) or not 0 <= reduced <= 1 or waited < 0:
+            raise ValueError(f"reduced={reduced!r}, best={best!r}, waited={waited!r}"[:200])
+        self.reduced, self.best, self.waited = reduced, best, waited

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp.errors import UserError
+
 
 @dataclass
 class State:
@@ -46,8 +48,14 @@ class State:
 
 
 def add_counts(sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-    """Add counts to sums in place, by name."""
+    """Add counts to sums in place, by name.
+
+    Raises: UserError for a sum of another shape, which a checkpoint has brought: torch would spread one over the other.
+    """
     for name, value in counts.items():
+        if name in sums and sums[name].shape != value.shape:
+            here, there = list(value.shape), list(sums[name].shape)
+            raise UserError(f"the checkpoint's sum {name!r} (part `ranks`, counts) is {there}, and the run's is {here}: it does not fit.")
         sums[name] = sums[name] + value if name in sums else value
 
 

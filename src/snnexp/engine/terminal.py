@@ -11,7 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from snnexp.files import explaining
+from snnexp.files import explaining, open_without_link
+from snnexp.untrusted.text import shown
 
 LINE_EVERY_S = 30.0
 """Seconds between progress lines where there is no terminal."""
@@ -26,12 +27,13 @@ class Terminal:
         self._log: TextIO | None = None
         if log is not None and main:
             with explaining(log):
-                self._log = open(log, "a", buffering=1)
+                self._log = open(log, "a", buffering=1, opener=open_without_link)
 
     def say(self, text: str) -> None:
         """Print a message, and log it with the time."""
         if not self.main:
             return
+        text = shown(text)
         with contextlib.suppress(OSError, SystemExit):  # rich exits when the reader of a pipe has gone, but a run must continue
             self.console.print(text, markup=False)
         self.note(text)
@@ -41,7 +43,7 @@ class Terminal:
         if self._log is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             with contextlib.suppress(OSError):  # files that matter more report a full disk; the log may lose a line
-                self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+                self._log.writelines(f"{stamp} {line}\n" for line in shown(text).splitlines())
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator["Bar"]:

@@ -11,6 +11,7 @@ from snnexp import config, parts
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.auto import choice_in_checkpoint, choose
 from snnexp.engine.arithmetic.precision import Precision, resolve
+from snnexp.engine.fitting.content import part
 from snnexp.errors import UserError
 from snnexp.pruning import surgery
 from snnexp.rundir import RunDir
@@ -52,15 +53,16 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def data_of(settings: dict[str, Any], saved: dict[str, Any]) -> tuple[Any, bool]:
+def data_of(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> tuple[Any, bool]:
     """Return the data of the settings, with the state of a checkpoint, and True if they are the samples and the split of its run.
 
     Raises: MissingData, UserError.
     """
     sensor = {"sensor": saved["data"]["sensor"]} if "sensor" in saved["data"] else {}
     data = parts.make_data(settings | {"dataset": settings["dataset"] | sensor})
-    same_samples = data.same_samples(saved["data"])
-    data.load_state_dict(saved["data"])
+    with part(path, "data"):
+        same_samples = data.same_samples(saved["data"])
+        data.load_state_dict(saved["data"])
     return data, same_samples
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snnexp.archive import check_archive
 from snnexp.errors import UserError
+from snnexp.untrusted.torch_files import load_plain
 
 RELU3_3 = 16
 """The number of layers of VGG16 up to and including its seventh ReLU."""
@@ -46,8 +46,7 @@ def load_features(path: Path, names: list[str]) -> dict[str, Tensor]:
     Raises: UserError if the file is missing or does not hold them.
     """
     try:
-        check_archive(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
         if extra := sorted(name for name in saved if name.startswith("features.") and name not in ALL_LAYERS):
             raise ValueError(f"{extra[0]} is no layer of it; VGG19 begins with the same")
         if odd := next((name for name in names if not saved[f"features.{name}"].isfinite().all()), None):

@@ -167,13 +167,22 @@ class LIFTracker(Tracker):
                 f"{', '.join(self.layers)}. Restore the model, or resume with ~tracker.{self.name} to go on without a record."
             )
         self.steps, self._epoch_rates = state["steps"], state["rates"]
-        self._epoch_counts = None if state["epoch"] is None else np.array(state["epoch"])
+        self._epoch_counts = self._counts(state["epoch"])
         for split, history in self._histories.items():
             saved = state["splits"].get(split, History().state_dict())
             history.forwards, history.waiting = saved["forwards"], []
-            history.latest = None if saved["latest"] is None else np.array(saved["latest"])
+            history.latest = self._counts(saved["latest"])
             if split in self._count_files:
                 self._count_files[split].keep_first(history.forwards, self._shape)
+
+    def _counts(self, saved: list[list[int]] | None) -> np.ndarray | None:
+        """Return counts [L, T + 1] of a checkpoint, None if it has none. Raises: ValueError if they have another form."""
+        if saved is None:
+            return None
+        counts = np.array(saved)
+        if counts.shape != self._shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+            raise ValueError(f"counts {list(counts.shape)} of {counts.dtype}, where these layers and steps have {list(self._shape)}")
+        return counts
 
     def finish(self) -> list[Path]:
         """Write lif_activation_stats.json and its variants for other splits; return all written files, including those of single epochs."""

@@ -18,6 +18,9 @@ from snnexp.data.frames.still_images import StillImages, check_size, resize
 from snnexp.data.plain_pickle import PlainUnpickler, encode_latin1
 from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
+from snnexp.untrusted.archives import members
+from snnexp.untrusted.pickles import check_pickle
+from snnexp.untrusted.trees import TooLarge
 
 NATIVE = 32
 
@@ -200,11 +203,11 @@ def read_contents(place: Path, batch_folder: str, names: Sequence[str]) -> dict[
             content = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
         else:
             with tarfile.open(place) as tar:
-                for member in tar:
+                for member in members(tar):
                     directory, _, name = member.name.removeprefix("./").rpartition("/")
                     if directory == batch_folder and name in names and member.isfile():
                         content[name] = tar.extractfile(member).read()
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, TooLarge) as error:
         raise UserError(f"{place}: cannot be read ({error}). Fetch it again.") from error
     missing = [name for name in names if name not in content]
     if missing:
@@ -218,6 +221,7 @@ def unpickle(data: bytes, location: str) -> Any:
     Raises: UserError for a pickle that asks for anything else, or is incomplete.
     """
     try:
+        check_pickle(io.BytesIO(data))
         return PlainUnpickler(io.BytesIO(data), ADMITTED, "a batch file has", encoding="latin1").load()
     except UserError as error:
         raise UserError(f"{location}: {error}") from error

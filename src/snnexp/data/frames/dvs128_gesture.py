@@ -28,6 +28,8 @@ from snnexp.data.listing import LeftOut, by_stem, list_folder
 from snnexp.data.source_files import File, files_in_folder, map_files
 from snnexp.data.splits import carve, consecutive_rows, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
+from snnexp.untrusted.archives import LARGEST_ARCHIVE, members
+from snnexp.untrusted.trees import TooLarge
 
 CLASSES = (
     "hand_clapping",
@@ -299,7 +301,7 @@ def unpack(archive: Path, folder: Path, patterns: tuple[str, ...], md5: str) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
         with tarfile.open(archive) as tar:
-            tar.extractall(building, filter="data")
+            tar.extractall(building, members=members(tar, largest=LARGEST_ARCHIVE), filter="data")
         candidates = sorted(path.parent for path in building.glob(f"**/{patterns[0]}"))
         content = next((place for place in candidates if all(any(place.glob(pattern)) for pattern in patterns)), None)
         if content is None:
@@ -310,7 +312,7 @@ def unpack(archive: Path, folder: Path, patterns: tuple[str, ...], md5: str) -> 
             # A second process may have unpacked the same archive meanwhile; its copy is as good.
             if not any(folder.glob(patterns[-1])):
                 raise
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, TooLarge) as error:
         raise UserError(f"{archive}: not a whole or not a harmless tar archive ({error}). Fetch it again (md5 {md5}).") from error
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error.strerror or error}. Make room there, or clear it.") from error

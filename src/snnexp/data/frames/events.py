@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from snnexp.errors import UserError
+from snnexp.untrusted.archives import check_zip
 
 FRAMINGS = ("count", "time")
 DVS128 = (128, 128)  # pixels, (H, W)
@@ -164,6 +165,7 @@ def parse_numpy(data: bytes, name: str, one_is_off: bool = False) -> Events:
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
+            check_zip(loaded.zip)
             columns = {key: loaded[key] for key in loaded.files}
             if list(columns) == ["events"]:
                 columns = columns_by_name(columns["events"], name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snnexp import contracts
 from snnexp.contracts import DataSet
@@ -18,6 +19,7 @@ from snnexp.data.cache import Entry
 from snnexp.data.frames.augment import FrameAugmentation, write_augmented
 from snnexp.data.frames.rand_augment import apply_rand_augment, erase, make_rand_augment, mixup, mixup_share, warp
 from snnexp.data.listing import readable
+from snnexp.data.saved_state import floats
 from snnexp.data.splits import SPLITS, rows_of
 from snnexp.errors import UserError
 
@@ -193,7 +195,8 @@ class LabelledSamples(DataSet):
     @staticmethod
     def preparation(state: dict[str, Any]) -> Normalisation:
         """Return what `prepare` does in the run of a `state_dict`, for use without its data; x alone gets labels of 0."""
-        mean, std = state["mean"].float().cpu(), state["std"].float().cpu()
+        shape = state["mean"].shape
+        mean, std = floats(state, "mean", shape), floats(state, "std", shape, positive=slice(None))
         return Normalisation(mean, std, state.get("centred", bool(mean.any())))  # older runs do not say so
 
     def statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
@@ -238,9 +241,9 @@ class LabelledSamples(DataSet):
                 f"The run was trained on the classes {', '.join(state['classes'])}, but {self.name} in {self.directory} has "
                 f"{', '.join(self.classes)}. Give data with the same classes in the same order."
             )
-        if state["mean"].shape != self.mean.shape:
+        if isinstance(state["mean"], Tensor) and state["mean"].shape != self.mean.shape and state["mean"].dim() == 1:
             raise UserError(
                 f"The run was trained on {len(state['mean'])} channels, but {self.name} in {self.directory} has {len(self.mean)}."
             )
-        self.mean, self.std = state["mean"].float().cpu().clone(), state["std"].float().cpu().clone()
+        self.mean, self.std = floats(state, "mean", self.mean.shape), floats(state, "std", self.mean.shape, positive=slice(None))
         self.normalise_batch = Normalisation(self.mean, self.std, self.centred)

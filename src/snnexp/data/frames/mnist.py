@@ -16,6 +16,8 @@ from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.still_images import StillImages, check_size, resize
 from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
+from snnexp.untrusted.archives import read_limited
+from snnexp.untrusted.trees import TooLarge
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -155,6 +157,10 @@ def parse_idx(path: Path, dimensions: int) -> np.ndarray:
     return array if dimensions > 1 else array.astype(np.int64)
 
 
+LARGEST = 2**30
+"""Bytes of an unpacked file; that of the 70,000 pictures of EMNIST and its like has some 100 MB."""
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a file, unpacked if it ends in .gz.
 
@@ -162,6 +168,6 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
+            return read_limited(file, LARGEST)
+    except (OSError, EOFError, zlib.error, TooLarge) as error:
         raise UserError(f"{path}: cannot be read ({error}). Fetch it again.") from error

@@ -16,6 +16,7 @@ from snnexp.contracts import DataSet
 from snnexp.data.cache import Arrays, Notes, Source, digest_of, load_or_build_arrays
 from snnexp.data.progress import progress
 from snnexp.data.ragged import ragged_entries
+from snnexp.data.saved_state import floats
 from snnexp.data.splits import SPLITS, rows_of
 from snnexp.errors import UserError
 
@@ -294,7 +295,7 @@ class GraphSamples(DataSet):
     @staticmethod
     def preparation(state: dict[str, Any]) -> TargetScale:
         """Return what `prepare` does in the run of a `state_dict`, for use without its data; graphs alone get a y of 0."""
-        return TargetScale(None if state["scale"] is None else state["scale"].float().cpu())
+        return TargetScale(None if state["scale"] is None else floats(state, "scale", state["scale"].shape, positive=1))
 
     def statistics(self, rows: np.ndarray) -> torch.Tensor:
         """Return the mean and standard deviation of each target over graphs, float32 [2, targets]; 0 and 1 without graphs."""
@@ -351,7 +352,7 @@ class GraphSamples(DataSet):
         except UserError as error:
             raise UserError(f"{place} does not fit the run: {error}") from error
         self.nodes, self.edges = nodes, edges
-        self.scale = None if state["scale"] is None else state["scale"].float().cpu().clone()
+        self.scale = None if state["scale"] is None else floats(state, "scale", (2, len(self.targets)), positive=1)
         self.add_scale = TargetScale(self.scale)
 
 

@@ -22,6 +22,7 @@ from snnexp.data.plain_pickle import encode_latin1
 from snnexp.data.source_files import File, find_files
 from snnexp.data.splits import SPLITS, carve, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
+from snnexp.untrusted.torch_files import load_plain
 
 ARCHIVE = "https://dgl-data.s3-accelerate.amazonaws.com/dataset/OGB-LSC/pcqm4m-v2.zip"
 PUBLISHED = {"train": 3_378_606, "valid": 73_545}
@@ -109,7 +110,7 @@ def read_split(file: File) -> np.ndarray:
     ]
     try:
         with torch.serialization.safe_globals(numpy_parts):
-            split = torch.load(io.BytesIO(file.read()), weights_only=True)
+            split = load_plain(io.BytesIO(file.read()))
         parts = {name: np.asarray(split[name], dtype=np.int64).reshape(-1) for name in split}
         count = 1 + max(int(part.max(initial=-1)) for part in parts.values())
         split_of = np.full(count, -1, dtype=np.int8)
@@ -125,6 +126,10 @@ def read_split(file: File) -> np.ndarray:
     return split_of
 
 
+LONGEST_LINE = 2**20
+"""Characters of a line that are read at once: what is packed as one line of gigabytes must not fill the memory."""
+
+
 def read_table(file: File, split_of: np.ndarray) -> Iterator[molecules.Row]:
     """Yield the molecules of the table whose label is known.
 
@@ -133,7 +138,8 @@ def read_table(file: File, split_of: np.ndarray) -> Iterator[molecules.Row]:
     rows_read = 0
     try:
         with file.open() as packed, gzip.open(packed) as stream:
-            table = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
+            text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+            table = csv.reader(iter(lambda: text.readline(LONGEST_LINE), ""), strict=True)
             header = next(table, [])
             if not {"smiles", "homolumogap"} <= set(header):
                 raise UserError(f"{file.location}:1: the columns are {', '.join(header) or 'none'}; smiles and homolumogap are needed.")

@@ -19,6 +19,8 @@ from snnexp.data.plain_pickle import PlainUnpickler, encode_latin1
 from snnexp.data.source_files import File, find_files
 from snnexp.data.splits import SPLITS, difference_in_words, sizes_in_words
 from snnexp.errors import MissingData, UserError
+from snnexp.untrusted.pickles import check_pickle
+from snnexp.untrusted.torch_files import load_plain
 
 ARCHIVE = "https://www.dropbox.com/s/feo9qle74kg48gy/molecules.zip?dl=1"
 INDEX = "https://raw.githubusercontent.com/graphdeeplearning/benchmarking-gnns/master/data/molecules/{}.index"
@@ -156,7 +158,7 @@ def array_of(value: Any, location: str) -> np.ndarray:
     if isinstance(value, int | float):
         return np.array(value)
     try:
-        storage = torch.load(io.BytesIO(value.storage), weights_only=True)
+        storage = load_plain(io.BytesIO(value.storage))
         if math.prod(value.size) > len(value.storage):  # strides of 0 would make any size of a few bytes
             raise ValueError(f"{math.prod(value.size)} values in {len(value.storage)} bytes")
         return torch.empty(0, dtype=storage.dtype).set_(storage, value.offset, value.size, value.stride).numpy()
@@ -170,6 +172,8 @@ def unpickle(file: File) -> list[Any]:
     Raises: UserError for a pickle that asks for anything else, or is incomplete.
     """
     try:
+        with file.open() as stream:
+            check_pickle(stream)
         with file.open() as stream:
             molecules = PlainUnpickler(stream, ADMITTED, "molecules have").load()
     except UserError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from snnexp import contracts
 from snnexp.contracts import DataSet
 from snnexp.data.cache import Arrays, digest_of
+from snnexp.data.saved_state import floats, positive_number
 from snnexp.data.splits import SPLITS, rows_of, sizes_in_words
 from snnexp.data.stays.stay_arrays import Window, events_up_to_horizon, fingerprints, remove_variables, select_window, set_counts, used_sets
 from snnexp.errors import MissingData, UserError
@@ -354,8 +355,13 @@ class MedicalStays(DataSet):
         self.variables = tuple(number_of)
         self.known_numbers = np.array([number_of.get(name, 0) for name in self.prepared_variables], dtype=np.int64)
         self.embeddings = self.embedding_vectors()
-        mean, std = (state[name].float().cpu().numpy().copy() for name in ("mean", "std"))
-        self.scale = Scale(mean, std, np.array(state["log"], dtype=bool), float(state["clip"]))
+        shape = (len(self.variables),)
+        mean, std = floats(state, "mean", shape).numpy(), floats(state, "std", shape, positive=slice(None)).numpy()
+        if len(state["log"]) != len(self.variables):
+            raise UserError(f"the checkpoint's data state has log for {len(state['log'])} of {len(self.variables)} variables.")
+        self.scale = Scale(mean, std, np.array(state["log"], dtype=bool), positive_number(state, "clip"))
+        if not 0 <= state["positive"] <= 1:
+            raise UserError(f"the checkpoint's data state has positive: {state['positive']}, and not a fraction of stays.")
         self.positive = float(state["positive"])
 
     def leave_out(self, foreign: np.ndarray, names_in_words: str) -> None:

@@ -25,6 +25,8 @@ from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
 from snnexp.data.stays.stay_arrays import FaultCounter, StayChunk, folder_source, load_or_build_stays, omissions_in_words
 from snnexp.errors import MissingData, UserError, nearest
+from snnexp.untrusted import archives
+from snnexp.untrusted.trees import TooLarge
 
 ADDRESS = "https://physionet.org/files/challenge-2012/1.0.0"
 SETS = "abc"
@@ -79,7 +81,7 @@ class RecordSet:
             else:
                 with tarfile.open(self.place, "r:gz") as tar:  # a stream in any order, so that all records are kept in memory
                     records: dict[str, tuple[str, bytes]] = {}
-                    for info in tar:
+                    for info in archives.members(tar, whole=archives.LARGEST_MEMBER):
                         name = info.name.rpartition("/")[2]
                         if info.isfile() and record_names([name], self.place):
                             record_names([name, *({name} & records.keys())], self.place)
@@ -88,7 +90,7 @@ class RecordSet:
                 for name in record_names(records, self.place):
                     yield name, *records[name]
         # zipfile raises NotImplementedError for a compression that it cannot read
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, TooLarge) as error:
             raise UserError(f"{self.place}: cannot be read ({error}). Copy it again, or remove and fetch it again.") from error
 
 

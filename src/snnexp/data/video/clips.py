@@ -15,6 +15,7 @@ from torch import Tensor
 from snnexp import contracts
 from snnexp.contracts import DataSet
 from snnexp.data.frames.augment import uniform_draws
+from snnexp.data.saved_state import positive_number
 from snnexp.data.splits import SPLITS
 from snnexp.data.video.enlargement import Enlargement
 from snnexp.data.video.spike_camera import Box, Representation, Stream, middle_tfi_of, tfi_of, tfp_of
@@ -440,4 +441,4 @@ class VideoClips(DataSet):
             raise UserError(
                 f"The run was trained on spikes as {state['spikes']} (kind, window, bins), but {place} has {self.spike_settings}."
             )
-        self.unit = float(state["unit"])
+        self.unit = positive_number(state, "unit")

@@ -11,6 +11,7 @@ import numpy as np
 
 from snnexp.data.listing import LeftOut, list_folder
 from snnexp.data.pictures import DECODING, orientation
+from snnexp.data.saved_state import positive_number
 from snnexp.data.source_files import files_by_stem
 from snnexp.data.video.clips import ClipAugmentation, Recording, Sample, VideoClips
 from snnexp.data.video.spike_camera import Box, Representation, Stream, check_spikes, open_dat, tfp_of
@@ -187,7 +188,7 @@ class SpikeREDS(VideoClips):
         Raises: UserError as VideoClips does.
         """
         super().load_state_dict(state)
-        self.gain = float(state["gain"])
+        self.gain = positive_number(state, "gain")
         self.unit = self.gain / self.exposure
 
 

@@ -10,7 +10,7 @@ from snnexp.engine.arithmetic import auto
 from snnexp.engine.arithmetic.auto import AUTO_KEYS, Choice
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.pruning.start import source_of
-from snnexp.rundir import RunDir, read_json, write_json
+from snnexp.rundir import RunDir, read_record, write_json
 
 
 def settle(run: RunDir, settings: dict[str, Any], model: nn.Module, ranks: Ranks) -> Choice:
@@ -23,7 +23,7 @@ def settle(run: RunDir, settings: dict[str, Any], model: nn.Module, ranks: Ranks
     choice = None
     if ranks.main:
         choice = auto.choose(settings, model, ranks.device, earlier_choices(run, settings))
-        record = read_json(run.arithmetic) if run.arithmetic.exists() else {}
+        record = read_record(run.arithmetic)
         if not set(choice.auto_keys) <= record.keys():
             write_json(run.arithmetic, record | choice.record())
     return ranks.gather(choice)[0]

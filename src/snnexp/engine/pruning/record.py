@@ -10,7 +10,7 @@ from snnexp.engine import results
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.measures.activity import Activity
 from snnexp.engine.pruning import start
-from snnexp.rundir import read_json, write_json
+from snnexp.rundir import read_record, write_json
 
 SPLIT = "train"
 """The split with the calibration samples; it neither chooses the epoch nor tests."""
@@ -52,8 +52,8 @@ def record_of_source(experiment: Experiment) -> dict[str, Any]:
     """Return the record of the run that pruned the network to be fine-tuned, without the results of its own fine-tuning."""
     source = start.source_of(experiment.settings)
     path = source.parents[1] / experiment.run.pruning.name
-    before = read_json(path) if path.exists() else {}
-    stages = {name: values for name, values in before.get("stages", {}).items() if name == "dense"}
+    before = read_record(path)
+    stages = {name: values for name, values in (before.get("stages") or {}).items() if name == "dense"}
     defaults = {"criterion": None, "ratio": experiment.ratio, "steps": []}
     return defaults | {name: value for name, value in before.items() if name != "speedup"} | {"source": str(source), "stages": stages}
 

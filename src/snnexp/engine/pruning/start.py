@@ -10,6 +10,7 @@ from snnexp.engine import checkpoint
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.experiment import Experiment, make_optimizer, training_form
+from snnexp.engine.fitting.content import part
 from snnexp.errors import UserError
 from snnexp.parts import make_pruner
 from snnexp.pruning import surgery
@@ -41,8 +42,9 @@ def adopt_structure(settings: dict[str, Any], model: nn.Module, data: Any, saved
 
     Raises: UserError if the checkpoint does not fit the model or its data, or if there is nothing to fine-tune.
     """
-    if not data.same_samples(saved["data"]):
-        raise UserError(f"{source}: {OTHER_SAMPLES}")
+    with part(source, "data"):
+        if not data.same_samples(saved["data"]):
+            raise UserError(f"{source}: {OTHER_SAMPLES}")
     if "prune" not in settings["stages"] and not saved["pruned"]["kept"]:
         raise UserError(f"stages={settings['stages']}: {source} is not pruned; add the stage prune, or train it on with snnexp resume.")
     surgery.rebuild(model, saved["pruned"]["kept"], source)
@@ -68,7 +70,8 @@ def prepare_pruning(settings: dict[str, Any], model: nn.Module, data: Any, lates
         source = source_of(settings)
         saved = checkpoint.load(source)
         adopt_structure(settings, model, data, saved, source)
-        data.load_state_dict(saved["data"])
+        with part(source, "data"):
+            data.load_state_dict(saved["data"])
         checkpoint.load_into(model, checkpoint.weights(saved), source)
         pruned = saved["pruned"]
     return make_pruner(settings, model) if "prune" in settings["stages"] else None, sizes | pruned

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from snnexp.archive import check_archive
 from snnexp.engine import checkpoint
 from snnexp.errors import UserError
+from snnexp.untrusted.torch_files import load_plain
 
 AVERAGES = ("state_dict_ema", "params_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys under which files keep a moving average of the weights."""
@@ -167,10 +167,9 @@ def read_pickle(path: Path) -> Any:
         what = "a directory that is no run" if path.is_dir() else "no such file"
         raise UserError(f"no checkpoint {path}: {what}. There is: {checkpoint.listing(path if path.is_dir() else path.parent)}")
     try:
-        check_archive(path)
         with stand_ins(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols; what cannot be read is an error anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load_plain(path)
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it holds {named[1]}, which is no number and no plain value; it was not loaded, because a checkpoint never runs code"

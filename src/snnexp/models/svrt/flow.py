@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from snnexp.archive import check_archive
 from snnexp.errors import UserError
 from snnexp.fp32 import at_least_fp32
+from snnexp.untrusted.torch_files import load_plain
 
 LEVELS = 6
 STEP = 2 ** (LEVELS - 1)
@@ -87,8 +87,7 @@ def load_flow_weights(net: SpyNet, path: Path) -> None:
     Raises: UserError if the file is missing or does not hold such weights.
     """
     try:
-        check_archive(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
         saved = saved.get("params", saved)
         weights = {name: saved[name] for name in net.state_dict()}
         if odd := next((name for name, value in weights.items() if not value.is_floating_point() or not value.isfinite().all()), None):

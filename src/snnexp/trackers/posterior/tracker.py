@@ -203,6 +203,9 @@ class PosteriorTracker(Tracker):
         self._window.clear()
         if state["epsilon"] == self.epsilon:
             # These are sums over the processes, so the main process takes them, and the others as many rows of zeros.
+            width = len(measures.STATISTICS) * math.prod(self._shape) + 2
+            if len(state["window"]) and (state["window"].shape[1:] != (width,) or not state["window"].is_floating_point()):
+                raise ValueError(f"window {list(state['window'].shape)}, where {self._shape} levels and units have rows of {width}")
             rows = state["window"] if self._main else torch.zeros_like(state["window"])
             self._window.extend(rows.unbind(0))
         if not self._main:

@@ -9,6 +9,7 @@ _GAMMA = (1 + ERROR) / (1 - ERROR)
 _SCALE = 1 / math.log(_GAMMA)
 SMALLEST, LARGEST = 1e-6, 1e9
 """The range of times in ms that a histogram resolves: from a nanosecond to twelve days, in about 1,700 bins."""
+LARGEST_BIN = math.ceil(_SCALE * math.log(LARGEST)) + 1
 
 
 class DurationStats:
@@ -58,7 +59,15 @@ class DurationStats:
         return {name.lstrip("_"): getattr(self, name) for name in self.__slots__} | {"bins": dict(self._bins)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from a state.
+
+        Raises: ValueError if it holds anything but numbers.
+        """
+        numbers = [state[name.lstrip("_")] for name in self.__slots__ if name != "_bins"]
+        if not all(type(value) in (int, float) and value >= 0 for value in (*numbers, *state["bins"].values())):
+            raise ValueError("times that are no numbers of at least 0")
+        if not all(type(index) is int and abs(index) < LARGEST_BIN for index in state["bins"]):
+            raise ValueError("a bin of the histogram that no time lies in")
         for name in self.__slots__:
             setattr(self, name, state[name.lstrip("_")])
         self._bins = dict(self._bins)

@@ -7,7 +7,7 @@ from pathlib import Path
 CHUNK = 1 << 20
 
 
-def check_archive(path: Path) -> None:
+def check_checksums(path: Path) -> None:
     """Compare the content of every member of a zip archive with its CRC-32; a file of another kind, or without checksums, passes.
 
     Raises: ValueError that names the first member that is not as it was written; OSError if the file cannot be read.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import snnexp
-from snnexp.archive import check_archive
+from snnexp.untrusted.checksums import check_checksums
 
 
 def content() -> dict:
@@ -25,7 +25,7 @@ def equal(a: object, b: object) -> bool:
 def load(path: Path) -> object:
     """What torch makes of a file that passes the check; None if either refuses it."""
     try:
-        check_archive(path)
+        check_checksums(path)
         return torch.load(path, weights_only=True)
     except Exception:  # torch refuses in many ways
         return None
@@ -59,26 +59,26 @@ def test_the_damaged_member_is_named(tmp_path):
     at = data.index(bytes(400))
     path.write_bytes(data[: at + 7] + b"\x01" + data[at + 8 :])
     with pytest.raises(ValueError, match=r"^it is not what was written: Bad CRC-32 for file 'a/data/0'"):
-        check_archive(path)
+        check_checksums(path)
     path.write_bytes(data[:-30])
     with pytest.raises(ValueError, match="not what was written"):
-        check_archive(path)
+        check_checksums(path)
 
 
 def test_files_without_checksums_pass(tmp_path):
     path = tmp_path / "a.pth"
     torch.save(content(), path, _use_new_zipfile_serialization=False)
-    check_archive(path)
+    check_checksums(path)
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(content(), path)
     finally:
         torch.serialization.set_crc32_options(True)
-    check_archive(path)
+    check_checksums(path)
     path.write_bytes(b"")
-    check_archive(path)
+    check_checksums(path)
     with pytest.raises(FileNotFoundError):
-        check_archive(tmp_path / "none.pth")
+        check_checksums(tmp_path / "none.pth")
 
 
 def test_every_file_is_checked_before_torch_loads_it():
@@ -87,6 +87,6 @@ def test_every_file_is_checked_before_torch_loads_it():
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
                 calls = [ast.unparse(node) for node in ast.walk(function) if isinstance(node, ast.Call)]
-                if any(call.startswith("torch.load(path") for call in calls) and "check_archive(path)" not in calls:
+                if any(call.startswith("torch.load(path") for call in calls) and "check_checksums(path)" not in calls:
                     unchecked.append(f"{path.name}: {function.name}")
     assert unchecked == []
