@@ -100,7 +100,7 @@ def test_no_torch_before_there_is_something_to_compute(module):
 
 
 FLOORS = (
-    {"errors", "fp32"},
+    {"errors", "fp32", "processes"},
     {"files", "untrusted"},
     {"contracts", "machine", "published"},
     {"conformance"},

@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 from snnexp.errors import RunFailed, UserError
+from snnexp.processes import LOST_PEER
 from snnexp.rundir import RunDir, read_record
 
 SHUTDOWN_S = 300
@@ -57,7 +58,7 @@ def run_under_agent(run: RunDir, devices: int) -> None:
         shutdown_timeout=SHUTDOWN_S,
         signals_to_handle="SIGQUIT",  # the others are handled below
     )
-    os.environ["SNNEXP_LAUNCHED"] = "1"  # the message of a failure is printed here, once
+    os.environ["SNNEXP_LAUNCHED"] = str(os.getpid())  # the message of a failure is printed here, once
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # status.json says, in clearer words, why a worker ended
@@ -77,10 +78,18 @@ def run_under_agent(run: RunDir, devices: int) -> None:
         elastic_launch(config, sys.executable)("-m", "snnexp.worker", str(run.root))
     except SignalException as stopped:
         first_signal = int(stopped.sigval)
+        if read_record(run.status).get("state") in ("created", "running"):  # its workers were still waiting for each other
+            run.update_status(state="interrupted", exit_code=128 + first_signal)
     except ChildFailedError as error:
         status = read_record(run.status)
         if status.get("state") != "interrupted":
             message = status.get("error") or f"a worker process failed: {error}"
+            killed = [each for each in error.failures.values() if each.exitcode < 0 and each.exitcode != -signal.SIGTERM]
+            if killed and (not status.get("error") or status["error"].startswith(LOST_PEER)):
+                message = (
+                    f"process {killed[0].local_rank} of {devices} was killed by {signal.Signals(-killed[0].exitcode).name}; SIGKILL that "
+                    f"nobody sent is the kernel's, where memory runs out. Go on with: snnexp resume {run.root}"
+                )
             run.update_status(state="failed", error=message)
             raise (UserError if status.get("exit_code") == 2 else RunFailed)(message) from error
         first_signal = status["exit_code"] - 128

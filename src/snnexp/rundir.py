@@ -76,14 +76,14 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     """
     try:
         path = files.claim_directory(parent, name, exclusive=exclusive)
+        for folder in ("checkpoints", "logs", ".hydra"):
+            (path / folder).mkdir()
     except FileExistsError:
         if exclusive:
             refuse_existing(parent, name)
         raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...") from None
     except OSError as error:
         raise UserError(f"cannot make the run directory {parent / name}: {error.strerror}. Set output_dir=... elsewhere.") from error
-    for folder in ("checkpoints", "logs", ".hydra"):
-        (path / folder).mkdir()
     return RunDir(path.resolve())
 
 

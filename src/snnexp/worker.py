@@ -16,11 +16,13 @@ from snnexp.data import mapped_files
 from snnexp.engine import allocator, loop
 from snnexp.engine.distributed import process_group
 from snnexp.engine.experiment import Experiment
+from snnexp.engine.loader import LOST_PROCESS
 from snnexp.engine.measures.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.files import NO_SPACE, UNHARMED, room_in_words
+from snnexp.processes import LOST_PEER
 from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, read_record, refuse_links, this_process
 from snnexp.untrusted.text import say
 
@@ -36,13 +38,14 @@ def work(run: RunDir) -> None:
     refuse_links(run)
     allocator.keep_memory()
     main = int(os.environ.get("RANK", 0)) == 0
-    terminal = Terminal(run.train_log, main)
+    terminal, stop = Terminal(run.train_log, main), StopFlag()
     forget = mapped_files.call_on_failure(lambda message: record_failure(run, message, 1))
     try:
-        with locked(run) if main else nullcontext(), StopFlag() as stop, process_group(settings["device"]) as ranks:
+        with locked(run) if main else nullcontext(), stop, process_group(settings["device"]) as ranks:
             if main:
                 run.update_status(state="running", epochs=settings["epochs"], started=now(), error=None, exit_code=None, **this_process())
-            experiment = build.make_experiment(run, settings, ranks, terminal)
+            with stop.at_once():
+                experiment = build.make_experiment(run, settings, ranks, terminal)
             with closed_at_end(experiment):
                 if settings["shapes"] and main:
                     show_shapes(experiment)
@@ -57,8 +60,12 @@ def work(run: RunDir) -> None:
             run.update_status(state="interrupted", exit_code=128 + stopped.signum)
         raise
     except KeyboardInterrupt:
+        signum = stop.signum or signal.SIGINT
+        terminal.say(f"Stopped by {signal.Signals(signum).name}. Go on with: snnexp resume {os.path.relpath(run.root)}")
         if main:
-            run.update_status(state="interrupted", exit_code=130)
+            run.update_status(state="interrupted", exit_code=128 + signum)
+        if signum != signal.SIGINT:
+            raise Stopped(signum) from None
         raise
     except RunIsTaken:
         raise
@@ -89,9 +96,10 @@ def closed_at_end(experiment: Experiment) -> Iterator[None]:
 
 
 def record_failure(run: RunDir, message: str, code: int) -> None:
-    """Record a failure in status.json, unless another rank has: only the first to fail knows the reason, the others just lose it."""
+    """Record a failure in status.json, unless another rank has failed or was stopped: only the first knows why, the others just lose it."""
     with suppress(RunFailed, UserError):  # on a full disk, the printed message is all there is
-        if read_record(run.status).get("state") != "failed":
+        status = read_record(run.status)
+        if status.get("state") not in ("failed", "interrupted") or (status.get("error") or "").startswith(LOST_PEER):
             run.update_status(state="failed", error=message, exit_code=code)
 
 
@@ -104,10 +112,26 @@ def describe(error: Exception, run: RunDir) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if not is_installed(frame.filename)), frames[-1])
     text = str(error).strip().split("\n\n")[0]
+    if lost := lost_process(error):
+        return (
+            f"a process that loads batches has ended before its time, probably for want of memory ({lost}). Free some, or lower workers "
+            f"or prefetch; then go on: snnexp resume {run.root}"
+        )
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         text += "\nLower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
+    if "gloo" in text and "by peer" in text:
+        return f"{LOST_PEER}, and this one cannot go on without it; go on with: snnexp resume {run.root}"
     trace = os.path.relpath(run.train_log)
     return f"{type(error).__name__}: {text}\n(at {Path(place.filename).name}:{place.lineno}; the whole trace is in {trace})"
+
+
+def lost_process(error: BaseException | None) -> str:
+    """Return torch's message about a loader process that was killed, which can arrive in the middle of anything; "" if none was."""
+    while error is not None:
+        if str(error).startswith(LOST_PROCESS):
+            return str(error).strip().splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def is_installed(file: str) -> bool:
@@ -123,7 +147,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
-    follow_parent()
+    follow_parent(int(os.environ.get("SNNEXP_LAUNCHED", 0)) or None)
     code = 0
     try:
         work(find_run(sys.argv[1])[0])

@@ -1,6 +1,8 @@
 """snnexp train from=RUN, and the command that a run remembers."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -119,3 +121,12 @@ def test_a_stranger_cannot_reach_hydra_through_a_node(said, source, tmp_path):
         (stranger / ".hydra/config.yaml").write_text(changed.replace("snnexp.models.spiking_gnn.SpikingGNN", "evil.Thing"))
         assert "names code outside snnexp" in said("train", f"from={stranger}", code=2)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_disk_that_is_full_before_there_is_a_configuration_is_told_in_words(said, tmp_path, monkeypatch):
+    def no_room(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("snnexp.commands.train.OmegaConf.save", no_room)
+    output = said("train", *QUICK, "exp_name=run", code=1)
+    assert f"snnexp: cannot write {tmp_path / 'outputs/run/.hydra'}: No space left on device" in output

@@ -175,8 +175,9 @@ def create(
         run = claim(Path(settings["output_dir"]), name or automatic_name(settings), exclusive=name is not None)
     else:
         run = RunDir(folder.resolve())
-        for part in (run.checkpoints, run.logs, run.hydra):
-            part.mkdir(parents=True, exist_ok=True)
+        with explaining(run.root, ""):
+            for part in (run.checkpoints, run.logs, run.hydra):
+                part.mkdir(parents=True, exist_ok=True)
     write_hydra(cfg, run.hydra)
     write_json(run.config, settings)
     provenance.write(run.root, reproducing_command(source_words), settings["seed"])
@@ -208,7 +209,10 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
 
 
 def write_hydra(cfg: DictConfig, folder: Path) -> None:
-    """Write the unresolved configuration, the overrides and Hydra's own settings."""
+    """Write the unresolved configuration, the overrides and Hydra's own settings.
+
+    Raises: RunFailed if the disk refuses.
+    """
     hydra = HydraConfig.get()
     with explaining(folder):
         folder.mkdir(parents=True, exist_ok=True)

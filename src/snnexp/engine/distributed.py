@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snnexp.engine.signals import Stopped
+from snnexp.engine.signals import Stopped, unhandled
 from snnexp.errors import UserError
 
 
@@ -105,7 +105,8 @@ def process_group(requested_device: str) -> Iterator[Ranks]:
     if device.type == "cpu":
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) // local_world))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    with unhandled():  # a process that waits here for one that has ended has nothing to save
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
         try:
             yield Ranks(rank, world, device)

@@ -13,7 +13,7 @@ from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.experiment import Experiment
-from snnexp.engine.loader import budget, loader, to_device
+from snnexp.engine.loader import budget, end_processes, loader, to_device
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import add_counts
 
@@ -54,12 +54,13 @@ def evaluate(
     indices, limits = pool(len(view), limit), budget(data, split)
     shares = [EvaluationBatches(indices, batch_size, rank, ranks.world, **limits) for rank in range(ranks.world)]
     rounds = max(map(len, shares))
-    batches = iter(loader(view, shares[ranks.rank], workers, ranks.device.type == "cuda"))
+    source = loader(view, shares[ranks.rank], workers, ranks.device.type == "cuda")
     was_training = model.training
     model.eval()
     sums: dict[str, torch.Tensor] = {}
     predictions: list[list[np.ndarray]] = []
     try:
+        batches = iter(source)
         for _ in range(rounds):
             if stop is not None and (signum := ranks.agree(stop.signum)[0]):
                 raise Stopped(signum)
@@ -84,6 +85,7 @@ def evaluate(
                 on_batch(len(columns[1]))
     finally:
         model.train(was_training)
+        end_processes(source)
     predictions = [columns for part in ranks.gather(predictions) for columns in part]
     names = ranks.gather(sorted(sums))
     for name in max(names, key=len):  # a rank without samples still takes part in the sum

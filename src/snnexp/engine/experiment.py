@@ -22,6 +22,7 @@ from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
+from snnexp.engine.loader import end_processes
 from snnexp.engine.observers import failure_in_words, name_of
 from snnexp.engine.probe import ValidationProbe
 from snnexp.engine.state import State
@@ -123,7 +124,8 @@ class Experiment:
                     logger.close()
 
     def close(self) -> None:
-        """Close the loggers, and flush the metrics to disk."""
+        """End the loader's processes, close the loggers, and flush the metrics to disk."""
+        end_processes(self.train_loader)
         self.log("close()", lambda logger: logger.close())
         if self.metrics is not None:
             self.metrics.sync()

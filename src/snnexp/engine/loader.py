@@ -1,5 +1,10 @@
 """Loads the batches of a data set, ahead of time in worker processes if configured."""
 
+import multiprocessing
+import os
+import sys
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +14,10 @@ from snnexp.contracts import DataSet, View
 from snnexp.data import mapped_files
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
 from snnexp.engine.signals import ignore_stop_signals
+from snnexp.processes import CONTEXTS, end_with_parent
+
+LOST_PROCESS = "DataLoader worker"
+"""What torch's errors begin with if a loader process has ended before its time."""
 
 
 def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
@@ -21,9 +30,18 @@ def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, 
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_worker_init,
+        worker_init_fn=partial(_worker_init, trainer=os.getpid()),
         generator=torch.Generator().manual_seed(0),
+        multiprocessing_context=CONTEXTS[multiprocessing.get_start_method()]() if workers else None,
     )
+
+
+def end_processes(batches: DataLoader) -> None:
+    """End the processes of a loader, which may not end by themselves while an error is on its way; if used again, it starts new ones."""
+    iterator, batches._iterator = batches._iterator, None
+    if iterator is not None:
+        with suppress(RuntimeError):  # one of them was killed: whoever was waiting for a batch has been told
+            iterator._shutdown_workers()
 
 
 def budget(data: DataSet, split: str, augmented: bool = False) -> dict[str, Any]:
@@ -35,9 +53,12 @@ def _unchanged(batch: object) -> object:
     return batch
 
 
-def _worker_init(worker: int) -> None:
+def _worker_init(worker: int, trainer: int) -> None:
     ignore_stop_signals()
     mapped_files.leave_it_to_parent()
+    show = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, ConnectionError) else show(kind, *error)  # the trainer was killed
+    end_with_parent(trainer if multiprocessing.get_start_method() != "forkserver" else None)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -1,10 +1,12 @@
 """Stop signals: the handler only sets a flag, which the loop reads at the end of each step."""
 
-import ctypes
 import signal
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from snnexp.processes import end_with_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
@@ -25,6 +27,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._nothing_to_save = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
@@ -37,10 +40,35 @@ class StopFlag:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the first stop signal inside the context, where there is nothing to save yet.
+
+        Not an Exception: code that turns the errors of a damaged file into a message must not take the signal for one.
+        """
+        self._nothing_to_save = True
+        try:
+            yield
+        finally:
+            self._nothing_to_save = False
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and signum == signal.SIGINT:
+        if self._nothing_to_save or (self.signum and signum == signal.SIGINT):
+            self.signum = self.signum or signum
             raise KeyboardInterrupt
         self.signum = self.signum or signum
+
+
+@contextmanager
+def unhandled() -> Iterator[None]:
+    """Let stop signals end this process inside the context: Python's handlers wait for the end of a call that waits for other processes."""
+    handled = [signum for signum in STOP_SIGNALS if callable(signal.getsignal(signum))]
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in handled}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def ignore_stop_signals() -> None:
@@ -49,10 +77,12 @@ def ignore_stop_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def follow_parent() -> None:
-    """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it.
+def follow_parent(parent: int | None = None) -> None:
+    """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it; end at once if `parent` has died.
 
-    The worker then saves and ends; one that was already told to stop ends at once.
+    The worker then saves and ends; one that was already told to stop ends at once. A SIGINT that was being ignored (a job in the
+    background ignores it) is heard from now on: the worker has a session of its own, which no terminal reaches.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent(parent, signal.SIGINT)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import UserError
+from snnexp.processes import end_with_parent
 from snnexp.rundir import RunDir, read_json, write_json
 
 MIN_SECONDS, SLOW_SECONDS = 1.0, 20.0
@@ -55,7 +56,7 @@ def attempt(settings: dict[str, Any], *, memory_limit: int | None, seconds: floa
         folder = Path(name)
         write_json(folder / "request.json", {"settings": settings, "memory_limit": memory_limit})
         environment = os.environ | {"SNNEXP_TRUST": ",".join(settings["trust"])}  # as for a run, whose directory cannot grant trust itself
-        command = [sys.executable, "-m", "snnexp.profile.child_process", str(folder)]
+        command = [sys.executable, "-m", "snnexp.profile.child_process", str(folder), str(os.getpid())]
         with open(log, "a") as output:
             streams = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
             process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # a Ctrl-C must reach this process only
@@ -217,11 +218,9 @@ def answer_request(folder: Path) -> dict[str, Any]:
         return {"failed": f"{kind}: {text}", "mistake": False}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, parent: int) -> None:
     """Run the child process."""
-    from snnexp.engine.signals import follow_parent
-
-    follow_parent()
+    end_with_parent(parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the kernel should kill this process
     write_json(folder / "report.json", answer_request(folder))
@@ -231,4 +230,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -18,6 +18,7 @@ import numpy as np
 from snnexp.data.graphs.graphs import GraphChunk
 from snnexp.data.source_files import map_ahead
 from snnexp.errors import UserError
+from snnexp.processes import end_with_parent
 
 CHUNK = 1000
 FEW_CHUNKS = 16  # fewer are read here before other processes have started
@@ -61,7 +62,7 @@ def read_chunks(rows: Iterable[Row], location: str, divided: bool) -> Iterator[G
         yield from map(work, chain(first, batches))
         return
     # Spawned, not forked: this process has threads, of torch among others, whose locks a fork would copy as they are.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=ignore_interrupt) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=follow, initargs=(os.getpid(),)) as pool:
         try:
             yield from map_ahead(pool, 2 * processes, chain(first, batches), work)
         except BrokenProcessPool as error:
@@ -74,8 +75,9 @@ def in_batches(items: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def ignore_interrupt() -> None:
-    """Ignore Ctrl-C in this process."""
+def follow(parent: int) -> None:
+    """Ignore Ctrl-C in this process, and end it with its parent."""
+    end_with_parent(parent)
     # Ctrl-C reaches every process of the terminal; the process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

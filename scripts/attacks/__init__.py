@@ -1,0 +1,1 @@
+"""What torture.py does to runs and files."""
