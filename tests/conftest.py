@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,11 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds
 def load(path: Path) -> dict:
     """A checkpoint."""
     return torch.load(path, weights_only=True)
+
+
+def last_path(output: str) -> Path:
+    """The path in the last line of an output, which a shell can read."""
+    return Path(*shlex.split(output.strip().splitlines()[-1]))
 
 
 def assert_same(a: object, b: object, where: str = "") -> None:

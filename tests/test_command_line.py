@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import TINY, load, wait_for
+from conftest import TINY, last_path, load, wait_for
 from data.video import layouts
 from snnexp import parts
 from snnexp.commands import train
@@ -48,7 +48,7 @@ def test_the_directory_of_a_run(trained):
     assert {"pid", "host", "started", "updated"} <= status.keys()
     assert (status["state"], status["epoch"], status["epochs"], status["exit_code"], status["error"]) == ("finished", 2, 2, 0, None)
 
-    assert output.strip().splitlines()[-1] == "outputs/odd, T=2 lr=1"  # whole, and last
+    assert output.strip().splitlines()[-1] == "'outputs/odd, T=2 lr=1'"  # whole, last, and as a shell reads it
     assert "80 train / 10 val / 10 test" in output
 
 
@@ -97,7 +97,7 @@ def test_evaluate_chooses_checkpoint_and_split(trained, said, events):
     run, _ = trained
     result = json.loads((run / "result.json").read_text())
     output = said("evaluate", run)
-    where = Path(output.strip().splitlines()[-1])
+    where = last_path(output)
     report = json.loads((where / "test.json").read_text())
     assert where.parent == run / "evaluations" and report["metrics"] == result["test"] and report["samples"] == 10
     assert report["checkpoint"] == "checkpoint_best.pth" and report["protocol"] == result["protocol"] and report["seed"] == 0
@@ -106,10 +106,10 @@ def test_evaluate_chooses_checkpoint_and_split(trained, said, events):
     last = json.loads((run / "logs/metrics.jsonl").read_text().splitlines()[-1])
     for words in (("checkpoint=latest",), ("checkpoint=epoch2",), (f"checkpoint='{run}/checkpoints/checkpoint_final.pth'",)):
         output = said("evaluate", run, *words, "split=val")
-        report = json.loads((Path(output.strip().splitlines()[-1]) / "val.json").read_text())
+        report = json.loads((last_path(output) / "val.json").read_text())
         assert report["metrics"]["Loss"] == pytest.approx(last["Val/Loss"]) and report["epoch"] == 2
     output = said("evaluate", "split=all", run / "checkpoints/checkpoint_epoch1.pth")  # in any order; a checkpoint names its run
-    report = json.loads((Path(output.strip().splitlines()[-1]) / "all.json").read_text())
+    report = json.loads((last_path(output) / "all.json").read_text())
     assert report["samples"] == 100 and report["epoch"] == 1
     assert len(list((run / "evaluations").iterdir())) == 5
     assert (run / "result.json").read_text() == json.dumps(result, indent=2) + "\n"
@@ -125,7 +125,7 @@ def test_other_data_of_the_same_kind_are_judged_by_the_runs_own_statistics(train
     run, _ = trained
     layouts.cifar10_dvs(tmp_path / "elsewhere/cifar10_dvs", per_class=10, number=1200)  # four times as many events: another scale
     output = said("evaluate", run, "data_dir=elsewhere", "checkpoint=latest")
-    report = json.loads((Path(output.strip().splitlines()[-1]) / "test.json").read_text())
+    report = json.loads((last_path(output) / "test.json").read_text())
     assert report["data"].endswith("elsewhere/cifar10_dvs")
 
     saved = load(run / "checkpoints/checkpoint_latest.pth")
@@ -362,3 +362,25 @@ def test_debug_configs(said, tmp_path):
     said("train", *words, "debug=overfit", "exp_name=c", "dataset.roll=0", "lr=3e-3")
     losses = [json.loads(line)["Train/Loss"] for line in (tmp_path / "outputs/debug/c/logs/metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 30 and losses[-1] < 0.5 < 2 < losses[0]
+
+
+def test_a_path_of_any_key_is_found_from_another_directory(said, tmp_path, monkeypatch):
+    (tmp_path / "own_place.py").write_text(
+        "from pathlib import Path\nfrom snnexp.models.vggsnn import VGGSNN\nclass Net(VGGSNN):\n"
+        "    def __init__(self, table: Path, in_channels: int, num_classes: int, size: int, **given):\n"
+        "        assert Path(table).read_text() == 'a'\n"
+        "        super().__init__(in_channels=in_channels, num_classes=num_classes, size=size, **given)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tables é").mkdir()
+    (tmp_path / "tables é/a=b#.csv").write_text("a")
+    words = [*TINY, "epochs=1", "limit_train=16", "limit_val=16", "model._target_=own_place.Net", "output_dir=~/out #1"]
+    output = said("train", *words, "+model.table=tables é/a=b#.csv", "exp_name=2025_01_14")
+    run = tmp_path / "out #1/2025_01_14"
+    assert "'out #1/2025_01_14'" in output.splitlines() and json.loads((run / "config.json").read_text())["exp_name"] == "2025_01_14"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said("resume", run, "epochs=2", "trust=[own_place]")
+    said("evaluate", run, "trust=[own_place]")
+    assert json.loads((run / "config.json").read_text())["model"]["table"] == str(tmp_path / "tables é/a=b#.csv")

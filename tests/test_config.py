@@ -267,12 +267,57 @@ def test_every_path_of_a_data_set_is_made_absolute(target, tmp_path, monkeypatch
     cfg = OmegaConf.create({"data_dir": "data", "init_from": None, "table": "t.csv", "trust": [], "dataset": node})
     config.anchor_paths(strange := cfg.copy(), saved=True)
     config.anchor_paths(cfg)
-    changed = {"root": str(Path.home() / "stays"), "embeddings": str(tmp_path / "names.csv")}
+    changed = {"root": str(Path.home() / "stays"), "embeddings": str(tmp_path / "names.csv"), "file": str(tmp_path / "t.csv")}
     assert OmegaConf.to_container(cfg, resolve=False)["dataset"] == node | changed and cfg.data_dir == str(tmp_path / "data")
     is_ours = target.startswith("snnexp.")
     assert (strange.dataset.embeddings == "names.csv") != is_ours, "the class of a stranger was imported to learn its arguments"
     assert strange.dataset.root == changed["root"]
     sys.modules.pop("users_data", None)
+
+
+def test_the_paths_of_every_part_are_made_absolute(tmp_path, monkeypatch):
+    (tmp_path / "own_parts.py").write_text(
+        "from os import PathLike\nfrom pathlib import Path\nclass Part:\n    paths = ('table',)\n"
+        "    def __init__(self, a: Path, b: str | PathLike | None, many: list[Path], by: dict[str, Path], text: str, "
+        "table: str = '', part=0): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of/one")
+    part = {"_target_": "own_parts.Part", "a": "x", "b": "~/y", "many": ["p", "/q"], "by": {"k": "v"}, "text": "./t", "table": "u"}
+    nodes = {"model": part | {"part": part}, "tracker": {"own": part}, "task": part | {"a": "${extra.here}", "b": "${data_dir}/z"}}
+    top = {
+        "data_dir": "~/data",
+        "init_from": "../w.pth",
+        "output_dir": "~/runs",
+        "trust": [],
+        "extra": {"here": "./h", "text": "a/b", "n": 1},
+    }
+    cfg = OmegaConf.create(nodes | top)
+    one = cfg.copy()
+    config.anchor_paths(one, only={"model.a", "tracker"})
+    config.anchor_paths(cfg)
+    here = str(tmp_path)
+    done = {
+        "a": f"{here}/x",
+        "b": "/home/of/one/y",
+        "many": [f"{here}/p", "/q"],
+        "by": {"k": f"{here}/v"},
+        "text": "./t",
+        "table": f"{here}/u",
+    }
+    found = OmegaConf.to_container(cfg, resolve=False)
+    assert found["tracker"]["own"] == found["model"]["part"] == part | done and found["model"]["a"] == f"{here}/x"
+    assert found["task"] == part | done | {"a": "${extra.here}", "b": "${data_dir}/z"}  # which follow others that are absolute now
+    assert (found["data_dir"], found["init_from"], found["output_dir"]) == (
+        "/home/of/one/data",
+        str(tmp_path.parent / "w.pth"),
+        "/home/of/one/runs",
+    )
+    assert found["extra"] == {"here": f"{here}/h", "text": "a/b", "n": 1}
+    only = OmegaConf.to_container(one, resolve=False)
+    assert only == nodes | top | {"model": part | {"a": f"{here}/x", "part": part}, "tracker": {"own": part | done}}
+    sys.modules.pop("own_parts", None)
 
 
 def test_the_nearest_word():

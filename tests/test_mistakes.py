@@ -41,10 +41,24 @@ from snnexp.engine import loop
         (["data_dir=???"], ["data_dir has no value"]),
         (["lr=${nothing}"], ["lr does not resolve: Interpolation key 'nothing' not found."]),
         (["lr=${oc.env:SNNEXP_NOTHING}"], ["lr: ", "Environment variable 'SNNEXP_NOTHING' not found"]),
-        (["seed='1"], ["seed='1: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice"]),
+        (["seed='1"], ["seed='1: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: seed=\"'1'\"."]),
         (["model=vgsnn"], ["model=vgsnn", "vggsnn, vggsnn_woap", "Did you mean 'vggsnn'"]),
         (["optimzer=sgd"], ["optimzer", "Did you mean 'optimizer'"]),
         (["hydra/launcher=submitit_slrum"], ["hydra/launcher=submitit_slrum"]),
+        (["tracker=lif", "tracker.lif.sav_every=3"], ["no key 'tracker.lif.sav_every'. Did you mean 'tracker.lif.save_every'"]),
+        (["tracker=[lif,timing]", "tracker.lif.sav_every=3"], ["Did you mean 'tracker.lif.save_every'"]),
+        (["pruner=spike_map", "pruner.rato=1"], ["no key 'pruner.rato'. Did you mean 'pruner.ratio'"]),
+        (["clip_grad=None"], ["clip_grad=None: for no value write clip_grad=null."]),
+        (["early_stop=none"], ["early_stop=none: for no value write early_stop=null."]),
+        (["monitor=None"], ["monitor=None: for no value write monitor=null."]),
+        (["dataset=image_folder", "dataset.root=None"], ["dataset.root=None: for no value write dataset.root=null."]),
+        (["optimizer.fused=None"], ["optimizer.fused=None: for no value write optimizer.fused=null."]),
+        (["epochs=None"], ["epochs=None: epochs needs a value"]),
+        (["lr=inf"], ["lr=inf: must be greater than 0, and finite."]),
+        (["optimizer.weight_decay=nan"], ["optimizer.weight_decay=nan: must be a finite number."]),
+        (["optimizer.betas=[0.9,inf]"], ["optimizer.betas=inf: must be a finite number."]),
+        (["+extra.größe=1"], ["The name of a key has letters from a to z, digits and _"]),
+        (["output_dir=~nobody_at_all/x"], ["output_dir=~nobody_at_all/x: ~nobody_at_all is no user of this machine"]),
         (["epochs=three"], ["epochs=three", "'three'", "Integer"]),
         (["lr=[1]"], ["lr"]),
         (["model=null"], ["model=null: a group takes the name of one of its options"]),
@@ -152,6 +166,13 @@ def test_an_error_inside_training_saves_and_tells_where(said, tmp_path, monkeypa
     assert (tmp_path / "outputs/run/checkpoints/checkpoint_error.pth").exists()
 
 
+def test_batch_norm_over_one_value_is_told_with_a_remedy(said, tmp_path):
+    message = said("train", *TINY, "T=1", "limit_train=17", "model=vggsnn_woap", "exp_name=run", code=2)
+    assert "Expected more than 1 value per channel" in message and "no batch, the last one neither, has one sample" in message
+    status = json.loads((tmp_path / "outputs/run/status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+
+
 def test_a_full_disk_keeps_what_was_written(environment, tmp_path):
     """A limit on the size of a file stands for the disk: metrics and status fit, a checkpoint does not."""
     command = f"ulimit -f 900; exec {sys.executable} -m snnexp.cli train {' '.join(TINY)} exp_name=run"
@@ -226,6 +247,26 @@ def test_a_strangers_run_directory_runs_no_code(trained, said, tmp_path, monkeyp
     path.write_text(yaml.safe_dump(spoilt["a target"]))
     assert "not a model" in said("evaluate", run, "trust=[evil_module]", code=2)  # with the user's word for it, it is looked at
     assert mark.exists()
+
+
+def test_all_packages_that_need_trust_are_named_at_once(trained, said, tmp_path, monkeypatch):
+    run = tmp_path / "outputs/strange"
+    shutil.copytree(trained[0], run)
+    path = run / ".hydra/config.yaml"
+    whole = yaml.safe_load(path.read_text())
+    foreign = {"model": {"_target_": "one.Net"}, "task": {"_target_": "two.Task"}, "extra": {"a": {"_target_": "three.Part"}}}
+    path.write_text(yaml.safe_dump(whole | foreign))
+    for command in (["evaluate", run], ["resume", run, "epochs=3"], ["train", f"from={run}"]):
+        assert "add trust=[one,three,two]" in said(*command, code=2)
+    assert "add trust=[one,three,two]" in said("evaluate", run, "trust=[two]", code=2)
+    for name, base in (("one", "defined_a"), ("two", "defined_b")):
+        (tmp_path / f"{base}.py").write_text("class Net: ...\nclass Task: ...\n")
+        (tmp_path / f"{name}.py").write_text(f"from {base} import Net, Task\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path.write_text(yaml.safe_dump(whole | {"extra": {"a": {"_target_": "one.Net"}, "b": {"_target_": "two.Task"}}}))
+    assert "add trust=[defined_a,defined_b,one,two]" in said("evaluate", run, "trust=[one,two]", code=2)
+    for name in ("one", "two", "defined_a", "defined_b"):
+        sys.modules.pop(name, None)
 
 
 def test_a_model_of_ones_own_trains_and_is_judged_with_trust(said, tmp_path, monkeypatch):

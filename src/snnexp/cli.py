@@ -45,7 +45,7 @@ def dispatch(argv: list[str]) -> int:
 
         print(f"snnexp {__version__}")
         return 0
-    from snnexp.errors import RunFailed, UserError, nearest
+    from snnexp.errors import RunFailed, UserError, first_words, nearest, remedy
     from snnexp.untrusted.text import say
 
     try:
@@ -66,6 +66,11 @@ def dispatch(argv: list[str]) -> int:
     except (UserError, RunFailed) as error:
         say(f"snnexp: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Exception as error:
+        if (known := remedy(error)) is None:
+            raise
+        say(f"snnexp: {type(error).__name__}: {first_words(error)}\n{known[0]}", file=sys.stderr)
+        return 2 if known[1] is UserError else 1
 
 
 if __name__ == "__main__":

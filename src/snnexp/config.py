@@ -139,7 +139,7 @@ def job_folder(number: int | str, overrides: str) -> str:
     safe = re.sub(r"[^\w.,=+:@()\[\] -]", "-", overrides)
     if safe != overrides or len(safe) > 150:
         safe = f"{safe[:150]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-    return f"{number}_{safe}".rstrip("_")
+    return f"{number}_{safe}" if safe else f"{number}"
 
 
 # OmegaConf 2.4 renames the function to `register_resolver`, which before was the name of a deprecated one.
@@ -147,25 +147,67 @@ before_2_4 = tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) <
 register_resolver = OmegaConf.register_new_resolver if before_2_4 else OmegaConf.register_resolver
 register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
 register_resolver("job_folder", job_folder, replace=True)
+register_resolver("expand_home", lambda path: expand_home(path), replace=True)
 
 
-def anchor_paths(cfg: DictConfig, saved: bool = False) -> None:
-    """Make the paths of a new run absolute, so that it can be resumed from any directory.
+def anchor_paths(cfg: DictConfig, saved: bool = False, only: set[str] | None = None) -> None:
+    """Make the paths of a run absolute, so that it can be resumed from any directory; `~` is the home directory.
 
-    These are `data_dir`, `init_from` and, of the data set, `root`, `file` and every argument that its class declares as a path. The class
-    of a `saved` run's data set is imported only if the run may name it.
+    These are `data_dir`, `init_from`, `root` and `file` of the data set, every argument that a class declares as a path, and own values
+    that begin with `~/`, `./` or `../`; of `output_dir`, only `~` is replaced. `only`: the keys to look at, and those below them. The class
+    that a `saved` run names is imported only if the run may name it. Raises: UserError for the home directory of an unknown user.
     """
-    keys = [(cfg, "data_dir"), (cfg, "init_from")]
-    if isinstance(dataset := OmegaConf.select(cfg, "dataset"), DictConfig):
-        declared = []
+    keys: list[tuple[Any, Any, str]] = [(cfg, name, name) for name in ("data_dir", "init_from", "output_dir")]
+    for path, node in _target_nodes(cfg):
+        declared: list[str] = []
         with suppress(UserError, OmegaConfBaseException):  # `finish` will say what is wrong with the class
-            declared = targets.path_arguments(targets.locate(dataset["_target_"], list(cfg.trust) if saved else None))
-        keys += [(dataset, name) for name in dict.fromkeys(("root", "file", *declared)) if name in dataset]
+            declared = targets.path_arguments(targets.locate(node["_target_"], list(cfg.trust) if saved else None))
+        declared = [*(("root", "file") if path == "dataset" else ()), *declared]
+        keys += [(node, name, f"{path}.{name}") for name in dict.fromkeys(declared) if name in node]
+    if isinstance(extra := OmegaConf.select(cfg, "extra"), DictConfig):
+        own = _leaves(extra, unresolved(extra))
+        keys[1:1] = [(node, name, "extra") for node, name, value in own if str(value).startswith(("~/", "./", "../"))]
     with open_dict(cfg):
-        for node, name in keys:
-            value = OmegaConf.select(node, name)
-            if isinstance(value, str) and value and (name == "data_dir" or not OmegaConf.is_interpolation(node, name)):
-                node[name] = os.path.abspath(os.path.expanduser(value))
+        for node, name, key in keys:
+            if only is None or any(key == each or f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in only):
+                _anchor(node, name, key)
+
+
+def _anchor(node: Any, name: Any, key: str) -> None:
+    value = OmegaConf.select(node, name) if isinstance(node, DictConfig) else node[name]
+    if isinstance(value, DictConfig | ListConfig):
+        for each in value if isinstance(value, DictConfig) else range(len(value)):
+            _anchor(value, each, key)
+    elif isinstance(value, str) and value and (key == "data_dir" or not _follows_another(node, name, value)):
+        node[name] = expand_home(value, key) if key == "output_dir" else os.path.abspath(expand_home(value, key))
+
+
+def _follows_another(node: Any, name: Any, value: str) -> bool:
+    return OmegaConf.is_interpolation(node, name) and os.path.isabs(value)  # it goes on following the key it names
+
+
+def expand_home(path: str, key: str = "output_dir") -> str:
+    """Return a path with `~` and `~user` replaced by a home directory.
+
+    Raises: UserError if there is no such user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.exists(expanded):
+        raise UserError(f"{key}={path}: {path.split('/')[0]} is no user of this machine. A name that begins with ~ is written ./{path}.")
+    return expanded
+
+
+def _target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    for group in NODES:
+        yield from _target_nodes_below(OmegaConf.select(cfg, group), group)
+
+
+def _target_nodes_below(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig) and not OmegaConf.is_missing(node, "_target_") and node.get("_target_"):
+        yield path, node
+    for name in node if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ():
+        if not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, name):
+            yield from _target_nodes_below(node[name], f"{path}.{name}")
 
 
 def replace_resolvers(cfg: DictConfig) -> None:

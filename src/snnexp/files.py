@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from snnexp.errors import RunFailed, UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNHARMED = " What was written before is unharmed."
+
+
+def pastable(path: str | Path) -> str:
+    """Return a path as a shell reads it back: in quotes if it has blanks, brackets or the like."""
+    return shlex.quote(str(path))
 
 
 def temporary_name(path: Path) -> Path:

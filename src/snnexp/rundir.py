@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,34 +71,93 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+MARK = ".begun"
+"""The file by which a directory is known as one of ours until its configuration is written."""
+
+
 def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     """Create the directory of a new run; if the name exists already, append `_2`, `_3` ..., or refuse it if `exclusive`.
 
+    An exclusive name whose directory a command left before it wrote a configuration is taken over.
     Raises: UserError if the name exists already (exclusive) or the directory cannot be made.
     """
     try:
         path = files.claim_directory(parent, name, exclusive=exclusive)
-        for folder in ("checkpoints", "logs", ".hydra"):
-            (path / folder).mkdir()
     except FileExistsError:
-        if exclusive:
-            refuse_existing(parent, name)
-        raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...") from None
+        if not exclusive:
+            raise UserError(f"{parent / name}: a thousand runs have this name; choose exp_name=...") from None
+        refuse_existing(parent, name)
+        path = parent / name
+        print(f"{files.pastable(path)} was left by a command that ended before it wrote a configuration: taken over.", file=sys.stderr)
     except OSError as error:
-        raise UserError(f"cannot make the run directory {parent / name}: {error.strerror}. Set output_dir=... elsewhere.") from error
+        raise cannot_make(parent / name, error) from error
+    try:
+        (path / MARK).touch()
+        for folder in ("checkpoints", "logs", ".hydra"):
+            (path / folder).mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_make(path, error) from error
     return RunDir(path.resolve())
 
 
+def cannot_make(path: Path, error: OSError) -> UserError:
+    """Return the error for a run directory that cannot be made."""
+    return UserError(f"cannot make the run directory {path}: {error.strerror}. Set output_dir=... elsewhere.")
+
+
+@contextmanager
+def being_made(run: RunDir) -> Iterator[None]:
+    """Lock the directory of a new run while its configuration is written; then remove its mark, for config.json says what it is.
+
+    Raises: UserError if another command has taken over the directory.
+    """
+    with locked(run):
+        if run.config.exists():
+            raise UserError(f"{run.root}: another command of this name was faster; choose another exp_name.")
+        yield
+        (run.root / MARK).unlink(missing_ok=True)
+
+
+def is_left_over(folder: Path) -> bool:
+    """Return True for a directory that bears our mark, holds neither a configuration nor a checkpoint, and that no process has locked."""
+    mark = folder / MARK
+    if folder.is_symlink() or not mark.is_file() or mark.is_symlink() or os.path.lexists(folder / "config.json"):
+        return False
+    if any(path.is_symlink() for path in folder.rglob("*")) or any((folder / "checkpoints").glob("*")):
+        return False
+    try:
+        with open(folder / ".lock", "a") as file:
+            return _try_lock(file)
+    except OSError:  # another user's
+        return False
+
+
 def refuse_existing(parent: Path, name: str) -> None:
-    """Refuse the name of a new run if it exists already.
+    """Refuse the name of a new run if it exists already, unless its directory is one that is_left_over.
 
     Raises: UserError.
     """
-    if os.path.lexists(path := parent / name):
-        raise UserError(
-            f"exp_name={name}: {path} exists already, and a run is never overwritten.\n"
-            f"Choose another exp_name, or go on with that run: snnexp resume {path}"
+    path = parent / name
+    if not os.path.lexists(path) or is_left_over(path):
+        return
+    reason = "a run is never overwritten"
+    if (path / "config.json").is_file():
+        advice = f"Choose another exp_name, or go on with that run: snnexp resume {files.pastable(path)}"
+    elif (path / "multirun.yaml").is_file():
+        reason = f"is a sweep of {len([*path.glob('*/config.json')])} jobs"
+        again = f"snnexp train -m ... {shlex.quote(f'exp_name={name}')}"
+        advice = f"Choose another exp_name, or go on with the sweep by the command that began it: {again}"
+    elif runs := sorted(each.parent.name for each in path.glob("*/config.json")):
+        reason = f"holds the runs {', '.join(runs[:4])}{' ...' if len(runs) > 4 else ''}"
+        advice = "Choose another exp_name."
+    elif (path / MARK).is_file():
+        advice = (
+            "Another command is making it right now, or was killed while it did and has left more than an empty directory. "
+            "Choose another exp_name, or remove that directory."
         )
+    else:
+        advice = "It is no run (it has no config.json). Choose another exp_name, or remove it if you do not need it."
+    raise UserError(f"exp_name={name}: {path} exists already, and {reason}.\n{advice}")
 
 
 def is_run(folder: Path) -> bool:
@@ -134,7 +195,7 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
         if not has_checkpoint(checkpoint):
             raise UserError(
                 f"{argument} is a file that lies in no run: the checkpoints of a run lie in RUN/checkpoints/. To begin a run with its "
-                f"weights: snnexp train ... init_from={argument}"
+                f"weights: snnexp train ... {shlex.quote(f'init_from={argument}')}"
             )
     if not path.exists() and path.suffix == ".pth":
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.pth"))) or "no checkpoint"
@@ -144,7 +205,9 @@ def find_run(argument: str) -> tuple[RunDir, Path | None]:
     if not (path / "config.json").is_file():
         names = sorted(config.parent.name for config in path.glob("*/config.json"))
         hint = (
-            f"It holds the runs {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: name one of them."
+            "A command was stopped before it wrote one; begin the run again, with the same exp_name."
+            if is_left_over(path)
+            else f"It holds the runs {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: name one of them."
             if names
             else "`snnexp runs` lists the runs below outputs/."
         )

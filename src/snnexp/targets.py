@@ -6,9 +6,11 @@ Below the top level of a configuration, the constructors themselves define the t
 import copy
 import importlib
 import inspect
+import math
+import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,8 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
 
     Raises: UserError that names the argument, the value and what the constructor expects.
     """
+    if trust is not None:
+        refuse_untrusted(settings, trust)
     for path, node in _nodes(settings):
         if node["_target_"] is None:
             continue
@@ -145,6 +149,10 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
             if name in supplied and name not in FROM_DATA:
                 raise UserError(f"{path}.{name}={value!r}: the runner itself supplies this argument; leave it out.")
             hint = hints.get(name)
+            if (infinite := _not_finite(value)) is not None and _not_finite(accepted[name].default) is None:
+                raise UserError(f"{path}.{name}={infinite}: must be a finite number.")
+            if value == "None" and type(None) in typing.get_args(hint) and str not in typing.get_args(hint):
+                raise UserError(f"{path}.{name}=None: for no value write {path}.{name}=null.")
             if not fits(value, hint):
                 as_list = f" Write {path}.{name}=[{value}]." if "list" in spell(hint) and not isinstance(value, list) else ""
                 raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {spell(hint)}, not {type(value).__name__}.{as_list}")
@@ -152,6 +160,31 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 if name not in node and name not in supplied:
                     raise UserError(f"{path}: {node['_target_']} needs the argument {name!r}; give +{path}.{name}=VALUE.")
+
+
+def refuse_untrusted(settings: dict[str, Any], trust: list[str]) -> None:
+    """Refuse a saved configuration that names code which is not trusted, with all that would have to be; nothing is imported for it.
+
+    Raises: UserError.
+    """
+    names = [current_name(node["_target_"]) for _, node in _nodes(settings) if isinstance(node["_target_"], str)]
+    allowed = trusted_packages() | set(trust)
+    if all(name.partition(".")[0] in allowed for name in names):  # then these may be imported, to see where they are defined
+        located = [locate(name, trust=None) for name in names]
+        names = [f"{each.__module__}.{each.__qualname__}" for each in located]
+    packages = sorted({package for name in names if (package := name.partition(".")[0]) not in allowed})
+    if len(packages) > 1:
+        named = ", ".join(dict.fromkeys(name for name in names if name.partition(".")[0] in packages))
+        raise UserError(
+            f"_target_ {named}: this run names code outside snnexp, torch and registered packages. If you know it, add "
+            f"trust=[{','.join(sorted({*trust, *packages}))}]."
+        )
+
+
+def _not_finite(value: Any) -> float | None:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    found = (each if isinstance(each, float) else _not_finite(each) for each in values if isinstance(each, float | dict | list))
+    return next((each for each in found if each is not None and not math.isfinite(each)), None)
 
 
 def bring_up_to_date(node: Any) -> None:
@@ -179,9 +212,24 @@ def arguments_from_data(target: Any, node: dict[str, Any]) -> list[str]:
     return [name for name in unset if accepted[name].default is inspect.Parameter.empty]
 
 
+TEXT_TYPES = (str, Path, os.PathLike)
+LIST_TYPES = (list, tuple, set, Sequence, Iterable, Collection)
+
+
+def hint_of(target: Any, name: str) -> Any:
+    """Return the type that the constructor of a class gives an argument, or None."""
+    return _type_hints(target).get(name)
+
+
 def path_arguments(target: Any) -> list[str]:
-    """Return the arguments of a class that may be a path, as the types of its constructor say."""
-    return [name for name, hint in _type_hints(target).items() if Path in (hint, *typing.get_args(hint))]
+    """Return the arguments of a class that may be a path, or paths: by the types of its constructor, or because its `paths` lists them."""
+    marked = getattr(target, "paths", ())
+    by_type = [name for name, hint in _type_hints(target).items() if name != "return" and _holds_path(hint)]
+    return [*by_type, *(name for name in marked if isinstance(name, str))] if isinstance(marked, tuple | list) else by_type
+
+
+def _holds_path(hint: Any) -> bool:
+    return hint in (Path, os.PathLike) or any(_holds_path(part) for part in (typing.get_origin(hint), *typing.get_args(hint)) if part)
 
 
 def current_name(target: Any) -> str:
@@ -204,7 +252,8 @@ def locate(target: str, trust: list[str] | None) -> Any:
     parts = target.split(".")
     if trust is not None and parts[0] not in trusted_packages() | set(trust):
         raise UserError(
-            f"_target_ {target}: this run names code outside snnexp, torch and registered packages. If you know it, add trust=[{parts[0]}]."
+            f"_target_ {target}: this run names code outside snnexp, torch and registered packages. If you know it, add "
+            f"trust=[{','.join(sorted({*trust, parts[0]}))}]."
         )
     for cut in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:cut])
@@ -230,8 +279,8 @@ def locate(target: str, trust: list[str] | None) -> Any:
         raise UserError(f"_target_ {target} is not a class.")
     package = located.__module__.split(".")[0]
     if trust is not None and (package not in trusted_packages() | set(trust) or (package == "torch" and not _is_torch_part(located))):
-        true_name = f"{located.__module__}.{located.__qualname__}"
-        raise UserError(f"_target_ {target} is {true_name}, which a saved run may not name without trust=[{package}].")
+        true_name, needed = f"{located.__module__}.{located.__qualname__}", ",".join(sorted({*trust, package}))
+        raise UserError(f"_target_ {target} is {true_name}, which a saved run may not name without trust=[{needed}].")
     return located
 
 

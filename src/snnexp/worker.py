@@ -20,8 +20,8 @@ from snnexp.engine.loader import LOST_PROCESS
 from snnexp.engine.measures.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
-from snnexp.errors import RunFailed, UserError
-from snnexp.files import NO_SPACE, UNHARMED, room_in_words
+from snnexp.errors import RunFailed, UserError, first_words, remedy
+from snnexp.files import NO_SPACE, UNHARMED, pastable, room_in_words
 from snnexp.processes import LOST_PEER
 from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, read_record, refuse_links, this_process
 from snnexp.untrusted.text import say
@@ -55,7 +55,7 @@ def work(run: RunDir) -> None:
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         saved = " after saving" if run.checkpoint("interrupted").exists() else ""  # nothing is saved before the first step
-        terminal.say(f"Stopped by {name}{saved}. Go on with: snnexp resume {os.path.relpath(run.root)}")
+        terminal.say(f"Stopped by {name}{saved}. Go on with: snnexp resume {pastable(os.path.relpath(run.root))}")
         if main:
             run.update_status(state="interrupted", exit_code=128 + stopped.signum)
         raise
@@ -75,9 +75,9 @@ def work(run: RunDir) -> None:
         raise
     except Exception as error:
         terminal.note(traceback.format_exc())
-        message = describe(error, run)
-        record_failure(run, message, 1)
-        raise RunFailed(message) from error
+        message, (_, kind) = describe(error, run), remedy(error) or ("", RunFailed)
+        record_failure(run, message, 2 if kind is UserError else 1)
+        raise kind(message) from error
     finally:
         forget()
         terminal.close()
@@ -111,17 +111,17 @@ def describe(error: Exception, run: RunDir) -> str:
         return mapped_files.failure_message()
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if not is_installed(frame.filename)), frames[-1])
-    text = str(error).strip().split("\n\n")[0]
     if lost := lost_process(error):
         return (
             f"a process that loads batches has ended before its time, probably for want of memory ({lost}). Free some, or lower workers "
-            f"or prefetch; then go on: snnexp resume {run.root}"
+            f"or prefetch; then go on: snnexp resume {pastable(run.root)}"
         )
-    if "out of memory" in text.lower() or isinstance(error, MemoryError):
-        text += "\nLower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
+    text = first_words(error)
     if "gloo" in text and "by peer" in text:
-        return f"{LOST_PEER}, and this one cannot go on without it; go on with: snnexp resume {run.root}"
-    trace = os.path.relpath(run.train_log)
+        return f"{LOST_PEER}, and this one cannot go on without it; go on with: snnexp resume {pastable(run.root)}"
+    if known := remedy(error):
+        text += f"\n{known[0]}"
+    trace = pastable(os.path.relpath(run.train_log))
     return f"{type(error).__name__}: {text}\n(at {Path(place.filename).name}:{place.lineno}; the whole trace is in {trace})"
 
 

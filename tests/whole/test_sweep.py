@@ -36,6 +36,41 @@ def test_a_failed_job_does_not_stop_a_sweep_and_is_named_at_its_end(snnexp, tmp_
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names
 
 
+@pytest.mark.parametrize("words", [["lr=0.1", "lr=0.01,0.02"], ["data_dir=a,b"], ["+extra.a=x,x_"], ["dataset.root=a/b,a-b"]])
+def test_every_job_of_a_sweep_runs_in_a_directory_of_its_own(words, said, tmp_path):
+    output = said("train", "-m", *TINY, "epochs=1", "limit_train=16", "limit_val=16", *words, "exp_name=sweep")
+    runs = sorted((tmp_path / "outputs/sweep").glob("*/result.json"))
+    assert [path.parent.name[:2] for path in runs] == ["0_", "1_"] and "done already" not in output
+    settings = [json.loads((path.parent / "config.json").read_text()) for path in runs]
+    assert settings[0] != settings[1] and [each["lr"] for each in settings] in ([0.01, 0.02], [0.001, 0.001])
+
+
+def test_a_cause_that_all_jobs_share_stops_the_sweep_at_the_first(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNNEXP_DATA", str(tmp_path / "nothing"))
+    message = said("train", "-m", "dataset=cifar10_dvs", "lr=1,2,3", "exp_name=sweep", code=2)
+    assert message.count("snnexp data dataset=cifar10_dvs") == 1 and "none of the others was begun" in message
+    assert [path.name for path in (tmp_path / "outputs/sweep").iterdir()] == ["multirun.yaml"]
+
+
+def test_a_sweep_without_slurm_is_told_once(said, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = said("train", "-m", *TINY, "hydra=slurm", "lr=1,2", code=2)
+    assert 'the jobs cannot be given to SLURM: Could not detect "srun"' in message and "leave out hydra=slurm" in message
+
+
+def test_a_job_that_is_refused_is_named_at_the_end(said, tmp_path):
+    words = ["-m", *TINY, "epochs=1", "limit_train=16", "limit_val=16", "exp_name=sweep"]
+    said("train", *words, "seed=0,1")
+    output = said("train", *words, "seed=0,1,2", "batch_size=8", code=1)  # other settings under the same names
+    end = output[output.rindex("\nsweep ") :]
+    assert end.count("refused now: ") == 2 and "was made with other settings (batch_size 16 -> 8)" in end and "2 failed" in end
+    assert state(tmp_path / "outputs/sweep/2_seed=2") == "finished"
+    message = said("train", *TINY, "exp_name=sweep", code=2)
+    assert "is a sweep of 3 jobs" in message and "snnexp train -m ... exp_name=sweep" in message
+    assert "exists, and is no sweep" in said("train", *words[:-1], "exp_name=sweep/2_seed=2", "seed=0,1", code=2)
+
+
 def test_a_sweep_that_was_killed_goes_on_where_it_was(snnexp, start, tmp_path):
     words = ["-m", *TINY, "seed=0,1", "batch_size=8", "save_minutes=0.00001", "exp_name=sweep"]
     process = start("train", *words, cwd=tmp_path)

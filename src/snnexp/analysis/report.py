@@ -13,6 +13,7 @@ from snnexp.analysis.pruning import record as pruning
 from snnexp.analysis.reading import finite_number, read_object
 from snnexp.analysis.runs import MAIN, Run, setting_text, smaller_is_better
 from snnexp.analysis.spikes import DEAD, SATURATED, SpikeRecord, count_units, evenly_spaced
+from snnexp.files import pastable
 
 MANY = 0.1
 """Share of a layer's units from which on dead or saturated units are reported."""
@@ -108,7 +109,7 @@ def _layers(data: ReportData) -> str:
             return "This model has no spiking layer, so there are no rates to show."
         return (
             "No record of spikes: train with tracker=lif (the rates of each epoch) or tracker=lif_full (every forward).\n"
-            f"Rates of units, and energy: snnexp evaluate {data.run.path}"
+            f"Rates of units, and energy: snnexp evaluate {pastable(data.run.path)}"
         )
     steps = max((len(rates) for rates in record.table.values()), default=0)
     shown_steps = evenly_spaced(steps, 12)
@@ -246,7 +247,7 @@ def _change_findings(record: SpikeRecord) -> list[str]:
 def _training_findings(data: ReportData) -> list[str]:
     lines, run = [], data.run
     if run.state == "killed":
-        lines.append(f"the process is gone without a word; snnexp resume {run.path} goes on from the last checkpoint.")
+        lines.append(f"the process is gone without a word; snnexp resume {pastable(run.path)} goes on from the last checkpoint.")
     epochs, losses = series(data.rows, "Val/Loss")
     _, training = series(data.rows, "Train/Loss")
     if data.rows and not any(key.startswith("Val/") for row in data.rows for key in row):
@@ -262,7 +263,9 @@ def _training_findings(data: ReportData) -> list[str]:
     since = [row for row in data.rows if row["epoch"] > cut]
     if run.best and run.state == "finished" and len(since) > 2 and run.best.get("epoch") == since[-1]["epoch"]:
         better = "falling" if smaller_is_better(run.best["metric"]) else "rising"
-        lines.append(f"the last epoch is the best, so {run.best['metric']} may still be {better}: snnexp resume {run.path} epochs=...")
+        lines.append(
+            f"the last epoch is the best, so {run.best['metric']} may still be {better}: snnexp resume {pastable(run.path)} epochs=..."
+        )
     return lines
 
 

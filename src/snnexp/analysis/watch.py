@@ -12,7 +12,7 @@ from typing import Any
 from snnexp.analysis.reading import finite_number, parse_object
 from snnexp.analysis.runs import MONITORED, smaller_is_better
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import read_small
+from snnexp.files import pastable, read_small
 from snnexp.rundir import RunDir, is_alive
 from snnexp.untrusted.text import shown
 
@@ -163,7 +163,7 @@ class LiveRun:
         if state == "finished":
             test = ", ".join(f"{name} {format_number(value)}" for name, value in self.test_metrics.items())
             return "finished" + (f": test {test}" if test else "")
-        go_on = f"go on with: snnexp resume {printable(str(self.run.root))}"
+        go_on = f"go on with: snnexp resume {printable(pastable(self.run.root))}"
         if state == "interrupted":
             saved = ", saved" if self.run.checkpoint("interrupted").exists() else " before there was something to save"
             return f"interrupted{saved}; {go_on}"

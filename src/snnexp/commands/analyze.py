@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnexp.errors import RunFailed, UserError, nearest
-from snnexp.files import write_text
+from snnexp.files import pastable, write_text
 from snnexp.rundir import RunDir, find_run, refuse_links, runs_below
 from snnexp.untrusted.text import say, shown
 
@@ -166,7 +166,7 @@ def analyze_sweep(directory: Path) -> None:
     facts = [runs.load(path, directory) for path in readable_runs(directory)]
     for run in facts:
         analyze(RunDir(run.path))
-        say(f"{run.name}: {run.state}; {run.path / 'plots' / 'report.txt'}", flush=True)
+        say(f"{run.name}: {run.state}; {pastable(run.path / 'plots' / 'report.txt')}", flush=True)
     sweep = pruning_sweep.collect(facts)
     files = ["pruning_sweep.png", "report.txt"] if sweep.lines else []
     text = pruning_sweep.sweep_text(sweep, directory, len(facts), files)
@@ -238,7 +238,7 @@ def _latents(run: RunDir, rows: list[dict[str, Any]], settings: Settings) -> Pat
     if not is_variational(run.root, rows):
         raise UserError(
             f"{run.root} is no variational run (its log has no KL), so it has no latents to draw; checkpoint=, split= and max_batches= are "
-            f"for those. A checkpoint is judged by: snnexp evaluate {run.root} checkpoint=..."
+            f"for those. A checkpoint is judged by: snnexp evaluate {pastable(run.root)} checkpoint=..."
         )
     from snnexp.commands import evaluate  # imports torch, which nothing else here needs
 

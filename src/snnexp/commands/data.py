@@ -34,6 +34,7 @@ def job(cfg: DictConfig) -> None:
     from snnexp import parts
     from snnexp.data.cache_checksums import comparing_everything
 
+    config.anchor_paths(cfg)
     settings = config.finish(cfg, dict(HydraConfig.get().runtime.choices))
     with comparing_everything() as compared:
         data = parts.make_data(settings, download=True)

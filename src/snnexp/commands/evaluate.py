@@ -188,7 +188,8 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     values = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.metrics.items())
     if left_out := data.left_out:
         terminal.say(f"{data.name}: {left_out}")
-    terminal.say(f"{protocol}\n{split} ({len(evaluation.true)} samples), {path.name} of epoch {saved['epoch']}: {values}\n{folder}")
+    samples = f"{split} ({len(evaluation.true)} samples), {path.name} of epoch {saved['epoch']}"
+    terminal.say(f"{protocol}\n{samples}: {values}\n{files.pastable(folder)}")
     return folder
 
 

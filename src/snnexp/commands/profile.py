@@ -23,7 +23,7 @@ from snnexp import config, files
 from snnexp.composing import command_line, compose
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import write_text
+from snnexp.files import pastable, write_text
 from snnexp.profile import child_process, report
 from snnexp.profile.tuning import CHANGES_TRAINING, THRESHOLD, UNCONFIRMED, WORKERS, Ladder, Row, Setting, Space
 from snnexp.rundir import now, write_json
@@ -97,7 +97,7 @@ def profile_setting(settings: dict[str, Any]) -> None:
     text = report.profile_text(content)
     write_json(folder / "profile.json", content | {"settings": settings})
     write_text(folder / "profile.txt", f"{content['command']}\n{content['when']}\n\n{text}\n")
-    print(f"{text}\n{os.path.relpath(folder)}")
+    print(f"{text}\n{pastable(os.path.relpath(folder))}")
 
 
 class Tuning:
@@ -133,19 +133,19 @@ class Tuning:
                 self.write("nothing ran")
                 message = outcome.reason if outcome.mistake else f"the baseline does not run: {outcome.state}: {outcome.reason}"
                 raise (UserError if outcome.mistake else RunFailed)(
-                    f"{message}\n(what it said: {os.path.relpath(self.folder / 'tune.log')})"
+                    f"{message}\n(what it said: {pastable(os.path.relpath(self.folder / 'tune.log'))})"
                 )
             self.ladder.climb(self.space())
             self.ladder.compare()
         except KeyboardInterrupt:
             self.write("interrupted")
-            print(f"\n{self.table()}\nInterrupted: the rows so far are in {os.path.relpath(self.folder)}", file=sys.stderr)
+            print(f"\n{self.table()}\nInterrupted: the rows so far are in {pastable(os.path.relpath(self.folder))}", file=sys.stderr)
             raise
         content = self.write(self.ladder.stopped)
         tuned = self.write_yaml(content)
         text = f"{self.table()}\n\n{report.verdict(content)}"
         write_text(self.folder / "profile.txt", f"{command_line_text()}\n{now()}\n\n{text}\n\n{tuned}\n")
-        print(f"\n{text}\n\n{os.path.relpath(self.folder)}\n{tuned}")
+        print(f"\n{text}\n\n{pastable(os.path.relpath(self.folder))}\n{tuned}")
 
     def run_in_child(self, setting: Setting, seconds: float) -> child_process.Outcome:
         """Measure one setting in a process of its own."""

@@ -19,7 +19,8 @@ from snnexp.composing import command_line, compose, conf
 from snnexp.composing.command_line import refuse_groups
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import UserError, nearest
-from snnexp.rundir import RunDir, now, refuse_existing
+from snnexp.files import pastable
+from snnexp.rundir import RunDir, refuse_existing
 from snnexp.untrusted.text import say
 
 RESET = {
@@ -49,18 +50,12 @@ def run(argv: list[str]) -> int:
     if command_line.asks_for_help(argv) and not has_run:
         say(HELP, end="")
         return 0
-    train.Sweep.directory, started = None, now()
-    try:
-        if has_run:
-            source, checkpoint, argv = command_line.take_run("prune", argv)
-            refuse_fixed_settings(argv)
-            compose.run("prune_run", argv, lambda cfg: job(cfg, source, checkpoint), saved=source, schema=config.PruneConfig, reset=RESET)
-        else:
-            compose.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig)
-    except train.JobFailed:
-        train.summarise(train.Sweep.directory, started)
-        return 1
-    return 0 if train.Sweep.directory is None else train.summarise(train.Sweep.directory, started)
+    if has_run:
+        source, checkpoint, argv = command_line.take_run("prune", argv)
+        refuse_fixed_settings(argv)
+        saved = {"saved": source, "schema": config.PruneConfig, "reset": RESET}
+        return train.run_jobs(lambda: compose.run("prune_run", argv, lambda cfg: job(cfg, source, checkpoint), **saved))
+    return train.run_jobs(lambda: compose.run("prune", argv, lambda cfg: job(cfg, None, None), schema=config.PruneConfig))
 
 
 def refuse_fixed_settings(argv: list[str]) -> None:
@@ -125,7 +120,7 @@ def prune_or_continue(cfg: DictConfig, source: RunDir | None, checkpoint: Path |
     if settings["start"]:
         finish_source(run, settings)
     elif dense is not None:
-        say(f"Two runs, the dense one first: {source_run(settings).root}")
+        say(f"Two runs, the dense one first: {pastable(source_run(settings).root)}")
     return train.train(run, settings)
 
 

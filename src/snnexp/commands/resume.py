@@ -15,6 +15,7 @@ from snnexp.commands.train import write_hydra
 from snnexp.composing import command_line, compose
 from snnexp.composing.command_line import refuse_groups
 from snnexp.errors import UserError
+from snnexp.files import pastable
 from snnexp.rundir import RunDir, holder_message, is_taken, read_record, write_json
 from snnexp.untrusted.text import say
 
@@ -64,7 +65,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
         if change.startswith("pruner.finetune.") and "stages" in before:
             raise UserError(f"{change}: a run has taken these for its own; change epochs= or lr=, or prune anew.")
         if change.startswith("pruner.") and "stages" in before and run.checkpoint("latest").exists():
-            raise UserError(f"{change}: this run is pruned already; prune it further with snnexp prune {run.root}.")
+            raise UserError(f"{change}: this run is pruned already; prune it further with snnexp prune {pastable(run.root)}.")
         if change.startswith(tuple(f"{key} " for key in FIXED)) or change.startswith("model."):
             raise UserError(f"{change}: a run goes on with what it began with; start a new one, with init_from=RUN for the weights.")
     latest = run.checkpoint("latest")
@@ -100,7 +101,8 @@ def reason_to_stop(run: RunDir, settings: dict[str, Any], saved: dict[str, Any])
     state, patience = saved["state"], settings["early_stop"]
     pruning_left = settings["pruner"] and "stages" not in settings and saved["pruned"]["ratio"] < settings["pruner"]["ratio"]
     if state["epoch"] >= settings["epochs"]:
-        return f"{run.root} is finished ({state['epoch']} epochs); nothing is left to do. More epochs: snnexp resume {run.root} epochs=..."
+        more = f"snnexp resume {pastable(run.root)} epochs=..."
+        return f"{run.root} is finished ({state['epoch']} epochs); nothing is left to do. More epochs: {more}"
     if patience is not None and state["stale"] >= patience and not pruning_left:
         return (
             f"{run.root} was stopped early, after {state['stale']} validations without a new best; nothing is left to do. "

@@ -1,8 +1,10 @@
 """snnexp train: compose, train, test; a new run directory. -m: one per point of a sweep. from=RUN: with another run's configuration."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, provenance
-from snnexp.composing import command_line, compose, conf
+from snnexp.composing import command_line, compose, conf, sweep
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import explaining
-from snnexp.rundir import RunDir, claim, find_run, now, read_json, read_record, write_json
+from snnexp.files import explaining, pastable
+from snnexp.rundir import RunDir, being_made, claim, find_run, now, read_json, read_record, write_json
 from snnexp.untrusted.text import say
 
 
@@ -24,14 +26,32 @@ class JobFailed(RunFailed):
     """A job of a sweep that has failed, after its reason was printed."""
 
 
+class SweepStopped(BaseException):
+    """A fault that all jobs of a sweep share; no Exception, which Hydra would take for the failure of one job."""
+
+
 def run(argv: list[str]) -> int:
     """Train what the command line composes; return the exit code, 1 if a job of a sweep failed."""
-    Sweep.directory, started = None, now()
+    return run_jobs(lambda: compose_train(argv, job))
+
+
+def run_jobs(compose_all: Callable[[], Any]) -> int:
+    """Call a function that composes and runs one job or the jobs of a sweep; return the exit code, after a sweep with its summary.
+
+    Raises: UserError, RunFailed; of a sweep, for a fault that all jobs share.
+    """
+    Sweep.directory, Sweep.refused, started = None, {}, now()
     try:
-        compose_train(argv, job)
-    except JobFailed:
+        compose_all()
+    except JobFailed as error:
+        if Sweep.directory is None:
+            raise
         summarise(Sweep.directory, started)
+        if not Sweep.refused:  # it ran in a process of its own
+            print(error, file=sys.stderr)
         return 1
+    except SweepStopped as stopped:
+        raise UserError(str(stopped)) from stopped.__cause__
     return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
 
 
@@ -85,8 +105,13 @@ def call_job(work: Callable[[Path | None], float | None]) -> float | None:
         return work(folder)
     except Exception as error:
         message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
-        say(f"snnexp: {folder.name}: {message}", file=sys.stderr)
         status = RunDir(folder).status
+        if Sweep.directory is not None and not status.exists() and sweep.all_share(error):
+            with suppress(OSError):
+                folder.rmdir()
+            raise SweepStopped(f"{message}\nAll jobs of the sweep share this: none of the others was begun.") from error
+        say(f"snnexp: {folder.name}: {message}", file=sys.stderr)
+        Sweep.refused[folder.name] = message
         if read_record(status).get("state") in (None, "created", "failed"):  # any other state stays
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
@@ -178,10 +203,11 @@ def create(
         with explaining(run.root, ""):
             for part in (run.checkpoints, run.logs, run.hydra):
                 part.mkdir(parents=True, exist_ok=True)
-    write_hydra(cfg, run.hydra)
-    write_json(run.config, settings)
-    provenance.write(run.root, reproducing_command(source_words), settings["seed"])
-    run.update_status(state="created", epoch=0, step=0, saved_step=0, epochs=settings["epochs"])
+    with being_made(run):
+        write_hydra(cfg, run.hydra)
+        write_json(run.config, settings)
+        provenance.write(run.root, reproducing_command(source_words), settings["seed"])
+        run.update_status(state="created", epoch=0, step=0, saved_step=0, epochs=settings["epochs"])
     return run
 
 
@@ -202,7 +228,7 @@ def train(run: RunDir, settings: dict[str, Any]) -> float | None:
     from snnexp.launch import launch
 
     if not settings["start"]:
-        say(f"{run.root}\nstart it with: torchrun --nnodes=N --nproc-per-node=M ... -m snnexp.worker {run.root}")
+        say(f"{pastable(run.root)}\nstart it with: torchrun --nnodes=N --nproc-per-node=M ... -m snnexp.worker {pastable(run.root)}")
         return None
     launch(run, settings["devices"], settings["trust"])
     return objective(run)
@@ -235,8 +261,9 @@ def find_earlier_job(folder: Path, settings: dict[str, Any]) -> RunDir | None:
 
     Raises: UserError if it was made with other settings.
     """
-    overrides = folder.name.partition("_")[2]
+    number, _, overrides = folder.name.partition("_")
     same = [path.parent for path in folder.parent.glob("*/config.json") if path.parent.name.partition("_")[2] == overrides]
+    same = [path for path in same if overrides or path.name == number]
     if not same:
         return None
     run = RunDir(same[0].resolve())
@@ -257,31 +284,40 @@ def objective(run: RunDir) -> float | None:
 
 
 class Sweep(Callback):
-    """Callback that remembers the directory of a sweep, for the summary at its end."""
+    """Callback that remembers the directory of a sweep and the jobs that failed in this process, for the summary at its end."""
 
     directory: Path | None = None
+    refused: dict[str, str] = {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the directory; Hydra calls this before the first job."""
+        """Remember the directory; Hydra calls this before the first job.
+
+        Raises: SweepStopped if the directory is that of a run.
+        """
         Sweep.directory = Path(config.hydra.sweep.dir)
+        if (Sweep.directory / "config.json").exists() or (Sweep.directory.exists() and not Sweep.directory.is_dir()):
+            raise SweepStopped(f"exp_name={Sweep.directory.name}: {Sweep.directory} exists, and is no sweep. Choose another exp_name.")
 
 
 def summarise(folder: Path, started: str) -> int:
-    """Print the outcome of each job of a sweep; return the exit code, 1 if a job has failed since `started`."""
+    """Print the outcome of each job of a sweep; return the exit code, 1 if a job has failed since `started` or was refused."""
     failed = 0
-    say(f"\nsweep {folder}")
+    say(f"\nsweep {pastable(folder)}")
     for path in sorted(folder.glob("*/status.json"), key=lambda path: (len(path.parent.name.split("_")[0]), path.parent.name)):
         status, run = read_json(path), RunDir(path.parent)
         text = status["state"]
         if status["state"] == "failed":
-            failed += status["updated"] >= started
+            failed += status["updated"] >= started or run.root.name in Sweep.refused
             text += f": {(status.get('error') or '').splitlines()[0] if status.get('error') else 'no reason known'}"
         elif run.result.exists():
             result = read_json(run.result)
             best = result["best"]
             text += f"  {best['metric']} {best['value']:.4g}" if best else ""
             text += "".join(f"  test {name} {value:.4g}" for name, value in result["test"].items() if value is not None)
+        if status["state"] != "failed" and (reason := Sweep.refused.get(run.root.name)):
+            failed += 1
+            text += f"; refused now: {reason.splitlines()[0]}"
         say(f"  {path.parent.name}  {text}")
     if failed:
-        say(f"{failed} failed; the same command with exp_name={folder.name} does them again and skips what is done.")
+        say(f"{failed} failed; the same command with {shlex.quote(f'exp_name={folder.name}')} does them again and skips what is done.")
     return 1 if failed else 0

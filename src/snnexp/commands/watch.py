@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnexp.errors import UserError, nearest
+from snnexp.files import pastable
 from snnexp.rundir import RunDir, find_run
 from snnexp.untrusted.text import say
 
@@ -130,7 +131,7 @@ def _find(word: str) -> RunDir:
         return find_run(word)[0]
     runs = list(readable_runs(Path(word).expanduser().resolve()))
     newest = max(runs, key=_start_time)
-    say(f"{word} holds {len(runs)} {'runs; the one begun last' if len(runs) > 1 else 'run'}: {newest}", flush=True)
+    say(f"{word} holds {len(runs)} {'runs; the one begun last' if len(runs) > 1 else 'run'}: {pastable(newest)}", flush=True)
     return RunDir(newest)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from snnexp import config as configuration
-from snnexp.composing import hydra_releases, saved_yaml
-from snnexp.composing.command_line import CommandLine, path_exists, read_command_line
+from snnexp.composing import hydra_releases, saved_yaml, sweep, typed_text
+from snnexp.composing.command_line import read_command_line
 from snnexp.composing.conf import SearchPath, conf_dir
-from snnexp.composing.mistakes import explain, explain_flags, parses
+from snnexp.composing.mistakes import explain, explain_flags
 from snnexp.composing.model_and_data import suitable_model
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir
@@ -43,7 +42,11 @@ def run(
     """
     line = read_command_line(argv)
     line.config_dirs = [os.path.expanduser(directory) for directory in line.config_dirs]
-    line.overrides = [with_quoted_path(word) for word in line.overrides]
+    line.overrides = [typed_text.with_quotes(word) for word in line.overrides]
+    if line.multirun:
+        line.overrides = sweep.settle(line.overrides)
+    typed = typed_text.typed_numbers(line.overrides)
+    given = {word.partition("=")[0].lstrip("+") for word in line.overrides}
     for directory in line.config_dirs:
         if not Path(directory).is_dir():
             raise UserError(f"--config-dir {directory}: no such directory.")
@@ -61,19 +64,25 @@ def run(
         store.store("saved_run", config, **hydra_releases.STORE)
         configuration.register_resolver("run_root", lambda: str(saved.root), replace=True)
 
-    naming = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(unswept_keys(line))}]"] if line.multirun else []
+    naming = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sweep.unswept_keys(line))}]"] if line.multirun else []
     sys.argv = ["snnexp", *line.overrides, *naming, *line.flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     failures: list[Exception] = []
 
+    def prepared_job(cfg: DictConfig) -> Any:
+        typed_text.refuse_none(cfg, line.overrides, saved is not None)
+        typed_text.restore_text(cfg, typed, saved is not None)
+        configuration.anchor_paths(cfg, saved is not None, given)
+        return job(cfg)
+
     def single_job(cfg: DictConfig) -> None:
         try:
-            job(cfg)
+            prepared_job(cfg)
         except (UserError, RunFailed, HydraException, OmegaConfBaseException) as error:
             failures.append(error)  # Hydra would print a line of its own about it
 
     try:
-        function = job if line.multirun else single_job
+        function = prepared_job if line.multirun else single_job
         hydra.main(config_path=str(conf_dir()), config_name=command, **hydra_releases.MAIN)(function)()
         if failures:
             raise failures[0]
@@ -83,6 +92,14 @@ def run(
         raise
     except OSError as error:  # a directory that cannot be made or read
         raise UserError(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
+    except RuntimeError as error:
+        if "srun" not in str(error) and "sbatch" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[-1].removesuffix(".")
+        raise UserError(
+            f"the jobs cannot be given to SLURM: {reason}. Start them on a machine of the cluster, or leave out hydra=slurm: then they run "
+            "here, one after another (hydra/launcher=submitit_local: all at once)."
+        ) from error
     except ValueError as error:
         if str(error).startswith(("Only one of --run", "The --resolve flag", "No completion plugin")):
             raise UserError(explain_flags(str(error), line)) from error
@@ -108,24 +125,6 @@ def take_node(config: DictConfig, group: str) -> DictConfig:
         config[group] = {} if group in ("tracker", "pruner") else "???"
     # A `defaults` list in an option could replace one of Hydra's own nodes by any node of the run.
     return OmegaConf.create({name: value for name, value in node.items() if name != "defaults"})
-
-
-def unswept_keys(line: CommandLine) -> list[str]:
-    """Return the keys of a sweep's command line that are equal in all jobs, and are therefore left out of their names."""
-    keys = ["exp_name", "output_dir", "data_dir"]
-    try:
-        overrides = OverridesParser.create().parse_overrides(line.overrides)
-    except HydraException:
-        return keys  # the error will be explained when the line is composed
-    return keys + [override.key_or_group for override in overrides if not override.is_sweep_override()]
-
-
-def with_quoted_path(word: str) -> str:
-    """Return a setting with its value in quotes if the value is an existing path that Hydra could not parse, for example with `=` in it."""
-    key, _, value = word.partition("=")
-    if not value or "'" in value or not path_exists(value) or parses(word):
-        return word
-    return f"{key}='{value}'"
 
 
 def saved_config(run: RunDir, schema: type, reset: dict[str, Any]) -> DictConfig:

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -14,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from snnexp import config as configuration
 from snnexp.composing.command_line import CommandLine
 from snnexp.composing.conf import initialize_hydra, options_of
+from snnexp.composing.typed_text import in_quotes
 from snnexp.errors import nearest
 
 
@@ -31,14 +34,14 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
             if key.partition(".")[0] not in configuration.GROUPS:
                 hint = f" (Braces only change keys that exist; {shlex.quote(f'+{word}')} also adds new ones.)"
             key = full_key
-        if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker"):
+        composed = compose_groups(command, line)
+        if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker") and name not in composed.get("tracker", {}):
             return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
-        has_pruner = any(word.startswith("pruner=") and not word.startswith("pruner={") for word in line.overrides)
-        if key.startswith("pruner.") and command in ("train", "profile") and not has_pruner:
+        if key.startswith("pruner.") and command in ("train", "profile") and not composed.get("pruner"):
             return f"there is no key {key!r}: no pruner was chosen. Add pruner=spike_map, or another."
         if key == "stages" and command == "train":
             return "there is no key 'stages': stages are chosen with snnexp prune."
-        return f"there is no key {key!r}.{nearest_key(key, command, line)}{hint or f' (+{key}=... adds a key of your own.)'}"
+        return f"there is no key {key!r}.{nearest_key(key, composed)}{hint or f' (+{key}=... adds a key of your own.)'}"
     if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")
         listed = re.search(r"Available options in '[^']+':(.*)", match[2], re.DOTALL)
@@ -59,14 +62,22 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
             return f"{match[1]}: {key} is a list; write {key}=[VALUE]."
         if reason.startswith("Cannot") and re.search(r"reference_type=Dict|to Dict\[", text):
             return f"{match[1]}: {key} takes keys with values; add one with +{key}.NAME=VALUE."
+        if value in ("None", "none", "nil", "NULL"):
+            optional = type(None) in typing.get_args(typing.get_type_hints(configuration.TrainConfig).get(key))
+            return f"{match[1]}: for no value write {key}=null." if optional else f"{match[1]}: {key} needs a value. {reason}."
         return f"{match[1]}: {reason or text.splitlines()[-1]}."
     if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
         unreadable = next((word for word in line.overrides if not parses(word)), None)
         if unreadable is None or "=" not in unreadable:
             return text.splitlines()[0] if unreadable is None else f"{unreadable!r} is not a setting; settings are KEY=VALUE."
+        name, _, value = unreadable.partition("=")
+        if not name.isascii():
+            return f"{unreadable}: cannot be read. The name of a key has letters from a to z, digits and _; values may have any."
         if re.search(r"""[{,]\s*["'][^"']*["']\s*:""", unreadable):
             return f"{unreadable}: cannot be read. The keys in braces have no quotes: KEY={{NAME: VALUE}}."
-        return f"{unreadable}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: KEY=\"'a, b'\"."
+        whole = value.strip().strip("'\"")
+        example = f"{name}={in_quotes(whole)}" if whole and not set(whole) & set("[]{}()") else "KEY='a, b'"
+        return f"{unreadable}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: {in_shell(example)}."
     if "add --multirun" in text:
         word = next((w for w in line.overrides if "," in w), "")
         return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"
@@ -75,6 +86,12 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
     if match := re.search(r"(Interpolation key '[^']+' not found|raised while resolving interpolation: .*)\s+full_key: (\S+)", text):
         return f"{match[2]}: {match[1].removeprefix('raised while resolving interpolation: ')}."
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
+
+
+def in_shell(setting: str) -> str:
+    """Return a setting with quotes in it as it is typed in a shell."""
+    key, _, value = setting.partition("=")
+    return shlex.quote(setting) if set(value) & set('"$`\\!') else f'{key}="{value}"'
 
 
 def explain_flags(text: str, line: CommandLine) -> str:
@@ -89,15 +106,26 @@ def explain_flags(text: str, line: CommandLine) -> str:
     return f"{' and '.join(flag for flag in line.flags if flag.startswith('-'))} exclude one another."
 
 
-def nearest_key(key: str, command: str, line: CommandLine) -> str:
-    """Return ` Did you mean 'X'?` for the nearest key of the config that the groups of the command line compose, or an empty string."""
+def compose_groups(command: str, line: CommandLine) -> dict[str, Any]:
+    """Return what the groups of a command line compose, a sweep's first options; {} if they do not compose."""
     groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS and "={" not in word]
+    with suppress(HydraException):
+        parsed = OverridesParser.create().parse_overrides(groups)
+        groups = [
+            f"{each.key_or_group}={next(iter(each.sweep_string_iterator()))}" if each.is_sweep_override() else word
+            for word, each in zip(groups, parsed, strict=True)
+        ]
     GlobalHydra.instance().clear()
     try:
         with initialize_hydra():
-            keys = list(_keys(configuration.unresolved(hydra.compose(command, overrides=groups))))
+            return configuration.unresolved(hydra.compose(command, overrides=groups))
     except (HydraException, OmegaConfBaseException):
-        return ""
+        return {}
+
+
+def nearest_key(key: str, composed: dict[str, Any]) -> str:
+    """Return ` Did you mean 'X'?` for the nearest key of a composed configuration, or an empty string."""
+    keys = list(_keys(composed))
     if key in keys:
         return ""
     parent, _, last = key.rpartition(".")

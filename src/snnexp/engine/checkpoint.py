@@ -15,7 +15,7 @@ from torch import nn
 from snnexp import config
 from snnexp.engine.fitting.content import brief, check_content
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import explaining, flush_directory, replacing, room_in_words, temporary_name
+from snnexp.files import explaining, flush_directory, pastable, replacing, room_in_words, temporary_name
 from snnexp.rundir import RunDir, read_json
 from snnexp.untrusted.text import shown
 from snnexp.untrusted.torch_files import load_plain
@@ -41,7 +41,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
         raise RunFailed(
             f"cannot write {path}: {reason}.\n{room_in_words(path.parent, needed)} Earlier checkpoints are unharmed: make room, then\n"
-            f"  snnexp resume {shlex.quote(str(path.parent.parent))}"
+            f"  snnexp resume {pastable(path.parent.parent)}"
         ) from error
 
 

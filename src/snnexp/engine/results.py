@@ -23,7 +23,7 @@ from snnexp.engine.measures.activity import Activity, measure_activity, sample_c
 from snnexp.engine.measures.latents import Latents
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
-from snnexp.files import explaining, replacing
+from snnexp.files import explaining, pastable, replacing
 from snnexp.rundir import write_json
 
 
@@ -280,7 +280,7 @@ def print_table(experiment: Experiment, result: dict[str, Any]) -> None:
         table.add_row(*row)
     experiment.terminal.console.print(table)
     experiment.terminal.note("\n".join(f"{name}: {value}" for name, value in rows))
-    experiment.terminal.say(os.path.relpath(experiment.run.root))
+    experiment.terminal.say(pastable(os.path.relpath(experiment.run.root)))
 
 
 def pruning_rows(pruned: dict[str, Any], metric: str) -> list[tuple[str, str]]:

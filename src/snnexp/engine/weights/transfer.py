@@ -15,6 +15,7 @@ from snnexp.engine.weights import reading
 from snnexp.engine.weights.placement import OWN_NAMES, Fit, best_fit, count_numbers, shape_text, trim_shape
 from snnexp.engine.weights.reading import Weights
 from snnexp.errors import UserError
+from snnexp.files import pastable
 from snnexp.rundir import find_run, is_run
 
 ENOUGH = 0.9
@@ -55,7 +56,7 @@ def fit(model: nn.Module, source: str, data: Any, partial: bool, only_evaluated:
     if weights.pruned and any(name in model_entries and model_entries[name].shape != value.shape for name, value in entries.items()):
         raise UserError(
             f"init_from={source}: a pruned network, whose channels are not those of this model. To train it on: "
-            f"snnexp prune {source} stages=[finetune]."
+            f"snnexp prune {pastable(source)} stages=[finetune]."
         )
     if not any(value.dim() > 1 for value in best.placed.values()):  # counters and biases alone are not weights
         raise UserError(
