@@ -122,7 +122,7 @@ FLOORS = (
     {"composing"},
     {"commands"},
     {"api"},
-    {"__main__", "cli", "completion"},
+    {"__main__", "cli"},
 )
 """The rooms and modules of the package, from the ground up: a module imports from its own floor and from those below."""
 MODULES = {".".join(("snnexp", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path for path in SOURCES}

@@ -50,7 +50,7 @@ def dispatch(argv: list[str]) -> int:
 
     try:
         if argv[0] in ("-sc", "--shell-completion"):
-            from snnexp.completion import complete
+            from snnexp.commands.completion import complete
 
             return complete(argv[1:])
         command, rest = argv[0], argv[1:]

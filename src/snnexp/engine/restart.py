@@ -11,7 +11,7 @@ from snnexp.engine import checkpoint, observers
 from snnexp.engine.arithmetic.auto import AUTO_KEYS
 from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.experiment import Experiment
-from snnexp.engine.fitting.content import Misfit, check_scaler
+from snnexp.engine.fitting.content import Misfit, check_scaler, part
 from snnexp.engine.fitting.moments import check_moments, owned
 from snnexp.engine.state import State, add_counts, random_state, restore_random_state, seed_everything
 from snnexp.engine.trained import shape_of
@@ -125,8 +125,8 @@ def restore(experiment: Experiment) -> State:
     Raises: UserError if the checkpoint does not fit the run.
     """
     path = experiment.run.checkpoint("latest")
-    for part in (*experiment.trackers.values(), experiment.schedule):  # a checkpoint that cannot be read would be found too late
-        observers.state_of(part)
+    for keeper in (*experiment.trackers.values(), experiment.schedule):  # a checkpoint that cannot be read would be found too late
+        observers.state_of(keeper)
     if not path.exists():
         checkpoint.check_not_lost(experiment.run)
         seed_everything(experiment.config.seed, experiment.ranks.rank)
