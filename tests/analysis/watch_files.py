@@ -26,7 +26,7 @@ def append(path: Path, *records, end="\n") -> None:
 def make(path: Path, *, epochs=10, **status) -> Path:
     """A run that began a minute ago and has done nothing yet; its process is this one."""
     (path / "logs").mkdir(parents=True)
-    write(path / "config.json", epochs=epochs, monitor=None, choices={"model": "vggsnn"})
+    write(path / "config.json", epochs=epochs, monitor=None, model={}, choices={"model": "vggsnn"})
     own = {"state": "running", "epoch": 0, "step": 0, "epochs": epochs, "started": ago(60), "updated": ago(5), "error": None}
     write(path / "status.json", **own | {"pid": os.getpid(), "host": socket.gethostname()} | status)
     return path

@@ -235,7 +235,7 @@ def said(dense: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         (["outputs/dense", "+pruner.finetune.epoch=3"], "pruner.finetune.epoch: there is no such setting.*Did you mean 'epochs'"),
         (["outputs/dense", "pruner.finetune.lr=abc"], "pruner.finetune.lr=abc: must be a number"),
         (["outputs/dense", "pruner.finetune=null"], "pruner.finetune=None: needs at least epochs"),
-        (["outputs/dense", "pruner.layers=[1]"], "1 is no name of a layer"),
+        (["outputs/dense", "pruner.layers=[1]"], "pruner.layers: there is no layer '1'"),
         (["outputs/dense", "pruner.layers=features"], "Write pruner.layers=\\[features\\]"),
         (["outputs/dense", "pruner.criterion=random"], "pruner.criterion='random' names no class"),
         (["outputs/dense", "pruner.ration=0.3"], "Did you mean 'pruner.ratio'"),

@@ -20,9 +20,9 @@ def test_what_a_run_writes_is_read(tmp_path):
 
 LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]" for n in range(40))])
 DOUBLED = "\n".join(["a0: xx", *(f"a{n + 1}: ${{a{n}}}${{a{n}}}" for n in range(40))])
-DOUBLED_NODES = "\n".join(["a0: {k: x}", *(f"a{n + 1}: [\"${{a{n}}}\", \"${{a{n}}}\"]" for n in range(40))])
+DOUBLED_NODES = "\n".join(["a0: {k: x}", *(f'a{n + 1}: ["${{a{n}}}", "${{a{n}}}"]' for n in range(40))])
 RELATIVE = "a:\n  b0: xx\n" + "\n".join(f"  b{n + 1}: ${{.b{n}}}${{..a.b{n}}}" for n in range(40))
-THROUGH = "\n".join(["n0: {k: xx}", *(f"m{n}: ${{n{n}}}\nn{n + 1}: {{k: \"${{m{n}.k}}${{m{n}.k}}\"}}" for n in range(40))])
+THROUGH = "\n".join(["n0: {k: xx}", *(f'm{n}: ${{n{n}}}\nn{n + 1}: {{k: "${{m{n}.k}}${{m{n}.k}}"}}' for n in range(40))])
 
 
 @pytest.mark.parametrize(

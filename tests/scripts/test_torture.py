@@ -32,6 +32,15 @@ def test_a_few_seconds_of_each_part(tmp_path):
     assert re.search(rf"^{total} attempts, \d+ kills, 0 faults, \d+ s, seed \d+$", finished.stdout, re.MULTILINE)
 
 
+def test_parts_and_subjects_can_be_chosen(tmp_path):
+    chosen = ["--full", "--parts", "readers", "--only", ".bin", "--number", "2"]
+    command = [sys.executable, str(SCRIPT), *chosen, "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert (row["part"], row["subject"], row["tried"]) == ("readers", "events .bin", 2)
+
+
 @pytest.fixture
 def attacks(load):
     load("torture")

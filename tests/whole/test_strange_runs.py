@@ -35,7 +35,7 @@ def test_importing_main_runs_nothing():
         ('{"choices": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested deeper"),
         ('{"T": ' + "9" * 5000 + "}", "cannot read"),
         ("[1]", "it is a list"),
-        ("{\"T\": \"\udcff\"}", "it lacks"),
+        ('{"T": "\udcff"}', "it lacks"),
     ],
 )
 def test_a_configuration_that_is_none_is_told(strange, said, text, words):
@@ -91,7 +91,6 @@ def test_control_characters_are_shown_escaped(strange, said):
         argv = [strange.parent] if command == "runs" else [strange]
         text = said(command, *argv, code=None)
         assert not set(text) & set("\x1b\x07\u202e"), command
-
 
 
 def test_a_refused_pickle_comes_with_no_advice_to_execute_it(strange, said):

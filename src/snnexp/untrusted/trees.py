@@ -29,9 +29,11 @@ def _count(tree: Any, depth: int, values: int, known: dict[int, tuple[int, int]]
     else:
         if depth <= 0:
             raise TooLarge(f"it is nested deeper than {DEPTH} levels")
-        parts = [_count(part, depth - 1, values, known) for part in (*tree.keys(), *tree.values())] if isinstance(tree, dict) else [
-            _count(part, depth - 1, values, known) for part in tree
-        ]
+        parts = (
+            [_count(part, depth - 1, values, known) for part in (*tree.keys(), *tree.values())]
+            if isinstance(tree, dict)
+            else [_count(part, depth - 1, values, known) for part in tree]
+        )
         total, levels = 1 + sum(count for count, _ in parts), 1 + max((level for _, level in parts), default=0)
         known[id(tree)] = total, levels
     if total > values:
