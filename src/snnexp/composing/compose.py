@@ -157,21 +157,20 @@ def refuse_resolvers(saved: DictConfig, path: Path) -> None:
 
     Raises: UserError.
     """
-    for text in texts(configuration.unresolved(saved)):  # as parsed from YAML, so that an escape hides nothing
+    for key, text in texts(configuration.unresolved(saved)):  # as parsed from YAML, so that an escape hides nothing
         if configuration.calls_resolver(text):
-            raise UserError(f"{path}: {text} in a saved run is not resolved; write the value in its place.")
+            raise UserError(f"{path}, {key}: {text} in a saved run is not resolved; write the value in its place.")
 
 
-def texts(tree: Any) -> Iterator[str]:
-    """Yield every key and every value of a nested value as text."""
-    if isinstance(tree, dict):
-        yield from map(str, tree)
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for part in tree:
-            yield from texts(part)
+def texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key, dotted, and the text of every value of a nested value, and of every name in it."""
+    if isinstance(tree, dict | list):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            inner = f"{key}.{name}" if key else str(name)
+            yield inner, str(name)
+            yield from texts(part, inner)
     else:
-        yield str(tree)
+        yield key, str(tree)
 
 
 def unresolved_config_path(run: RunDir) -> Path:
