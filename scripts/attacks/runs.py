@@ -200,9 +200,15 @@ def finish(system: System, name: str, tally: Tally, ignoring: str = "") -> None:
 
 
 def kill_at_random(system: System, chance: random.Random, tally: Tally) -> None:
-    """Kill a run one to three times at random moments, its resumes too."""
+    """Kill a run one to three times at random moments, its resumes too; mostly when it writes, though composing takes longest."""
     tally.tried += 1
-    kills = [{"kill_after": chance.uniform(0, 1.1 * system.seconds)} for _ in range(chance.randint(1, 3))]
+    kills: list[dict[str, Any]] = []
+    for _ in range(chance.randint(1, 3)):
+        moment = chance.uniform(0, 1.1 * system.seconds)
+        if chance.random() < 0.2:
+            kills.append({"kill_after": moment})
+        else:
+            kills.append({"before": Operations(system.folder / "outputs", 1, partial(die_soon, moment)).watch})
     finish(system, to_the_end(system, system.new_name(), tally, kills), tally)
 
 
