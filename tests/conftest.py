@@ -127,7 +127,7 @@ def snnexp(start: Callable, environment: dict[str, str], tmp_path_factory: pytes
             process.join(timeout)
             output, found = file.read_text(), process.exitcode
             process.kill()
-        assert code in (found, None), f"exit code {found}, not {code}:\n{output}"
+        assert found == code, f"exit code {found}, not {code}:\n{output}"
         assert "Traceback" not in output and "Warning: " not in output, output
         return output
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from attacks.forks import Tally
-from attacks.runs import SYSTEMS, System, phase
+from attacks.runs import SYSTEMS, System, contents, phase
 
 KINDS = {
     "one process": ["command"],
@@ -19,6 +19,9 @@ KINDS = {
     "ranks and loaders": ["command", "rank", "loader"],
 }
 """The ways in which a run may be started, with the kinds of its processes."""
+
+MOMENTS = (None, "before its first checkpoint", "in training", "in its test")
+"""Phases of a run in which a process is killed; None: at any moment of it."""
 
 WORDS = {"one process": [], "loaders": ["workers=2"], "ranks": ["devices=2"], "ranks and loaders": ["devices=2", "workers=1"]}
 GRACE_S = 10
@@ -38,8 +41,6 @@ class Group(System):
         self.seconds = time.monotonic() - began
         if not (self.run("whole") / "result.json").exists():
             raise SystemExit(f"{way}: the undisturbed run has failed:\n{output}")
-        from attacks.runs import contents
-
         self.expected = contents(self.run("whole"))
 
     def start(self, words: list[object], mark: str) -> subprocess.Popen:
@@ -73,16 +74,16 @@ def victims(living: dict[int, int], command: int, kind: str, ranks: bool) -> lis
 
 
 def kill_one(group: Group, kind: str, chance: random.Random, tally: Tally) -> None:
-    """Kill one process of a run at a random moment, look for processes that are left, and resume the run to its end."""
+    """Kill one process of a run at a random moment or in a random phase, look for processes left, and resume the run to its end."""
     tally.tried += 1
     name = mark = group.new_name()
     process = group.start(["train", *group.words, f"exp_name={name}"], mark)
-    moment, in_training = time.monotonic() + chance.uniform(0, group.seconds), chance.random() < 0.5  # much of its time is the start
+    moment, wanted = time.monotonic() + chance.uniform(0, group.seconds), chance.choice(MOMENTS)  # much of its time is the start
     killed = False
     while process.poll() is None and not killed:
         living = group.living(mark)
         found = victims(living, process.pid, kind, "rank" in KINDS[group.way])
-        if found and (phase(group.run(name)) == "in training" if in_training else time.monotonic() > moment):
+        if found and (phase(group.run(name)) == wanted if wanted else time.monotonic() > moment):
             try:
                 os.kill(chance.choice(found), signal.SIGKILL)
             except ProcessLookupError:

@@ -54,10 +54,11 @@ def read_set(node: dict[str, Any], root: Path) -> None:
     """
     from snnexp.parts import make_data
 
+    node = {key: value.replace("{root}", str(root)) if isinstance(value, str) else value for key, value in node.items()}
     data = make_data({"dataset": node | {"root": str(root)}, "trust": []})
-    for split, count in data.splits.items():
+    for split in data.splits:
         view = data.view(split, augment=False)
-        for index in range(count):
+        for index in range(len(view)):
             data.prepare(view.__getitems__([(0, index)]))
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,7 @@ TIMES = {"wall_time_s", "samples_per_s", "forward_ms", "step_ms", "speedup"}
 """Keys of result.json and pruning.json whose values are measured by the clock."""
 
 ATTEMPTS = 8
+"""Commands by which a run must have come to its end."""
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class System:
         return f"run{self.number}"
 
     def compare(self, name: str, ignoring: str = "") -> list[str]:
-        """Return how a finished run differs from the undisturbed one; then remove it."""
+        """Return how a finished run differs from the undisturbed one."""
         found = contents(self.run(name))
         expected = {key: value for key, value in self.expected.items() if key != ignoring}
         found.pop(ignoring, None)
@@ -278,8 +278,3 @@ def damage(interrupted: Interrupted, file: str, tally: Tally, keep: float | None
         tally.faults.append(f"{system.name}, {system.run(name)}: {what}: {problem}\n{ended.output[-1500:]}")
     else:
         finish(system, name, tally, ignoring=file)
-
-
-def summary(tallies: list[Tally]) -> Counter:
-    """Return the outcomes of all tallies together."""
-    return sum((tally.outcomes for tally in tallies), Counter())

@@ -1,9 +1,11 @@
 """Small valid data sets of every format that is read from a user's files."""
 
 import gzip
+import importlib.util
 import io
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 Node = dict[str, Any]
-"""A data set as config.json describes it, without its root."""
+"""A data set as config.json describes it, without its root, which `{root}` in a value stands for."""
 
 
 def columns(seed: int, number: int = 60) -> tuple[np.ndarray, ...]:
@@ -36,6 +38,14 @@ def aedat3(seed: int) -> bytes:
     words = np.stack([(x << 17) | (y << 2) | (p << 1) | 1, t], axis=1).astype("<u4")
     header = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
     return header + struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, len(t), len(t), len(t)) + words.tobytes()
+
+
+def davis(seed: int) -> bytes:
+    """Return a recording of a DAVIS346 in AEDAT 2, with samples of its image sensor between the events."""
+    t, x, y, p = columns(seed)
+    events = np.stack([(y << 22) | (x << 12) | (p << 11), t], axis=1)
+    words = np.concatenate([events[:30], np.array([[(1 << 31) | 77, int(t[29])]]), events[30:]]).astype(">u4")
+    return b"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.DAVIS346B\r\n" + words.tobytes()
 
 
 def atis(seed: int) -> bytes:
@@ -74,14 +84,56 @@ def event_folder(root: Path, make: Callable[[int], bytes], ending: str) -> Node:
     }
 
 
-def image_folder(root: Path, ending: str) -> Node:
-    """Write two classes of six pictures."""
+def packed_recordings(root: Path, target: str, archives: dict[str, dict[str, bytes]]) -> Node:
+    """Write zip archives of recordings, as a published set has them."""
+    (root / "download").mkdir(parents=True)
+    for name, files in archives.items():
+        with zipfile.ZipFile(root / "download" / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file, content in files.items():
+                archive.writestr(file, content)
+    return {"_target_": f"snnexp.data.frames.{target}", "T": 2, "size": 8, "seed": 0}
+
+
+def cifar10_dvs(root: Path) -> Node:
+    """Write the archives of CIFAR10-DVS, with three recordings each."""
+    from snnexp.data.frames.cifar10_dvs import CLASSES
+
+    archives = {name: {f"{name}/cifar10_{name}_{k}.aedat": aedat2(10 * label + k) for k in range(3)} for label, name in enumerate(CLASSES)}
+    return packed_recordings(root, "cifar10_dvs.CIFAR10DVS", archives)
+
+
+def nmnist(root: Path) -> Node:
+    """Write the archives of N-MNIST, with four and two recordings of each digit."""
+    counts = {"Train": 4, "Test": 2}
+    archives = {
+        part: {f"{part}/{digit}/{k:05d}.bin": atis(10 * digit + k) for digit in range(10) for k in range(count)}
+        for part, count in counts.items()
+    }
+    return packed_recordings(root, "nmnist.NMNIST", archives)
+
+
+def gesture(root: Path) -> Node:
+    """Write the recordings, tables and lists of DVS128 Gesture, packed, with four users and two trials each."""
+    folder = root / "DvsGesture"
+    folder.mkdir(parents=True)
+    names = [f"user{user:02d}_lab.aedat" for user in range(1, 5)]
+    for seed, name in enumerate(names):
+        (folder / name).write_bytes(aedat3(seed))
+        table = "class,startTime_usec,endTime_usec\n1,0,1500\n2,1500,3000\n"
+        (folder / name.replace(".aedat", "_labels.csv")).write_text(table)
+    (folder / "trials_to_train.txt").write_text("\n".join(names[:3]) + "\n")
+    (folder / "trials_to_test.txt").write_text(names[3] + "\n")
+    return {"_target_": "snnexp.data.frames.dvs128_gesture.DVS128Gesture", "T": 2, "size": 8, "seed": 0}
+
+
+def image_folder(root: Path, ending: str, bits: int = 8) -> Node:
+    """Write two classes of six pictures: in colour, or of 16 bits in grey."""
     chance = np.random.default_rng(0)
     for label in range(2):
         (root / f"class{label}").mkdir(parents=True)
         for k in range(6):
-            picture = Image.fromarray(chance.integers(0, 255, (12, 14, 3)).astype(np.uint8))
-            picture.save(root / f"class{label}" / f"{k}.{ending}")
+            colour, grey = chance.integers(0, 255, (12, 14, 3)).astype(np.uint8), chance.integers(0, 65535, (12, 14)).astype(np.uint16)
+            Image.fromarray(colour if bits == 8 else grey).save(root / f"class{label}" / f"{k}.{ending}")
     return {
         "_target_": "snnexp.data.frames.image_folder.ImageFolder",
         "size": 8,
@@ -139,6 +191,56 @@ def tu(root: Path, packed: bool) -> Node:
     return {"_target_": "snnexp.data.graphs.tu.TUSet", "name": "TINY", "val_fraction": 0.0, "test_fraction": 0.0}
 
 
+def molecule(chance: np.random.Generator) -> dict[str, Any]:
+    """Return a molecule as the pickles of ZINC have it."""
+    import torch
+
+    n = int(chance.integers(2, 6))
+    bonds = np.triu(chance.integers(0, 4, (n, n)), 1)
+    return {
+        "num_atom": n,
+        "atom_type": torch.from_numpy(chance.integers(0, 28, n)),
+        "bond_type": torch.from_numpy(bonds + bonds.T),
+        "logP_SA_cycle_normalized": torch.from_numpy(chance.standard_normal(1).astype(np.float32)),
+    }
+
+
+def zinc(root: Path) -> Node:
+    """Write the pickles and the lists of ZINC, with few molecules."""
+    root.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for part in ("train", "val", "test"):
+        (root / f"{part}.pickle").write_bytes(pickle.dumps([molecule(chance) for _ in range(5)], protocol=2))
+        (root / f"{part}.index").write_text("3,0,4\n")
+    return {"_target_": "snnexp.data.graphs.zinc.ZINC"}
+
+
+SMILES = ["CCO", "C", "[Na+].[Cl-]", "F/C=C/F", "N[C@@H](C)C(=O)O", "c1ccccc1O", "C#N", "O", "CC", "CS"]
+
+
+def pcqm4mv2(root: Path) -> Node:
+    """Write the table and the split of PCQM4Mv2, with few molecules."""
+    import torch
+
+    (root / "pcqm4m-v2" / "raw").mkdir(parents=True)
+    rows = "".join(f"{k},{smiles},{k / 8 if k < 8 else ''}\n" for k, smiles in enumerate(SMILES))
+    table = gzip.compress(f"idx,smiles,homolumogap\n{rows}".encode(), mtime=0)
+    (root / "pcqm4m-v2" / "raw" / "data.csv.gz").write_bytes(table)
+    split = {"train": np.arange(5), "valid": np.arange(5, 8), "test-dev": np.arange(8, 9), "test-challenge": np.arange(9, 10)}
+    torch.save(split, root / "pcqm4m-v2" / "split_dict.pt")
+    return {"_target_": "snnexp.data.graphs.pcqm4mv2.PCQM4Mv2"}
+
+
+def smiles_csv(root: Path) -> Node:
+    """Write a table of molecules with a split."""
+    root.mkdir(parents=True)
+    parts = ["train", "train", "valid", "test", "train"] * 2
+    rows = "".join(f'"m, {k}",{smiles},{k / 4},{parts[k]}\n' for k, smiles in enumerate(SMILES))
+    (root / "mine.csv").write_text(f"name,smiles,gap,part\n{rows}")
+    target = "snnexp.data.graphs.smiles_csv.SmilesCSV"
+    return {"_target_": target, "file": "{root}/mine.csv", "target": "gap", "split": "part"}
+
+
 def ehr(root: Path) -> Node:
     """Write stays as tables of events, with outcomes and statistics."""
     import pyarrow
@@ -170,6 +272,44 @@ def physionet(root: Path) -> Node:
     return {"_target_": "snnexp.data.stays.physionet2012.PhysioNet2012"}
 
 
+def packed_physionet(root: Path, ending: str) -> Node:
+    """Write the same as archives."""
+    node = physionet(root)
+    for folder in sorted(root.glob("set-?")):
+        if ending == ".zip":
+            with zipfile.ZipFile(root / f"{folder.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                for file in sorted(folder.iterdir()):
+                    archive.write(file, f"{folder.name}/{file.name}")
+        else:
+            with tarfile.open(root / f"{folder.name}{ending}", "w:gz") as tar:
+                tar.add(folder, folder.name)
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    return node
+
+
+def recorded_video(root: Path) -> Node:
+    """Write frames of three clips with recorded spikes, one file a clip."""
+    node = video(root, "png")
+    chance = np.random.default_rng(1)
+    for clip in ("train/a", "train/b", "test/c"):
+        (root / clip / "spike.dat").write_bytes(chance.integers(0, 256, 40 * 16 * 16 // 8).astype(np.uint8).tobytes())
+    return node | {"spike_source": "file"}
+
+
+def spike_reds(root: Path) -> Node:
+    """Write three streams of spikes, each with the picture of its middle."""
+    chance = np.random.default_rng(0)
+    for part, name in (("train", "a_key_id31"), ("train", "b_key_id31"), ("test", "c_key_id31")):
+        for folder in ("spike", "gt"):
+            (root / part / folder).mkdir(parents=True, exist_ok=True)
+        (root / part / "spike" / f"{name}.dat").write_bytes(chance.integers(0, 256, 61 * 16 * 16 // 8).astype(np.uint8).tobytes())
+        Image.fromarray(chance.integers(0, 256, (16, 16)).astype(np.uint8)).save(root / part / "gt" / f"{name}.png")
+    node = {"_target_": "snnexp.data.video.spike_reds.SpikeREDS", "seed": 0, "spikes": "tfp"}
+    return node | {"frames": 5, "stride": 4, "exposure": 11, "window": 9, "bins": 3, "crop": 16, "crops": 2}
+
+
 def video(root: Path, ending: str) -> Node:
     """Write blurry and sharp frames of three clips."""
     chance = np.random.default_rng(0)
@@ -185,20 +325,38 @@ def video(root: Path, ending: str) -> Node:
 
 SETS: dict[str, Callable[[Path], Node]] = {
     "events .aedat (2)": lambda root: event_folder(root, aedat2, "aedat"),
+    "events .aedat (2, DAVIS346)": lambda root: event_folder(root, davis, "aedat"),
     "events .aedat (3.1)": lambda root: event_folder(root, aedat3, "aedat"),
     "events .bin": lambda root: event_folder(root, atis, "bin"),
     "events .npz": lambda root: event_folder(root, npz, "npz"),
     "events .npy": lambda root: event_folder(root, npy, "npy"),
+    "CIFAR10-DVS .zip": cifar10_dvs,
+    "N-MNIST .zip": nmnist,
+    "DVS128 Gesture": gesture,
     "pictures .png": lambda root: image_folder(root, "png"),
+    "pictures .png (16 bits)": lambda root: image_folder(root, "png", bits=16),
     "pictures .jpg": lambda root: image_folder(root, "jpg"),
     "pictures .tiff": lambda root: image_folder(root, "tiff"),
+    "pictures .tiff (16 bits)": lambda root: image_folder(root, "tiff", bits=16),
     "pictures .gif": lambda root: image_folder(root, "gif"),
+    "pictures .bmp": lambda root: image_folder(root, "bmp"),
+    "pictures .ppm": lambda root: image_folder(root, "ppm"),
+    "pictures .webp": lambda root: image_folder(root, "webp"),
     "MNIST": mnist,
     "CIFAR-10": cifar10,
     "TU text": lambda root: tu(root, packed=False),
     "TU .zip": lambda root: tu(root, packed=True),
+    "ZINC": zinc,
     "stays .parquet": ehr,
     "PhysioNet 2012": physionet,
+    "PhysioNet 2012 .zip": lambda root: packed_physionet(root, ".zip"),
+    "PhysioNet 2012 .tar.gz": lambda root: packed_physionet(root, ".tar.gz"),
     "video .png": lambda root: video(root, "png"),
+    "video .jpg": lambda root: video(root, "jpg"),
+    "video .dat": recorded_video,
+    "spike_reds": spike_reds,
 }
 """The formats, each with what writes a small set of it."""
+
+if importlib.util.find_spec("rdkit"):  # an extra (chem)
+    SETS |= {"SMILES .csv": smiles_csv, "PCQM4Mv2": pcqm4mv2}

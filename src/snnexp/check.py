@@ -11,11 +11,11 @@ from snnexp.contracts import DataSet, Schedule, Task, optional_member
 from snnexp.data.first_batch import check_attributes, check_first_batches
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.precision import check_precision
-from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.experiment import make_optimizer, make_trackers
 from snnexp.engine.fitting.content import part
 from snnexp.engine.fitting.moments import check_moments
+from snnexp.engine.fitting.samples import check_digest, check_split
 from snnexp.engine.pruning.start import check_pruning
 from snnexp.engine.weights import transfer
 from snnexp.errors import UserError
@@ -49,7 +49,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     data = make_data(settings)
     check_attributes(data)
     if not begun:
-        checkpoint.check_samples(settings, data.samples_digest, None)
+        check_digest(settings, data.samples_digest, None)
     with torch.device("meta"):
         model = make_model(settings, data, task)
     if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):
@@ -154,9 +154,8 @@ def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path
     data = make_data(settings)
     with part(path, "data"):
         data.load_state_dict(saved["data"])
-        if not data.same_samples(saved["data"]):
-            raise UserError(OTHER_SAMPLES)
-    checkpoint.check_samples(settings, data.samples_digest, saved)
+    check_split(data, saved, path)
+    check_digest(settings, data.samples_digest, saved)
     with torch.device("meta"):
         model = make_model(settings, data, make_task(settings))
     surgery.rebuild(model, saved["pruned"]["kept"], path)

@@ -45,7 +45,8 @@ def dispatch(argv: list[str]) -> int:
 
         print(f"snnexp {__version__}")
         return 0
-    from snnexp.errors import RunFailed, UserError, first_words, nearest, remedy
+    from snnexp.errors import RunFailed, UserError, nearest
+    from snnexp.errors.remedies import first_words, remedy
     from snnexp.untrusted.text import say
 
     try:

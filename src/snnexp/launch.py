@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 from snnexp.errors import RunFailed, UserError
+from snnexp.files import pastable
 from snnexp.processes import LOST_PEER
 from snnexp.rundir import RunDir, read_record
 
@@ -58,7 +59,7 @@ def run_under_agent(run: RunDir, devices: int) -> None:
         shutdown_timeout=SHUTDOWN_S,
         signals_to_handle="SIGQUIT",  # the others are handled below
     )
-    os.environ["SNNEXP_LAUNCHED"] = str(os.getpid())  # the message of a failure is printed here, once
+    os.environ["SNNEXP_LAUNCHED"] = "1"  # the message of a failure is printed here, once
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # status.json says, in clearer words, why a worker ended
@@ -75,7 +76,7 @@ def run_under_agent(run: RunDir, devices: int) -> None:
 
     previous = {signum: signal.signal(signum, on_signal) for signum in handled}
     try:
-        elastic_launch(config, sys.executable)("-m", "snnexp.worker", str(run.root))
+        elastic_launch(config, sys.executable)("-m", "snnexp.processes", str(os.getpid()), "snnexp.worker", str(run.root))
     except SignalException as stopped:
         first_signal = int(stopped.sigval)
         if read_record(run.status).get("state") in ("created", "running"):  # its workers were still waiting for each other
@@ -88,7 +89,7 @@ def run_under_agent(run: RunDir, devices: int) -> None:
             if killed and (not status.get("error") or status["error"].startswith(LOST_PEER)):
                 message = (
                     f"process {killed[0].local_rank} of {devices} was killed by {signal.Signals(-killed[0].exitcode).name}; SIGKILL that "
-                    f"nobody sent is the kernel's, where memory runs out. Go on with: snnexp resume {run.root}"
+                    f"nobody sent is the kernel's, where memory runs out. Go on with: snnexp resume {pastable(run.root)}"
                 )
             run.update_status(state="failed", error=message)
             raise (UserError if status.get("exit_code") == 2 else RunFailed)(message) from error

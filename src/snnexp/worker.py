@@ -20,7 +20,8 @@ from snnexp.engine.loader import LOST_PROCESS
 from snnexp.engine.measures.shapes import show_shapes
 from snnexp.engine.signals import StopFlag, Stopped, follow_parent
 from snnexp.engine.terminal import Terminal
-from snnexp.errors import RunFailed, UserError, first_words, remedy
+from snnexp.errors import RunFailed, UserError
+from snnexp.errors.remedies import first_words, remedy
 from snnexp.files import NO_SPACE, UNHARMED, pastable, room_in_words
 from snnexp.processes import LOST_PEER
 from snnexp.rundir import RunDir, RunIsTaken, find_run, locked, now, read_json, read_record, refuse_links, this_process
@@ -61,7 +62,7 @@ def work(run: RunDir) -> None:
         raise
     except KeyboardInterrupt:
         signum = stop.signum or signal.SIGINT
-        terminal.say(f"Stopped by {signal.Signals(signum).name}. Go on with: snnexp resume {os.path.relpath(run.root)}")
+        terminal.say(f"Stopped by {signal.Signals(signum).name}. Go on with: snnexp resume {pastable(os.path.relpath(run.root))}")
         if main:
             run.update_status(state="interrupted", exit_code=128 + signum)
         if signum != signal.SIGINT:
@@ -147,7 +148,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
-    follow_parent(int(os.environ.get("SNNEXP_LAUNCHED", 0)) or None)
+    follow_parent()
     code = 0
     try:
         work(find_run(sys.argv[1])[0])

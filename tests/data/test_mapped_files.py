@@ -54,3 +54,12 @@ def test_one_message_and_no_traceback(how, workers, tmp_path):
         assert len(done.stderr.splitlines()) == 1
     else:
         assert done.returncode == 1 and f"it is one of {path}: its disk has failed" in done.stderr, done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know other signals")
+def test_the_failure_of_one_run_is_not_that_of_the_next_in_the_same_process():
+    code = "import os; from snnexp.data import mapped_files as m\nfor run in range(2):\n    forget = m.call_on_failure(print)\n"
+    code += "    before = m.failed_in_loader()\n    if os.fork() == 0:\n        m.leave_it_to_parent()\n        m._end(7)\n"
+    code += "    os.wait()\n    print(before, m.failed_in_loader())\n    forget()\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False True\nFalse True\n", done

@@ -2,10 +2,11 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
-from snnexp.engine.signals import STOP_SIGNALS, StopFlag
+from snnexp.engine.signals import STOP_SIGNALS, StopFlag, unhandled
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -44,3 +45,36 @@ def test_what_was_ignored_stays_ignored():
             assert stop.signum == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGTERM is not ignored, whatever this process was started by."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_where_nothing_is_to_be_saved_a_signal_interrupts_at_once_also_one_that_came_before(heard):
+    with StopFlag() as stop:
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+        assert stop.signum == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            pytest.fail("it began")
+        os.kill(os.getpid(), signal.SIGTERM)  # only noted again
+
+
+def test_a_process_that_waits_for_others_ends_by_a_signal_and_hears_it_again_afterwards(heard):
+    with StopFlag() as stop:
+        pid = os.fork()
+        if pid == 0:
+            with unhandled():
+                os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        with unhandled():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM

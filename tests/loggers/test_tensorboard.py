@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -174,3 +175,20 @@ def test_what_comes_by_step_has_an_axis_of_its_own_and_one_curve_after_a_resume(
     steps = EventAccumulator(str(tmp_path / "logs/steps")).Reload()
     assert points(steps, "Posterior/KL") == [(200, 200.0), (400, -1.0)]
     assert points(read(tmp_path), "Val/AUROC") == [(1, 0.5)]
+
+
+def test_only_a_writer_whose_disk_refuses_is_silent_and_a_hook_that_was_there_stays(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: shown.append(failure.exc_type))
+    for _ in range(2):  # of two runs in one process, the second adds nothing
+        TensorBoard(run_dir=tmp_path).close()
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    for name in ("_AsyncWriterThread", "Thread"):
+        for error in (OSError(28, "No space left on device"), ValueError("x")):
+            thread = type(name, (threading.Thread,), {})(target=fail, args=(error,))
+            thread.start()
+            thread.join()
+    assert shown == [ValueError, OSError, ValueError]

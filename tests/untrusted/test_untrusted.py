@@ -139,7 +139,7 @@ def test_a_tar_archive_is_left_at_the_first_member_too_many():
     entries = [tarfile.TarInfo(f"{number}") for number in range(5)]
     for entry in entries:
         entry.size = 100
-    assert list(archives.limited(entries, 100, 500)) == entries
+    assert list(archives.members(entries, 100, 500)) == entries
     for largest, whole, words in ((99, 500, "0 unpacks to 100 bytes"), (100, 450, "unpacks to more than 450")):
         with pytest.raises(TooLarge, match=words):
-            list(archives.limited(entries, largest, whole))
+            list(archives.members(entries, largest, whole))

@@ -127,3 +127,17 @@ def test_ranks_that_wait_for_each_other_end_too(kind, start, mark, tmp_path):
         os.kill(ranks[0], signal.SIGCONT)
     ends(process, mark)
     assert process.returncode == (-9 if kind == "agent" else 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_that_read_molecules_end_with_the_command_without_a_word(number, start, mark, tmp_path):
+    pytest.importorskip("rdkit", reason="RDKit is an extra (chem)")
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("one core reads them in the command itself")
+    (tmp_path / "mine.csv").write_text("smiles,y\n" + "".join(f"{'C' * (k % 9 + 1)}O,{k}\n" for k in range(100_000)))
+    process = start("data", "dataset=smiles_csv", f"dataset.file={tmp_path}/mine.csv", "dataset.target=y", cwd=tmp_path)
+    wait_for(lambda: len(living(mark).get(process.pid, [])) >= 3, process)  # they, and a process that tracks what they share
+    for pid in living(mark) if number == signal.SIGINT else [process.pid]:  # a terminal interrupts all of them
+        os.kill(pid, number)
+    ends(process, mark)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)

@@ -14,7 +14,7 @@ from pathlib import Path
 _sizes: dict[str, int] = {}
 _on_failure: list[Callable[[str], None]] = []
 _handler: object | None = None  # kept, because C has only its address
-_mark = mmap.mmap(-1, 1)  # shared with the processes that are forked off this one
+_mark = mmap.mmap(-1, 1)  # shared with the processes that are forked off this one, its loaders among them
 _is_loader = False
 
 
@@ -36,7 +36,9 @@ def _install() -> None:
 
 
 def call_on_failure(report: Callable[[str], None]) -> Callable[[], None]:
-    """Call `report` with the message before the process ends; return a function that takes this back."""
+    """Call `report` with the message before the process ends, as of now; return a function that takes this back."""
+    global _mark
+    _mark = mmap.mmap(-1, 1)  # that of an earlier run in this process, or of one that was forked off the same process, says nothing
     _on_failure.append(report)
     return lambda: _on_failure.remove(report)
 

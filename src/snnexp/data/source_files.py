@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -268,6 +268,9 @@ def map_ahead(pool: Executor, depth: int, items: Iterable[Item], work: Callable[
         while futures:
             yield futures.pop(0).result()
             futures += [pool.submit(work, item) for item in islice(rest, 1)]
+    except BrokenExecutor:  # a pool that has lost a process ends its futures itself, and fails at one that is cancelled meanwhile
+        futures.clear()
+        raise
     finally:
         for future in futures:
             future.cancel()

@@ -1,9 +1,7 @@
 """Checkpoint files: written whole or not at all, and read without executing any pickle."""
 
-import copy
 import os
 import pickle
-import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from snnexp import config
 from snnexp.engine.fitting.content import brief, check_content
 from snnexp.errors import RunFailed, UserError
 from snnexp.files import explaining, flush_directory, pastable, replacing, room_in_words, temporary_name
-from snnexp.rundir import RunDir, read_json
+from snnexp.rundir import RunDir, read_record
 from snnexp.untrusted.text import shown
 from snnexp.untrusted.torch_files import load_plain
 
@@ -155,9 +152,9 @@ def way_on(path: Path) -> str:
             epoch = load(other)["epoch"]
             return (
                 f"\nOf the others there ({names}) the newest sound one is {other.name} ({epoch} epochs done). This goes on from it, and "
-                f"keeps in resumes/ what was written after it:\n  snnexp resume {shlex.quote(str(other))}"
+                f"keeps in resumes/ what was written after it:\n  snnexp resume {pastable(other)}"
             )
-    return f"\nOthers there: {names}; none is sound. This begins anew:\n  snnexp train from={shlex.quote(str(path.parent.parent))}"
+    return f"\nOthers there: {names}; none is sound. This begins anew:\n  snnexp train from={pastable(path.parent.parent)}"
 
 
 def check_not_lost(run: RunDir) -> None:
@@ -167,7 +164,7 @@ def check_not_lost(run: RunDir) -> None:
     """
     latest = run.checkpoint("latest")
     others = [path for path in run.checkpoints.glob("*.pth") if path != run.checkpoint("error")]
-    status = read_json(run.status) if run.status.exists() else {}
+    status = read_record(run.status)
     # Between the checkpoint of the first epoch and its second name, a kill may leave others alone, but nothing is recorded as saved then.
     if latest.exists() or not status.get("saved_step", len(others)):
         return
@@ -177,35 +174,3 @@ def check_not_lost(run: RunDir) -> None:
 def listing(folder: Path) -> str:
     """Return the names of the checkpoints in a folder, as text."""
     return ", ".join(sorted(p.name for p in folder.glob("*.pth"))) or "no checkpoint"
-
-
-def check_samples(settings: dict[str, Any], digest: str | None, saved: dict[str, Any] | None) -> None:
-    """Check that the prepared samples are those that a run expects by its settings, or else by its checkpoint.
-
-    A run made before there were digests expects none, nor does one whose data set has just been given other settings, which is said.
-    Raises: UserError that names the key with which a run goes on all the same.
-    """
-    wanted = settings["samples_digest"]
-    if wanted is None and saved is not None and not dataset_changes(saved["args"], settings):
-        wanted = saved.get("samples_digest")
-    if None in (wanted, digest) or wanted == digest:
-        return
-    raise UserError(
-        f"the prepared samples have the digest {digest}, but the run expects {wanted}: they are not, bit for bit, those that it was "
-        "trained on, although they were made from the same files. Another version of a package, another machine or a hand may have made "
-        f"them. Put the folder cache of the data set back, or go on with the samples that are there: samples_digest={digest}"
-    )
-
-
-def dataset_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the settings of the data set, other than its place, in which two configurations differ."""
-    before = copy.deepcopy(before)
-    config.fill_in_earlier(before)
-    nodes = ({"T": settings["T"], "dataset": settings["dataset"]} for settings in (before, after))
-    return config.differences(*nodes, ignoring={"dataset.root"})
-
-
-OTHER_SAMPLES = (
-    "the samples or their split are not those that this run was trained on; to go on would be to train on test samples. "
-    "Restore the data, or start a new run with init_from=RUN."
-)

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from snnexp.contracts import DataSet, View
 from snnexp.data import mapped_files
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
-from snnexp.engine.signals import ignore_stop_signals
-from snnexp.processes import CONTEXTS, end_with_parent
+from snnexp.processes import CONTEXTS, serve
 
 LOST_PROCESS = "DataLoader worker"
 """What torch's errors begin with if a loader process has ended before its time."""
@@ -54,11 +53,10 @@ def _unchanged(batch: object) -> object:
 
 
 def _worker_init(worker: int, trainer: int) -> None:
-    ignore_stop_signals()
+    serve(trainer if multiprocessing.get_start_method() != "forkserver" else None)
     mapped_files.leave_it_to_parent()
     show = sys.excepthook
     sys.excepthook = lambda kind, *error: None if issubclass(kind, ConnectionError) else show(kind, *error)  # the trainer was killed
-    end_with_parent(trainer if multiprocessing.get_start_method() != "forkserver" else None)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -9,10 +9,10 @@ import torch
 from snnexp import config
 from snnexp.engine import checkpoint, observers
 from snnexp.engine.arithmetic.auto import AUTO_KEYS
-from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.fitting.content import Misfit, check_scaler, part
 from snnexp.engine.fitting.moments import check_moments, owned
+from snnexp.engine.fitting.samples import check_digest, check_split
 from snnexp.engine.state import State, add_counts, random_state, restore_random_state, seed_everything
 from snnexp.engine.trained import shape_of
 from snnexp.errors import UserError
@@ -133,10 +133,8 @@ def restore(experiment: Experiment) -> State:
         experiment.start_loggers(State())
         return State()
     saved = checkpoint.load(path)
-    with part(path, "data"):
-        if not experiment.data.same_samples(saved["data"]):
-            raise UserError(OTHER_SAMPLES)
-    checkpoint.check_samples(experiment.settings, experiment.data.samples_digest, saved)
+    check_split(experiment.data, saved, path)
+    check_digest(experiment.settings, experiment.data.samples_digest, saved)
     checkpoint.load_into(experiment.model, saved["state_dict"], path)
     if experiment.ema is not None:
         average = checkpoint.weights(saved)

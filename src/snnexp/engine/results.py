@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,7 +114,7 @@ def not_finite_message(experiment: Experiment, state: State, loss: float, norm: 
     return (
         f"{what} at step {state.step + 1} (epoch {state.epoch + 1}), learning rate {rate:.3g}; {last}.\n"
         f"Lower the rate, clip gradients or compute in fp32, from the last good checkpoint:\n"
-        f"  snnexp resume {shlex.quote(str(experiment.run.root))} lr={experiment.config.lr / 10:g} clip_grad=1.0 precision=fp32"
+        f"  snnexp resume {pastable(experiment.run.root)} lr={experiment.config.lr / 10:g} clip_grad=1.0 precision=fp32"
     )
 
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from snnexp.processes import end_with_parent
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+from snnexp.processes import STOP_SIGNALS, end_with_parent
 
 
 class Stopped(Exception):
@@ -42,12 +40,14 @@ class StopFlag:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first stop signal inside the context, where there is nothing to save yet.
+        """Raise KeyboardInterrupt at the first stop signal, or if there has been one: inside the context there is nothing to save yet.
 
         Not an Exception: code that turns the errors of a damaged file into a message must not take the signal for one.
         """
         self._nothing_to_save = True
         try:
+            if self.signum:
+                raise KeyboardInterrupt
             yield
         finally:
             self._nothing_to_save = False
@@ -71,18 +71,12 @@ def unhandled() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def ignore_stop_signals() -> None:
-    """Ignore stop signals in a loader process: terminals and SLURM signal the whole group, but only the trainer decides to stop."""
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def follow_parent(parent: int | None = None) -> None:
-    """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it; end at once if `parent` has died.
+def follow_parent() -> None:
+    """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it.
 
     The worker then saves and ends; one that was already told to stop ends at once. A SIGINT that was being ignored (a job in the
     background ignores it) is heard from now on: the worker has a session of its own, which no terminal reaches.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    end_with_parent(parent, signal.SIGINT)
+    end_with_parent(signum=signal.SIGINT)

@@ -31,7 +31,7 @@ class TensorBoard(Logger):
         # Imported here because it takes a second, which a run without this logger need not pay.
         from torch.utils.tensorboard import SummaryWriter
 
-        threading.excepthook = _say_nothing_of_writers
+        _silence_writers()
         _wait_for_unused_second(log_dir)
         has_events = bool(_event_files(log_dir))
         try:
@@ -127,10 +127,18 @@ def final_metrics(result: dict[str, Any]) -> dict[str, float]:
     return {tag: float(value) for tag, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _say_nothing_of_writers(failure: threading.ExceptHookArgs) -> None:
-    # A disk that refuses an event is reported by the next call of the writer, so the traceback of its thread says nothing new.
-    if not isinstance(failure.exc_value, OSError) or type(failure.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(failure)
+def _silence_writers() -> None:
+    """Show no traceback of a writer's thread for a disk that refuses an event: the next call of the writer reports it."""
+    show = threading.excepthook
+    if getattr(show, "silences_writers", False):
+        return
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError) or type(failure.thread).__name__ != "_AsyncWriterThread":
+            show(failure)
+
+    hook.silences_writers = True
+    threading.excepthook = hook
 
 
 def _event_files(log_dir: Path) -> list[Path]:

@@ -40,21 +40,13 @@ def check_zip(archive: zipfile.ZipFile, largest: int = LARGEST_MEMBER) -> None:
         raise TooLarge(f"its members unpack to {total:,} bytes; at most {largest:,} are read")
 
 
-def members(tar: tarfile.TarFile, largest: int = LARGEST_MEMBER, whole: int = LARGEST_ARCHIVE) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar archive, up to the first that makes it too large.
-
-    Raises: TooLarge.
-    """
-    return limited(tar, largest, whole)
-
-
-def limited(entries: Iterable[tarfile.TarInfo], largest: int, whole: int) -> Iterator[tarfile.TarInfo]:
-    """Yield members while each, and all together, stay below these numbers of bytes.
+def members(tar: Iterable[tarfile.TarInfo], largest: int = LARGEST_MEMBER, whole: int = LARGEST_ARCHIVE) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar archive while each, and all together, stay below these numbers of bytes.
 
     Raises: TooLarge.
     """
     total = 0
-    for count, entry in enumerate(entries, start=1):
+    for count, entry in enumerate(tar, start=1):
         check_member(entry.name, entry.size, largest=largest)
         total += entry.size
         if total > whole:

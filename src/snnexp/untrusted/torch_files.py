@@ -26,8 +26,6 @@ def load_plain(file: Path | BinaryIO) -> Any:
     import torch
 
     check_torch_file(file)
-    if isinstance(file, Path):
-        check_checksums(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -47,9 +45,9 @@ def without_advice(text: str) -> str:
 
 
 def check_torch_file(file: Path | BinaryIO) -> None:
-    """Check that a file of `torch.save` is one that ends, and is not larger once read than on the disk.
+    """Check that a file of `torch.save` is one that ends, is not larger once read than on the disk, and is what was written.
 
-    What is no such file passes: torch says what is wrong with it. Raises: TooLarge; OSError.
+    What is no such file passes: torch says what is wrong with it. Raises: TooLarge; ValueError if a checksum differs; OSError.
     """
     if isinstance(file, Path):
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
@@ -57,18 +55,18 @@ def check_torch_file(file: Path | BinaryIO) -> None:
                 raise TooLarge("it is a pipe or a device, which may never end")
             check_torch_file(opened)
         return
-    start = file.tell()
     try:
-        _check(file)
+        _check_extent(file)
     except TooLarge:
         raise
     except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError, LookupError):
         pass
-    finally:
-        file.seek(start)
+    check_checksums(file)
+    file.seek(0)
 
 
-def _check(file: BinaryIO) -> None:
+def _check_extent(file: BinaryIO) -> None:
+    """Raises: TooLarge; what is raised for damaged bytes."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         for _ in range(PICKLES_BEFORE):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +16,7 @@ import numpy as np
 from snnexp.data.graphs.graphs import GraphChunk
 from snnexp.data.source_files import map_ahead
 from snnexp.errors import UserError
-from snnexp.processes import end_with_parent
+from snnexp.processes import CONTEXTS, serve
 
 CHUNK = 1000
 FEW_CHUNKS = 16  # fewer are read here before other processes have started
@@ -62,7 +60,7 @@ def read_chunks(rows: Iterable[Row], location: str, divided: bool) -> Iterator[G
         yield from map(work, chain(first, batches))
         return
     # Spawned, not forked: this process has threads, of torch among others, whose locks a fork would copy as they are.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=follow, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, CONTEXTS["spawn"](), initializer=serve, initargs=(os.getpid(),)) as pool:
         try:
             yield from map_ahead(pool, 2 * processes, chain(first, batches), work)
         except BrokenProcessPool as error:
@@ -73,13 +71,6 @@ def in_batches(items: Iterator[Row], size: int) -> Iterator[list[Row]]:
     """Yield lists of `size` items; the last one may be shorter."""
     while batch := list(islice(items, size)):
         yield batch
-
-
-def follow(parent: int) -> None:
-    """Ignore Ctrl-C in this process, and end it with its parent."""
-    end_with_parent(parent)
-    # Ctrl-C reaches every process of the terminal; the process that started this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_chunk(rows: list[Row], location: str, divided: bool) -> GraphChunk:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from snnexp.engine import checkpoint
-from snnexp.engine.checkpoint import OTHER_SAMPLES
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.experiment import Experiment, make_optimizer, training_form
 from snnexp.engine.fitting.content import part
+from snnexp.engine.fitting.samples import check_split
 from snnexp.errors import UserError
 from snnexp.parts import make_pruner
 from snnexp.pruning import surgery
@@ -42,9 +42,7 @@ def adopt_structure(settings: dict[str, Any], model: nn.Module, data: Any, saved
 
     Raises: UserError if the checkpoint does not fit the model or its data, or if there is nothing to fine-tune.
     """
-    with part(source, "data"):
-        if not data.same_samples(saved["data"]):
-            raise UserError(f"{source}: {OTHER_SAMPLES}")
+    check_split(data, saved, source)
     if "prune" not in settings["stages"] and not saved["pruned"]["kept"]:
         raise UserError(f"stages={settings['stages']}: {source} is not pruned; add the stage prune, or train it on with snnexp resume.")
     surgery.rebuild(model, saved["pruned"]["kept"], source)

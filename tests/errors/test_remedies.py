@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from snnexp.errors import RunFailed, UserError, first_words, remedy
+from snnexp.errors import RunFailed, UserError
+from snnexp.errors.remedies import first_words, remedy
 
 
 def raised(call) -> Exception:
