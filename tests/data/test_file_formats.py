@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,17 @@ from snnexp.data.file_formats import format_of
         (b"version https://git-lfs.github.com/spec/v1\noid", "text"),
         (b"0.0003811 96 133 0\n", "a table of text"),
         (b"12, 3, 4, -1\r\n", "a table of text"),
+        (b"% firmware_version 3.2\n% evt 2.0\n", "a Prophesee recording"),
+        (b"% system_ID 49\r\n", "a Prophesee recording"),
+        (b"SQLite format 3\0", "an SQLite database (such as a ROS 2 bag)"),
+        (b"\x89MCAP0\r\n", "MCAP"),
+        (b"PAR1\x15\x04", "a Parquet or Arrow table"),
+        (pickle.dumps([1, 2], protocol=2), "a Python pickle"),
+        (pickle.dumps({"t": [1, 2]}, protocol=4), "a Python pickle"),
+        (b'{"t": [0, 5], "x": [3, 4], "y": [1, 1]}', "text"),
+        (b"t,x,y,p\n" + b"12,3,4,1\n" * 40, "text"),
+        (b"U" * 256, None),
+        (bytes([32, 85, 42, 84]) * 64, None),
         (b"", None),
         (b"12 3\n", None),
         (b"% ", None),

@@ -7,13 +7,18 @@ import re
 # Each at least four bytes long, so that recordings without a header do not begin like this by chance.
 FORMATS = (
     (re.compile(rb"#!AER-DAT([\x21-\x7e]{1,8})"), "AEDAT {}"),
-    (re.compile(rb"% (?:evt|format|date|data file|version|camera|height|width|geometry|integrator)", re.I), "a Prophesee recording"),
+    (re.compile(rb"% [a-z_]{3,}[ \r\n]", re.I), "a Prophesee recording"),
     (re.compile(rb"\x93NUMPY"), "a NumPy array (.npy)"),
     (re.compile(rb"PK\x03\x04|PK\x05\x06"), "a zip archive (such as .npz)"),
     (re.compile(rb"\x89HDF\r\n\x1a\n"), "HDF5"),
     (re.compile(rb"MATLAB [57]\.[0-9]"), "a MATLAB file"),
     (re.compile(rb"#ROSBAG"), "a ROS bag"),
+    (re.compile(rb"\x89MCAP0"), "MCAP"),
+    (re.compile(rb"SQLite format 3"), "an SQLite database (such as a ROS 2 bag)"),
+    (re.compile(rb"PAR1|ARROW1|FEA1"), "a Parquet or Arrow table"),
     (re.compile(rb"Event Stream"), "an Event Stream file (.es)"),
+    (re.compile(rb"\x80[\2\3](?:[}\]]q\0|\(?c[a-z_]{4})|\x80[\4\5]\x95.{4}\0{4}", re.S), "a Python pickle"),
+    (re.compile(rb"%PDF-"), "PDF"),
     (re.compile(rb"\x1f\x8b\x08[\x00-\x1f]"), "gzip"),
     (re.compile(rb"BZh[1-9]1AY"), "bzip2"),
     (re.compile(rb"\xfd7zXZ\x00"), "xz"),
@@ -26,10 +31,16 @@ FORMATS = (
     (re.compile(rb"[ \t]*[-+.\d]+(?:[ \t]*[,; \t][ \t]*[-+.\deE]+){2,}\r?\n"), "a table of text"),
 )
 
+TEXT = bytes([9, 10, 13, *range(32, 127)])
+
 
 def format_of(data: bytes) -> str | None:
     """Return the name of the format that the first bytes of a file name, or None if they name none that is known."""
     for pattern, name in FORMATS:
         if found := pattern.match(data[:256]):
             return name.format(*(group.decode("ascii") for group in found.groups()))
+    begin = data[:256]
+    # Spikes and events can be one byte of text again and again.
+    if len(begin) >= 32 and not begin.translate(None, TEXT) and len(set(begin)) >= 8 and set(begin) & set(b" ,\n"):
+        return "text"
     return None

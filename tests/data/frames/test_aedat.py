@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_davis_address_by_hand() -> None:
     data = HEADER + struct.pack(">II", (239 << 22) | (335 << 12) | (1 << 11), 7)
     events = parse_aedat2(data, "a.aedat", "davis346")
     assert (events.t[0], events.x[0], events.y[0], events.p[0]) == (7, 10, 20, 1)
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER + b"#\r\n", HEADER + b"#\n"])
+def test_a_first_address_that_begins_like_a_header(header: bytes) -> None:
+    """Rows 140 to 143 from below begin with the byte of '#', and there some columns go on with the end of a line."""
+    for row, column, on in itertools.product(range(140, 144), range(346), (0, 1)):
+        first = struct.pack(">4I", (row << 22) | (column << 12) | (on << 11), 5, (1 << 22) | (2 << 12), 6)
+        events = parse_aedat2(header + first, "a.aedat", "davis346")
+        assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == ([345 - column, 343], [259 - row, 258], [on, 0])
 
 
 def test_dvs128_upright_by_hand() -> None:
@@ -118,6 +128,9 @@ def test_a_davis_without_a_name_is_no_dvs128() -> None:
         ("eu.seebetter.ini.chips.davis.DAVIS640", None, "chip DAVIS640; read are"),
         ("eu.seebetter.ini.chips.davis.Davis208PixelParade", None, "chip Davis208PixelParade; read are"),
         ("ch.unizh.ini.jaer.chip.stereopsis.StereoDVS128", None, "chip StereoDVS128; read are"),
+        ("ch.unizh.ini.jaer.chip.stereopsis.DVS128StereoPair", None, "chip DVS128StereoPair; read are"),
+        ("ch.unizh.ini.jaer.chip.stereopsis.Tmpdiff128StereoPair", "dvs128", "chip Tmpdiff128StereoPair; read are"),
+        ("ch.unizh.ini.jaer.chip.multicamera.DVS128andCochleaAMS1b", None, "chip DVS128andCochleaAMS1b; read are"),
         ("ch.unizh.ini.jaer.chip.cochlea.CochleaAMS1c", "dvs128", "chip CochleaAMS1c; read are"),
         ("eu.seebetter.ini.chips.davis.DAVIS346B", "davis240", "chip DAVIS346B, but read as of a DAVIS240 .*Set davis346"),
         ("eu.seebetter.ini.chips.davis.DAVIS240C", "cifar10_dvs", "Set davis240"),
@@ -180,6 +193,7 @@ def test_aedat2_cut_off_names_file_and_byte() -> None:
         (b"#!AER-DAT4.0\r\n\x10\0\0\0", "AER-DAT4.0; read are"),
         (b"#!AER-DAT2.0\r\n# cut", "within the header, at byte 19"),
         (b"#!AER-DAT2.0\r\n", "holds no events"),
+        (b"#!AER-DAT2.0\r\n" + struct.pack(">II", 0x0102, 9) + bytes(64), "its last 64 bytes are 0"),
     ],
 )
 def test_aedat2_that_is_none(data: bytes, words: str) -> None:
@@ -260,6 +274,8 @@ AEDAT3 = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"
         (AEDAT3 + packet(1, offset=0), "damaged packet header .*time at byte 0"),
         (AEDAT3 + packet(1, overflow=2**31), "damaged packet header .*2147483648 overflows"),
         (AEDAT3 + packet(1)[:-1] + b"\xff", "negative"),
+        (AEDAT3 + packet(1) + bytes(28), "damaged packet header .*0 events of 0 bytes"),
+        (AEDAT3.replace(b"RAW", b"") + packet(1), "in the format ''"),
     ],
 )
 def test_aedat3_that_is_not_read(data: bytes, what: str) -> None:

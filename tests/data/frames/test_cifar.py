@@ -79,6 +79,9 @@ def test_foreign_code_is_not_run(tmp_path: Path) -> None:
         ({"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [1]}, "2 images, but labels"),
         ({"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [1, 10]}, "outside 0 to 9"),
         ({"data": np.zeros((1, 3072), dtype=np.uint8), "labels": ["a"]}, "no list of whole numbers"),
+        ({"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [1.7, 2]}, "no list of whole numbers .type float64"),
+        ({"data": np.zeros((2, 3072), dtype=np.uint8), "labels": ["1", "2"]}, "no list of whole numbers"),
+        ({"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [True, False]}, "no list of whole numbers .type bool"),
         ([1], "has no 'data'"),
     ],
 )

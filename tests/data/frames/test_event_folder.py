@@ -219,6 +219,10 @@ def test_recordings_of_other_formats_alone_are_refused_by_their_name(tmp_path: P
         (folder / name).write_bytes(b"% evt 3.0")
         with pytest.raises(UserError, match=rf"holds no event recordings.*{re.escape(name)} is .*{re.escape(found)}"):
             EventFolder(root=tmp_path / folder.relative_to(tmp_path).parts[0], T=1)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / name).write_bytes(b"% evt 3.0")
+    with pytest.raises(UserError, match=rf"holds no class folders.*{re.escape(name)} is .*{re.escape(found)}"):
+        EventFolder(root=tmp_path / "flat", T=1)
 
 
 def test_a_polarity_that_no_recording_has_is_said(tmp_path: Path) -> None:

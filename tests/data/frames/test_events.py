@@ -191,7 +191,7 @@ def test_numpy_forms_all_mean_the_same() -> None:
         (b"no numpy", "not a whole NumPy file"),
         (
             saved(np.save, np.array([{}], dtype=object), allow_pickle=True),
-            "not a whole NumPy file without pickled objects",
+            r"not a whole NumPy file without pickled objects, \d+ bytes \(it holds Python objects\)\.$",
         ),
         (saved(np.savez, t=[1], x=[1], y=[1]), "no array p"),
         (saved(np.savez, t=[1, 2], x=[1], y=[1], p=[1]), "one length"),
@@ -263,9 +263,41 @@ def test_columns_in_another_order_are_refused(order: str) -> None:
             parse_numpy(data, "a.npy")
 
 
+@pytest.mark.parametrize("order", ["xytp", "ytxp", "xtyp", "yxtp"])
+@pytest.mark.parametrize("clock", [1, 50, 1000])
+def test_columns_of_scanned_frames_in_another_order_are_refused(order: str, clock: int) -> None:
+    """Events row by row: a coordinate steps back seldom, though far more often than a clock; times may be the numbers of frames."""
+    frame, row, column = np.nonzero(np.random.default_rng(0).random((20, 34, 34)) < 0.3)
+    columns = {"t": frame * clock, "x": column, "y": row, "p": (row + column) % 2}
+    assert np.array_equal(parse_numpy(saved(np.save, np.stack([columns[key] for key in "txyp"], axis=1)), "a.npy").t, frame * clock)
+    with pytest.raises(UserError, match=r"The order of an array \[E, 4\] is t, x, y, p"):
+        parse_numpy(saved(np.save, np.stack([columns[key] for key in order], axis=1)), "a.npy")
+
+
+@pytest.mark.parametrize("last", [9000, 2000, 60])
+def test_a_few_events_in_another_order_are_refused(last: int) -> None:
+    table = np.array([[5, 9, 0, 1], [31, 9, last // 2, 0], [4, 30, last, 0]])  # x, y, t, p
+    with pytest.raises(UserError, match=r"\[E, 4\] is t, x, y, p"):
+        parse_numpy(saved(np.save, table), "a.npy")
+    assert parse_numpy(saved(np.save, table[:, [2, 0, 1, 3]]), "a.npy").t.tolist() == [0, last // 2, last]
+
+
+def test_coordinates_that_may_have_overflowed() -> None:
+    columns = {"t": [0, 5, 9], "x": np.array([3, 255, 40], dtype=np.uint8), "y": np.array([1, 2, 3], dtype=np.uint8), "p": [0, 1, 1]}
+    events = parse_numpy(saved(np.savez, **columns), "a.npz")
+    assert check_sensor(events, (256, 256), "a.npz") is events
+    with pytest.raises(UserError, match="a.npz: x is stored in a type that holds 0 to 255, and reaches to its end.* 346 pixels"):
+        check_sensor(events, (260, 346), "a.npz")
+    columns["x"][1] = 254
+    assert check_sensor(events := parse_numpy(saved(np.savez, **columns), "a.npz"), (260, 346), "a.npz") is events
+
+
 @pytest.mark.parametrize(
     ("t", "words"),
     [
+        (np.array([2**31 - 5, -(2**31) + 5]), "overflowed a clock of 32 bits"),
+        (np.array([2**32 - 5.0, 5]), "overflowed a clock of 32 bits"),
+        (np.array([2**31 - 5, 5], dtype=np.uint64), "overflowed a clock of 32 bits"),
         (np.array([65000, 65530, 4, 100], dtype=np.uint16), "from 65530 to 4 at event 2: the times have overflowed uint16"),
         (np.array([2**31 - 2, -(2**31)], dtype=np.int32), "have overflowed int32"),
         (np.array([2**32 - 1, 1], dtype=np.uint32), "have overflowed uint32"),
@@ -292,6 +324,9 @@ def test_numpy_without_events() -> None:
 
 
 def test_atis_that_is_none() -> None:
+    with pytest.raises(UserError, match="a.bin: its last 40 bytes are 0, so it was not written to its end"):
+        parse_atis(bytes([1, 2, 0, 0, 9]) + bytes(40), "a.bin")
+    assert len(parse_atis(bytes([1, 2, 0, 0, 9]) + bytes(10), "a.bin")) == 3
     with pytest.raises(UserError, match="event 1 lies at y=241, but an ATIS has 240 rows"):
         parse_atis(bytes([1, 2, 0, 0, 0, 1, 241, 0, 0, 1]), "a.bin")
     with pytest.raises(UserError, match="holds no events, only 2 overflows"):

@@ -1,5 +1,6 @@
 import gzip
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_damaged(tmp_path: Path) -> None:
         (gzip.compress(b"\x00\x00\x0b\x03" + plain[4:]), "begins with 00000b03"),
         (gzip.compress(plain[:10]), "breaks off at byte 10"),
         (gzip.compress(layouts.idx(np.zeros((29, 28, 28)))), "do not fit together"),
+        (gzip.compress(plain[:4] + struct.pack(">3I", 2**31, 2**31, 4)), f"holds 16 bytes .*promises {2**64 + 16}"),
     ):
         path.write_bytes(data)
         with pytest.raises(UserError, match=f"train-images-idx3-ubyte.gz.*{words}"):

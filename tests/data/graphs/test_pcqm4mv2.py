@@ -90,6 +90,8 @@ def test_a_split_written_by_an_older_numpy(tmp_path: Path) -> None:
     [
         ({5: "3,C(,1.0"}, r"data\.csv\.gz:5: RDKit reads no molecule in the SMILES 'C\('"),
         ({5: "3,C,"}, r"data\.csv\.gz:5: homolumogap is '', no finite number, though the split counts the molecule as labelled"),
+        ({5: "3,C,1e39"}, r"data\.csv\.gz:5: homolumogap is '1e39'"),
+        ({5: "3,C,1_0"}, r"data\.csv\.gz:5: homolumogap is '1_0'"),
         ({5: "3,C"}, r"data\.csv\.gz:5: '3,C' is not one of 70 molecules with 3 columns"),
         ({71: "69,C,\n70,C,"}, r"data\.csv\.gz:72: '70,C,' is not one of 70 molecules"),
     ],
@@ -112,6 +114,9 @@ def test_a_split_that_cannot_be_read(tmp_path: Path) -> None:
     for split, words in (
         ({"train": np.arange(5)}, "KeyError: 'valid'"),
         (SPLIT | {"valid": np.arange(49, 60)}, "the part valid has a number twice or below 0"),
+        (SPLIT | {"valid": torch.arange(50, 60) + 0.5}, "numbers of molecules of type float32"),
+        (SPLIT | {"valid": torch.arange(2) > 0}, "numbers of molecules of type bool"),
+        (SPLIT | {"valid": np.array([10**12])}, "a molecule with the number 1000000000000; at most"),
         (SPLIT | {"valid": attack}, "no split of OGB that could be read"),
     ):
         with pytest.raises(UserError, match=rf"split_dict\.pt: .*{words}"):

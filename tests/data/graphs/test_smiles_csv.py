@@ -76,6 +76,8 @@ def test_lines_as_other_programs_write_them(tmp_path: Path) -> None:
         ((",1.5,", ",nan,"), {}, r"mine\.csv:8: column gap is 'nan', no finite number of 32 bits"),
         ((",1.5,", ",,"), {}, r"mine\.csv:8: column gap is '', no finite number"),
         ((",1.5,", ",1e39,"), {}, r"mine\.csv:8: column gap is '1e39'"),
+        ((",1.5,", ",1_5,"), {}, r"mine\.csv:8: column gap is '1_5'"),
+        (("mass", "gap"), {}, r"mine\.csv:1: the column 'gap' is there 2 times"),
         ((",1.5,", ",high,"), {}, r"mine\.csv:8: .*dataset.classes=true task=graph_classification"),
         ((",a,Valid", ",,Valid"), {"target": "group", "classes": True}, r"mine\.csv:4: column group is empty"),
         ((",Valid", ",dev"), {}, r"mine\.csv:4: column part is 'dev'; allowed are train, val, valid, validation, test"),

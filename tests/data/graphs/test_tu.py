@@ -169,6 +169,9 @@ def test_loops_and_repeated_edges_are_left_out_and_named(tmp_path: Path) -> None
         ("splits", "train 1 2\ndev 3 3\n", r"TINY_splits\.txt:2: 'dev 3 3'; a line is a name \(train, val or test\)"),
         ("splits", "train 1 2\ntest 3 4\n", r"TINY_splits\.txt:2: graphs 3 to 4; the set has 1 to 3"),
         ("splits", "train 1 2\ntest 2 3\n", r"TINY_splits\.txt:2: graph 2 is in two splits"),
+        ("splits", f"train 1 {'9' * 5000}\n", r"TINY_splits\.txt:1: graphs 1 to 9+; the set has 1 to 3"),
+        ("node_attributes", "1\n2\n3\n1_0\n5\n6\n", r"node_attributes\.txt:4: '1_0' is no finite number of 32 bits"),
+        ("graph_labels", "5\n1_0\n5\n", r"graph_labels\.txt:2: '1_0' is no whole number of 64 bits"),
         ("splits", "train 1\n", r"TINY_splits\.txt:1: 'train 1'"),
     ],
 )

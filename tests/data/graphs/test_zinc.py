@@ -131,6 +131,13 @@ def test_a_storage_within_is_not_executed_either(tmp_path: Path) -> None:
         (lambda m: m.update(bond_type=m["bond_type"] + 4), "molecule 0: bonds of shape .* or of a kind not in 0 to 3"),
         (lambda m: m.update(logP_SA_cycle_normalized=torch.tensor([float("nan")])), r"molecule 0: the target is \[nan\], not one finite"),
         (lambda m: m.update(logP_SA_cycle_normalized="high"), "molecule 0: holds no whole tensor"),
+        (lambda m: m.update(atom_type=m["atom_type"] + 0.5), "molecule 0: atom_type is not in whole numbers"),
+        (lambda m: m.update(atom_type=m["atom_type"] * float("nan")), "molecule 0: atom_type is not in whole numbers"),
+        (lambda m: m.update(atom_type=m["atom_type"] > 3), "molecule 0: atom_type is not in whole numbers .type bool"),
+        (lambda m: m.update(bond_type=m["bond_type"] * 0.5 + 0.25), "molecule 0: bond_type is not in whole numbers"),
+        (lambda m: m.update(logP_SA_cycle_normalized=torch.tensor([1e300], dtype=torch.float64)), "molecule 0: the target is .1e.300"),
+        (lambda m: m.update(logP_SA_cycle_normalized=torch.tensor([1 + 2j])), "molecule 0: the target is"),
+        (lambda m: m.update(logP_SA_cycle_normalized=10**400), "molecule 0: the target is 1000"),
     ],
 )
 def test_a_molecule_that_is_none(tmp_path: Path, change, words: str) -> None:
@@ -146,6 +153,7 @@ def test_a_molecule_that_is_none(tmp_path: Path, change, words: str) -> None:
     [
         ("val.index", b"3,12\n", r"val\.index:1: '12' is no number from 0 to 11"),
         ("val.index", b"3,-1\n", r"val\.index:1: '-1' is no number"),
+        ("val.index", b"9" * 5000, r"val\.index:1: '9999"),
         ("val.index", b"\n", r"val\.index: empty"),
         ("val.index", b"<html>\n<a>", r"val\.index:1: '<html>' is no number"),
         ("val.pickle", b"\x80\x02]q\x00", r"val\.pickle: not a whole pickle .ValueError: pickle exhausted"),

@@ -102,6 +102,10 @@ def test_given_statistics_are_used_and_the_others_measured(tmp_path: Path) -> No
     assert "; mean and std from stats.csv (of pH from train);" in data.protocol
     stays, _ = data.view("train").__getitems__([(0, 0)])
     assert stays.value.tolist() == pytest.approx([1.0, -3, -2, -1])  # a variable without spread becomes 1 at its mean
+    for lines, words in (("HR,1e300,1", "'1e300'"), ("HR,1_0,1", "'1_0'"), ("HR,1,2\nHR,2,2", ":3: HR is there twice, with other numbers")):
+        (tmp_path / "stats.csv").write_text(f"variable,mean,std\n{lines}\n")
+        with pytest.raises(UserError, match=rf"stats\.csv.*{words}"):
+            EHRFolder(root=tmp_path)
     (tmp_path / "stats.csv").write_text("variable,mean,std\nHR,100,-1\n")
     with pytest.raises(UserError, match=r"stats\.csv:2: mean '100' and std '-1' of HR; they must be finite numbers"):
         EHRFolder(root=tmp_path)
@@ -117,6 +121,12 @@ def test_missing_values_and_rows_at_fault(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train/2\.parquet: row 5 \(counted from 0\) has no variable, no minute or no set_index"):
         EHRFolder(root=tmp_path)
     assert "skipped 2 malformed rows" in EHRFolder(root=tmp_path, strict=False).protocol
+    stay(tmp_path / "train" / "2.parquet", [*rows, ("", 1.0, 3.0)])
+    with pytest.raises(UserError, match=r"2\.parquet: row 5 \(counted from 0\) has no variable"):
+        EHRFolder(root=tmp_path)
+    stay(tmp_path / "train" / "2.parquet", [*rows, ("HR", 1.0, 28_000_000.0)])
+    with pytest.raises(UserError, match=r"row 5 .* lies at minute 2\.8e\+07, but minutes are counted from the admission"):
+        EHRFolder(root=tmp_path)
     stay(tmp_path / "train" / "2.parquet", ROWS, ("variable", "value", "time"))
     with pytest.raises(UserError, match=r"2\.parquet: no column minute; there are variable, value, time"):
         EHRFolder(root=tmp_path)

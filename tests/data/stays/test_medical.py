@@ -271,6 +271,11 @@ def test_vectors_of_names_follow_the_variables(tmp_path: Path) -> None:
     for content, message in (
         ("Temp,3\nAge,x\n", ":2: a value of 'Age' is no number"),
         ("Temp,3\nAge,1,2\n", ":2: 'Age' has 2 numbers, not 1"),
+        ("Temp,3\nAge,1_0\n", ":2: a value of 'Age' is no number of 32 bits"),
+        ("Temp,3\nAge,1e39\n", ":2: a value of 'Age' is no number"),
+        ("Temp,3,O.5\nAge,1,2\n", ":1: a value of 'Temp' is no number of 32 bits .'O.5'"),
+        ("Temp,3\nTemp,4\n", ":2: 'Temp' is there twice"),
+        ("Temp;3\n", ":1: 'Temp;3' has 0 numbers, but needed is a name"),
     ):
         table.write_text(content)
         with pytest.raises(UserError, match=message):

@@ -167,6 +167,9 @@ def test_an_outcome_that_is_missing_is_never_a_survivor(tmp_path: Path) -> None:
     (tmp_path / "Outcomes-a.txt").write_text(COLUMNS + "132539,6,1,5,-1,2\n")
     with pytest.raises(UserError, match=r"Outcomes-a\.txt:2: '132539,6,1,5,-1,2'; In-hospital_death must be 0 or 1"):
         PhysioNet2012(root=tmp_path)
+    (tmp_path / "Outcomes-a.txt").write_text("RecordID,In-hospital_death\n132539,0\n132539,1\n")
+    with pytest.raises(UserError, match=r"Outcomes-a\.txt:3: RecordID 132539 is there twice, with another In-hospital_death"):
+        PhysioNet2012(root=tmp_path)
     (tmp_path / "Outcomes-a.txt").write_text("RecordID,Died\n1,0\n")
     with pytest.raises(UserError, match="no columns RecordID and In-hospital_death; there are RecordID, Died"):
         PhysioNet2012(root=tmp_path)

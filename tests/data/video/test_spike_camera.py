@@ -283,3 +283,14 @@ def test_spike_files_without_a_spike_are_refused_if_no_other_of_the_clip_has_one
         check_spikes([tmp_path / "dark.dat"])
     with pytest.raises(UserError, match="neither do the others of its clip"):
         check_spikes([tmp_path / "dark.dat"] * 2)
+
+
+def test_spike_files_with_a_pixel_in_each_byte_are_refused(tmp_path: Path) -> None:
+    spikes = np.unpackbits(np.random.default_rng(0).integers(0, 256, 1000, dtype=np.uint8))
+    (tmp_path / "bytes.dat").write_bytes(spikes.tobytes())
+    with pytest.raises(UserError, match=r"bytes\.dat: its bytes are all 0 or 1, a pixel each as it seems; needed is 1 bit a pixel"):
+        check_spikes([tmp_path / "bytes.dat"])
+    (tmp_path / "bits.dat").write_bytes(np.packbits(spikes).tobytes())
+    (tmp_path / "bright.dat").write_bytes(bytes([0, 255]) * 1000)
+    check_spikes([tmp_path / "bits.dat"])
+    check_spikes([tmp_path / "bright.dat"])

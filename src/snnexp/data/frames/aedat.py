@@ -75,11 +75,16 @@ def decode_davis(address: np.ndarray, camera: Camera, name: str) -> Decoded:
     return pixel, width - 1 - column, height - 1 - row, ((address >> 11) & 1).astype(np.uint8), others
 
 
-CHIP_DVS128 = re.compile(r"(dvs|tmpdiff)128[a-z0-9_]*", re.I)
+def chip(name: str) -> re.Pattern[str]:
+    """Return the pattern of the chips of a camera, DAVIS240C and the like; two sensors in one, such as DVS128StereoPair, are none of it."""
+    return re.compile(rf"{name}(?!\w*(stereo|and))[a-z0-9_]*", re.I)
+
+
+CHIP_DVS128 = chip("(dvs|tmpdiff)128")
 CAMERAS = {
     "dvs128": Camera("a DVS128", DVS128, CHIP_DVS128, decode_dvs128),
-    "davis240": Camera("a DAVIS240", (180, 240), re.compile(r"davis240[a-z0-9_]*", re.I), decode_davis),
-    "davis346": Camera("a DAVIS346", (260, 346), re.compile(r"davis346[a-z0-9_]*", re.I), decode_davis),
+    "davis240": Camera("a DAVIS240", (180, 240), chip("davis240"), decode_davis),
+    "davis346": Camera("a DAVIS346", (260, 346), chip("davis346"), decode_davis),
     "cifar10_dvs": Camera("a DVS128 on its side", DVS128, CHIP_DVS128, decode_cifar10_dvs),
 }
 
@@ -135,7 +140,7 @@ def parse_aedat2(data: bytes, name: str, camera: str | None = None) -> Events:
 def read_header(data: bytes, name: str) -> tuple[list[str], int]:
     """Return the lines of an AEDAT 2.0 header and the number of its bytes.
 
-    A line begins with '#' and is text: the address of an event may begin with the byte of '#' too.
+    A line begins with '#' and is text: the address of an event may begin with the byte of '#' too, and even with '#' and the end of a line.
 
     Raises: UserError if there is none, if it breaks off, or for another version.
     """
@@ -143,7 +148,7 @@ def read_header(data: bytes, name: str) -> tuple[list[str], int]:
     while data[start : start + 1] == b"#":
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        if line.translate(None, TEXT):
+        if line.translate(None, TEXT) or (line == b"#" and (len(data) - start) % 8 == 0):
             break
         if end < 0:
             raise UserError(f"{name}: breaks off within the header, at byte {len(data)}. Copy or download it again.")
@@ -222,7 +227,7 @@ def parse_aedat3(data: bytes, name: str) -> Events:
         raise UserError(f"{name}: the AEDAT 3.1 header ('#!AER-DAT3.1' to '#!END-HEADER') is not complete in {len(data)} bytes.")
     if not re.match(rb"#!AER-DAT3\.1\s", data):
         raise UserError(f"{name}: is {data.split(maxsplit=1)[0][2:].decode('ascii', 'replace')[:16]}; {VERSIONS}.")
-    if (form := re.search(rb"^#\s*Format:\s*(.*?)\s*$", data[:end], re.I | re.M)) and form[1].upper() != b"RAW":
+    if (form := re.search(rb"^#[ \t]*Format:[ \t]*(.*?)\s*$", data[:end], re.I | re.M)) and form[1].upper() != b"RAW":
         raise UserError(f"{name}: its packets are in the format {form[1].decode('utf-8', 'replace')[:40]!r}; read is RAW. Export it so.")
     packets, times, position, others = [], [], end, Counter()
     while position < len(data):
@@ -232,7 +237,7 @@ def parse_aedat3(data: bytes, name: str) -> Events:
         body = position + 28
         check_kind(kind, position, name)
         position = body + capacity * event_size
-        damaged = kind == POLARITY and (event_size != 8 or time_offset != 4 or overflow >= 2**20)
+        damaged = event_size == 0 or kind == POLARITY and (event_size != 8 or time_offset != 4 or overflow >= 2**20)
         if position > len(data) or damaged or count > capacity:
             if position <= len(data):
                 raise UserError(

@@ -160,12 +160,14 @@ class CIFARBatches(StillImages):
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * NATIVE**2:
             raise UserError(f"{location}: 'data' is no uint8 array of {3 * NATIVE**2} columns. Fetch it again.")
         try:
-            labels = np.array(labels, dtype=np.int64)
-        except (TypeError, ValueError, OverflowError) as error:
+            labels = np.asarray(labels)
+            if labels.dtype.kind not in "iu" and labels.size:
+                raise ValueError(f"type {labels.dtype}")
+        except ValueError as error:
             raise UserError(f"{location}: {self.label_key!r} is no list of whole numbers ({error}). Fetch it again.") from error
         if labels.shape != (len(images),) or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
             raise UserError(f"{location}: {len(images)} images, but labels of shape {labels.shape}, or outside 0 to {classes - 1}.")
-        return images.reshape(-1, 3, NATIVE, NATIVE), labels
+        return images.reshape(-1, 3, NATIVE, NATIVE), labels.astype(np.int64)
 
 
 class CIFAR10(CIFARBatches):

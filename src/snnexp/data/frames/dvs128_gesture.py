@@ -22,7 +22,17 @@ from snnexp.data.download import fetch
 from snnexp.data.frames.aedat import parse_aedat3
 from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.event_frames import EventFrames, FrameForm
-from snnexp.data.frames.events import DVS128, NUMPY_ERRORS, POLARITIES, Events, check_framing, check_sensor, events_from_columns, frame
+from snnexp.data.frames.events import (
+    DVS128,
+    NUMPY_ERRORS,
+    POLARITIES,
+    Events,
+    check_framing,
+    check_sensor,
+    events_from_columns,
+    frame,
+    in_short,
+)
 from snnexp.data.frames.framing import add_to_notes, load_or_build_frames, notes_in_words
 from snnexp.data.listing import LeftOut, by_stem, list_folder
 from snnexp.data.source_files import File, files_in_folder, map_files
@@ -247,7 +257,7 @@ def parse_precut(data: bytes, name: str) -> Events:
         if not np.isfinite(table).all():
             raise ValueError("NaN or infinite numbers in it")
     except NUMPY_ERRORS as error:
-        raise UserError(f"{name}: needed is an array [E, 4] of numbers x, y, p, t in ms ({error}). Fetch it again.") from error
+        raise UserError(f"{name}: needed is an array [E, 4] of numbers x, y, p, t in ms ({in_short(error)}). Fetch it again.") from error
     x, y, p, t = table.T
     events = events_from_columns({"x": x, "y": y, "p": p, "t": np.round(t * np.float64(1000))}, name)
     if events.coding >> POLARITIES.index(2) & 1:

@@ -15,7 +15,7 @@ from snnexp.data.source_files import File, map_files
 from snnexp.errors import UserError
 
 ENDINGS = (".aedat", ".bin", ".npz", ".npy")
-OWN_FORMATS = {"aedat": ("AEDAT",), "bin": (), "npz": ("a zip", "a NumPy"), "npy": ("a zip", "a NumPy")}
+OWN_FORMATS = {"aedat": ("AEDAT", "text"), "bin": (), "npz": ("a zip", "a NumPy"), "npy": ("a zip", "a NumPy")}
 NOT_READ = {
     ".aedat4": "AEDAT 4.0 (DV)",
     ".raw": "a Prophesee recording (EVT)",
@@ -27,6 +27,13 @@ NOT_READ = {
     ".bag": "a ROS bag",
     ".aedat2": "AEDAT 2.0 under an ending of its own (rename it to .aedat)",
     ".csv": "a table of text",
+    ".aedat3": "AEDAT 3.1 under an ending of its own (rename it to .aedat)",
+    ".evt": "a Prophesee recording (EVT)",
+    ".db3": "a ROS 2 bag",
+    ".mcap": "a ROS 2 bag (MCAP)",
+    ".parquet": "a Parquet table",
+    ".pkl": "a Python pickle",
+    ".pt": "a file of torch.save",
 }
 """What recordings of other endings are."""
 READER = 2
@@ -57,8 +64,8 @@ def parse(data: bytes, name: str, camera: str | None = None, one_is_off: bool = 
 
 
 def find_not_read(root: Path) -> str:
-    """Return a sentence on the first file in class folders below `root` that is a recording of a kind not read; empty if there is none."""
-    for pattern in ("*/*", "*/*/*"):
+    """Return a sentence on the first file below `root`, or in it, that is a recording of a kind not read; empty if there is none."""
+    for pattern in ("*/*", "*/*/*", "*"):
         for path in sorted(root.glob(pattern)):
             if path.suffix.lower() in NOT_READ and not path.name.startswith("."):
                 return f" {path} is {NOT_READ[path.suffix.lower()]}, which is not read; convert it to .npz (arrays t, x, y, p)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +21,8 @@ POLARITIES = (-1, 0, 1, 2)
 """The numbers by which NumPy files tell OFF from ON; the bit of each in `Events.coding` is its place here."""
 PAIRS = ((0, 1), (-1, 1), (1, 2))  # (OFF, ON)
 LATEST = 2**53  # microseconds: 285 years
+WIDEST = 8192  # pixels; the widest event cameras have some 3,000
+LONGEST_STEP_BACK = 2**30  # microseconds, 18 minutes: a clock of 31 or 32 bits has begun anew
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Events:
 
     Shapes: all four [E]; `t` int64, `x` and `y` int32, `p` uint8. `x` runs to the right, `y` downwards.
     Of the file: `left_out`, the number of other things in it by kind; `remarks`, what is to be said of it; `sensor` (H, W) of its camera,
-    if it is known; `coding`, the numbers of POLARITIES in it as bits, 0 if its format has a polarity of its own.
+    if it is known; `coding`, the numbers of POLARITIES in it as bits, 0 if its format has a polarity of its own; `brim` (H, W), the
+    sensor that the types of y and x can hold, where a value is as large as its type allows.
     """
 
     t: np.ndarray
@@ -39,6 +43,7 @@ class Events:
     remarks: tuple[str, ...] = ()
     sensor: tuple[int, int] | None = None
     coding: int = 0
+    brim: tuple[int, int] = (WIDEST, WIDEST)
 
     def __len__(self) -> int:
         return len(self.t)
@@ -104,8 +109,14 @@ def check_framing(T: int, size: tuple[int, int], sensor: tuple[int, int], framin
 def check_sensor(events: Events, sensor: tuple[int, int], name: str) -> Events:
     """Return the same events if all lie on the sensor (H, W).
 
-    Raises: UserError that names the file and the first event outside the sensor.
+    Raises: UserError that names the file and the first event outside the sensor, or coordinates whose type is too small for the sensor.
     """
+    for key, pixels, most in zip("yx", sensor, events.brim, strict=True):
+        if most < pixels:
+            raise UserError(
+                f"{name}: {key} is stored in a type that holds 0 to {most - 1}, and reaches to its end, but the sensor has {pixels} pixels "
+                "in this direction: larger ones have overflowed. Store int16 or a wider type."
+            )
     outside = (events.x < 0) | (events.x >= sensor[1]) | (events.y < 0) | (events.y >= sensor[0])
     if outside.any():
         i = int(outside.argmax())
@@ -152,6 +163,11 @@ NUMPY_ERRORS = (
 """Errors that `numpy.load` raises for a file that is damaged or not in NumPy's format."""
 
 
+def in_short(error: Exception) -> str:
+    """Return what `numpy.load` says of a file, without its advice to execute what the file holds."""
+    return re.split(r"[.,]? ?(If you trust|Object arrays|This file contains pickled)", str(error))[0] or "it holds Python objects"
+
+
 def parse_numpy(data: bytes, name: str, one_is_off: bool = False) -> Events:
     """Return the events of a NumPy file: .npz of arrays t, x, y, p; .npy of a structured array with these fields, or [E, 4] in this order.
 
@@ -172,7 +188,7 @@ def parse_numpy(data: bytes, name: str, one_is_off: bool = False) -> Events:
         else:
             columns = columns_by_name(loaded, name)
     except NUMPY_ERRORS as error:
-        raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({error}).") from error
+        raise UserError(f"{name}: not a whole NumPy file without pickled objects, {len(data)} bytes ({in_short(error)}).") from error
     return events_from_columns(columns, name, one_is_off)
 
 
@@ -206,11 +222,21 @@ def events_from_columns(columns: dict[str, np.ndarray], name: str, one_is_off: b
     check_times(columns["t"], integers["t"], name)
     check_order(integers, name)
     for key in "xy":
-        if integers[key].min() < 0 or integers[key].max() > 2**20:
-            raise UserError(f"{name}: {key} reaches from {integers[key].min()} to {integers[key].max()}; pixels begin at 0.")
+        if integers[key].min() < 0 or integers[key].max() >= WIDEST:
+            raise UserError(
+                f"{name}: {key} reaches from {integers[key].min()} to {integers[key].max()}; pixels begin at 0, and no sensor is wider "
+                f"than {WIDEST}. The file is damaged, or its columns are in another order; that of an array [E, 4] is t, x, y, p."
+            )
     p, coding = polarity(columns["p"], name, one_is_off)
     remarks = ("with the polarities 1 and 2, read as OFF and ON",) if coding >> POLARITIES.index(2) & 1 else ()
-    return Events(integers["t"], integers["x"].astype(np.int32), integers["y"].astype(np.int32), p, remarks=remarks, coding=coding)
+    x, y = integers["x"].astype(np.int32), integers["y"].astype(np.int32)
+    return Events(integers["t"], x, y, p, remarks=remarks, coding=coding, brim=(brim(columns["y"]), brim(columns["x"])))
+
+
+def brim(column: np.ndarray) -> int:
+    """Return how many numbers from 0 the type of a column holds, if it has the largest of them, beyond which they overflow; else WIDEST."""
+    highest = int(np.iinfo(column.dtype).max) if column.dtype.kind in "iu" else WIDEST
+    return highest + 1 if highest < WIDEST and int(column.max()) == highest else WIDEST
 
 
 def polarity(column: np.ndarray, name: str, one_is_off: bool) -> tuple[np.ndarray, int]:
@@ -238,14 +264,15 @@ def polarity(column: np.ndarray, name: str, one_is_off: bool) -> tuple[np.ndarra
 
 
 def check_times(column: np.ndarray, t: np.ndarray, name: str) -> None:
-    """Raise UserError if the times have overflowed the integer type in which they are stored, or run beyond what it holds."""
-    if column.dtype.kind in "iu" and column.dtype.itemsize < 8:
-        back = t[:-1] - t[1:]
-        if len(back) and int(back.max()) > 2 ** (8 * column.dtype.itemsize - 1):
-            i = int(back.argmax()) + 1
-            raise UserError(
-                f"{name}: t steps back from {t[i - 1]} to {t[i]} at event {i}: the times have overflowed {column.dtype}. Store int64."
-            )
+    """Raise UserError if the times have overflowed the integer type in which they are, or once were, stored."""
+    narrow = column.dtype.kind in "iu" and column.dtype.itemsize < 8
+    back = t[:-1] - t[1:]
+    if len(back) and int(back.max()) > (2 ** (8 * column.dtype.itemsize - 1) if narrow else LONGEST_STEP_BACK):
+        i = int(back.argmax()) + 1
+        raise UserError(
+            f"{name}: t steps back from {t[i - 1]} to {t[i]} at event {i}: the times have overflowed "
+            f"{column.dtype if narrow else 'a clock of 32 bits'}. {'Store int64' if narrow else 'Add its range to what follows'}."
+        )
 
 
 def count_back(column: np.ndarray) -> int:
@@ -254,19 +281,19 @@ def count_back(column: np.ndarray) -> int:
 
 
 def check_order(columns: dict[str, np.ndarray], name: str) -> None:
-    """Raise UserError if x or y looks like the time of the events, and t does not."""
-    steps = len(columns["t"]) - 1
-    if steps < 8:  # any order is possible by chance
+    """Raise UserError if x or y looks like the time of the events, and t like a coordinate: it is small, and steps back far more often."""
+    steps, back = len(columns["t"]) - 1, count_back(columns["t"])
+    if back == 0 or columns["t"].min() < 0 or columns["t"].max() >= WIDEST:
         return
-    back = {"t": count_back(columns["t"])}
-    if 4 * back["t"] <= steps:
-        return
-    back |= {key: count_back(columns[key]) for key in "xy"}
-    clock = min("xy", key=lambda key: back[key])
-    if 20 * back[clock] <= steps and columns[clock].max() > columns["t"].max():
+    times_back = {key: count_back(columns[key]) for key in "xy"}
+    clock = min("xy", key=lambda key: (times_back[key], -columns[key].max()))
+    likely = 20 * times_back[clock] <= steps and 4 * times_back[clock] < back
+    # Of a few events, coordinates may well increase by chance.
+    if likely and (steps >= 8 or columns[clock].max() > columns["t"].max()):
         raise UserError(
             f"{name}: the columns seem to be in another order: {clock} increases up to {columns[clock].max()}, as times do, but "
-            f"t decreases in {back['t']:,} of {steps:,} steps. The order of an array [E, 4] is t, x, y, p."
+            f"t decreases in {back:,} of {steps:,} steps. The order of an array [E, 4] is t, x, y, p; if it is this one, sort the events "
+            "by t."
         )
 
 
@@ -291,16 +318,23 @@ def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
     return t
 
 
+ZERO_EVENTS = 8
+"""Events of 0 bytes at the end of a file that no camera sends: one pixel cannot fire as often at time 0."""
+
+
 def count_events(data: bytes, start: int, event_size: int, name: str) -> int:
     """Return the number of events of `event_size` bytes after byte `start`.
 
-    Raises: UserError if there is none, or the last one is incomplete.
+    Raises: UserError if there is none, the last one is incomplete, or the last ones are 0 bytes.
     """
     count, rest = divmod(len(data) - start, event_size)
     if rest:
         raise truncation_error(name, len(data), f"the event that begins at byte {len(data) - rest} needs {event_size} bytes")
     if count == 0:
         raise UserError(f"{name}: holds no events (a header of {start} bytes and nothing after it). Copy or download it again.")
+    if not any(data[-ZERO_EVENTS * event_size :]) and count >= ZERO_EVENTS:
+        zeros = len(data) - start - len(data[start:].rstrip(b"\0"))
+        raise UserError(f"{name}: its last {zeros:,} bytes are 0, so it was not written to its end. Copy or download it again.")
     return count
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from snnexp.data.cache import Entry, Notes, Produce, Source, load_or_build_samples
 from snnexp.data.frames.aedat import in_words
 from snnexp.data.frames.event_frames import FrameForm
-from snnexp.data.frames.events import Events, check_sensor, frame
+from snnexp.data.frames.events import WIDEST, Events, check_sensor, frame
 from snnexp.data.source_files import File, map_files
 from snnexp.errors import UserError
 
 Parse = Callable[[bytes, str], Events]
-WIDEST = 8192  # pixels; the widest event cameras have some 3,000
 
 
 def load_or_build_frames(
@@ -86,7 +85,7 @@ def survey(root: Path, files: Sequence[File], parse: Parse, title: str, **settin
         if max(extent) > WIDEST:
             raise UserError(
                 f"{file.location}: events reach to {extent[1]}x{extent[0]} pixels (width x height); no sensor is wider than {WIDEST}. The "
-                "file is damaged, or its columns are in another order; that of an array [E, 4] is t, x, y, p."
+                "file is damaged."
             )
         return np.array([*extent, events.coding]).reshape(1, 1, 1, 3), np.array([file.label])
 

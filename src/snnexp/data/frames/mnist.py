@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -151,8 +152,8 @@ def parse_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(data) < start:
         raise UserError(f"{path}: breaks off at byte {len(data)}, within the header of {start}. Fetch it again.")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
-    if len(data) != start + int(np.prod(shape)):
-        raise UserError(f"{path}: holds {len(data)} bytes (unpacked), its header promises {start + int(np.prod(shape))}. Fetch it again.")
+    if len(data) != start + math.prod(shape):
+        raise UserError(f"{path}: holds {len(data)} bytes (unpacked), its header promises {start + math.prod(shape)}. Fetch it again.")
     array = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
     return array if dimensions > 1 else array.astype(np.int64)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_gr
 from snnexp.data.plain_pickle import encode_latin1
 from snnexp.data.source_files import File, find_files
 from snnexp.data.splits import SPLITS, carve, difference_in_words, sizes_in_words
+from snnexp.data.tables import real_number
 from snnexp.errors import MissingData, UserError
 from snnexp.untrusted.torch_files import load_plain
 
@@ -111,7 +112,7 @@ def read_split(file: File) -> np.ndarray:
     try:
         with torch.serialization.safe_globals(numpy_parts):
             split = load_plain(io.BytesIO(file.read()))
-        parts = {name: np.asarray(split[name], dtype=np.int64).reshape(-1) for name in split}
+        parts = {name: numbers_of_molecules(split[name]) for name in split}
         count = 1 + max(int(part.max(initial=-1)) for part in parts.values())
         split_of = np.full(count, -1, dtype=np.int8)
         for name, split_name in OFFICIAL.items():
@@ -126,6 +127,21 @@ def read_split(file: File) -> np.ndarray:
     return split_of
 
 
+def numbers_of_molecules(part: Any) -> np.ndarray:
+    """Return the numbers of the molecules in a part of the split, int64 [M].
+
+    Raises: ValueError for something else than whole numbers from 0, below `MOST`.
+    """
+    numbers = np.asarray(part).reshape(-1)
+    if numbers.dtype.kind not in "iu" and len(numbers):
+        raise ValueError(f"numbers of molecules of type {numbers.dtype}")
+    if len(numbers) and int(numbers.max()) >= MOST:
+        raise ValueError(f"a molecule with the number {numbers.max()}; at most {MOST:,} are read")
+    return numbers.astype(np.int64)
+
+
+MOST = 2**28
+"""Molecules of a table; the published one has 3.7 million."""
 LONGEST_LINE = 2**20
 """Characters of a line that are read at once: what is packed as one line of gigabytes must not fill the memory."""
 
@@ -164,10 +180,7 @@ def parse_gap(field: str, location: str) -> float:
 
     Raises: UserError if it is no finite number.
     """
-    try:
-        gap = float(field)
-    except ValueError:
-        gap = math.nan
-    if not math.isfinite(gap):
+    gap = real_number(field)
+    if gap is None:
         raise UserError(f"{location}: homolumogap is {field!r}, no finite number, though the split counts the molecule as labelled.")
     return gap

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from snnexp.data.cache import Notes, file_source
 from snnexp.data.graphs import molecules
@@ -15,7 +11,8 @@ from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_gr
 from snnexp.data.listing import natural_key
 from snnexp.data.source_files import SPLIT_FOLDERS
 from snnexp.data.splits import SPLITS, apportion, sizes_in_words
-from snnexp.errors import MissingData, UserError, nearest
+from snnexp.data.tables import find_columns, read_lines, real_number
+from snnexp.errors import MissingData, UserError
 
 
 class SmilesCSV(GraphSamples):
@@ -87,30 +84,18 @@ def read_table(path: Path, smiles: str, targets: Sequence[str], split: str | Non
 
     Raises: UserError with file and line for a field that is missing or no number.
     """
+    lines = read_lines(path)
+    _, header = next(lines, (1, []))
+    columns = find_columns(path, header, [smiles, *targets, *([split] if split is not None else [])])
     rows = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(table, [])]
-            names = [smiles, *targets, *([split] if split is not None else [])]
-            for name in names:
-                if name not in header:
-                    raise UserError(f"{path}:1: no column {name!r}; there are {', '.join(header) or 'none'}.{nearest(name, header)}")
-            columns = [header.index(name) for name in names]
-            for fields in table:
-                if not any(map(str.strip, fields)):
-                    continue
-                location = f"{path}:{table.line_num}"
-                if len(fields) != len(header):
-                    raise UserError(f"{location}: {len(fields)} fields; the header has {len(header)}.")
-                text, *values = (fields[place].strip() for place in columns)
-                part = -1 if split is None else SPLITS.index(parse_split(values.pop(), location, split))
-                y = parse_class(values[0], location, targets[0]) if classes else parse_numbers(values, location, targets)
-                rows.append((table.line_num, text, y, part))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no text in UTF-8 ({error}). Save it as UTF-8.") from error
-    except csv.Error as error:
-        raise UserError(f"{path}:{table.line_num}: no CSV ({error}).") from error
+    for line, fields in lines:
+        location = f"{path}:{line}"
+        if len(fields) != len(header):
+            raise UserError(f"{location}: {len(fields)} fields; the header has {len(header)}.")
+        text, *values = (fields[place] for place in columns)
+        part = -1 if split is None else SPLITS.index(parse_split(values.pop(), location, split))
+        y = parse_class(values[0], location, targets[0]) if classes else parse_numbers(values, location, targets)
+        rows.append((line, text, y, part))
     if not rows:
         raise UserError(f"{path}: holds no molecules, only {'a header' if header else 'nothing'}.")
     return rows
@@ -143,11 +128,7 @@ def parse_numbers(values: Sequence[str], location: str, columns: Sequence[str]) 
     """
     numbers = []
     for value, column in zip(values, columns, strict=True):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not abs(number) <= float(np.finfo(np.float32).max):
+        if (number := real_number(value)) is None:
             raise UserError(
                 f"{location}: column {column} is {value!r}, no finite number of 32 bits. Correct or remove the line; for classes give "
                 "dataset.classes=true task=graph_classification."

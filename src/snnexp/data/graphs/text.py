@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from snnexp.data.source_files import File
+from snnexp.data.tables import real_number, whole_number
 from snnexp.errors import UserError
 
 
@@ -41,21 +42,17 @@ def read_numbers_by_line(file: File, dtype: type[np.number], columns: int | None
 
     Raises: UserError that names the first line that is wrong.
     """
-    convert, kind = (int, "whole number of 64 bits") if dtype is np.int64 else (float, "number")
+    convert, kind = (whole_number, "whole number of 64 bits") if dtype is np.int64 else (real_number, "finite number of 32 bits")
     rows = []
     for line_number, line in numbered_lines(file):
-        fields = [field.strip() for field in line.split(",")]
+        fields = line.split(",")
         columns = columns or len(fields)
         if len(fields) != columns:
             raise UserError(f"{file.location}:{line_number}: {len(fields)} columns ({line[:60]!r}); there must be {columns}.")
-        for field in fields:
-            try:
-                if convert is int and not -(2**63) <= int(field) < 2**63:
-                    raise ValueError
-                convert(field)
-            except ValueError:
-                raise UserError(f"{file.location}:{line_number}: {field[:60]!r} is no {kind}.") from None
-        rows.append([convert(field) for field in fields])
+        numbers = [convert(field) for field in fields]
+        if None in numbers:
+            raise UserError(f"{file.location}:{line_number}: {fields[numbers.index(None)].strip()[:60]!r} is no {kind}.")
+        rows.append(numbers)
     return np.array(rows, dtype=dtype)
 
 

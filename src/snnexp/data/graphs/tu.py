@@ -16,6 +16,7 @@ from snnexp.data.graphs.text import line_of, numbered_lines, read_column, read_n
 from snnexp.data.listing import LeftOut, list_folder, without_ending
 from snnexp.data.source_files import SPLIT_FOLDERS, File, places_with_files, subfolders
 from snnexp.data.splits import SPLITS, apportion, difference_in_words, fold, sizes_in_words
+from snnexp.data.tables import whole_number
 from snnexp.errors import MissingData, UserError
 
 NOT_DATA = {"readme", "README", "label_readme"}  # names of files that only explain the others
@@ -318,9 +319,10 @@ class RawSet:
             split = SPLIT_FOLDERS.get(match[1].lower()) if match else None
             if split is None:
                 raise UserError(f"{file.location}:{line_number}: {line!r}; a line is a name (train, val or test), first and last graph.")
-            first, last = int(match[2]) - 1, int(match[3])
+            first, last = (whole_number(number) or 0 for number in match.groups()[1:])
+            first -= 1
             if not 0 <= first < last <= count:
-                raise UserError(f"{file.location}:{line_number}: graphs {first + 1} to {last}; the set has 1 to {count}.")
+                raise UserError(f"{file.location}:{line_number}: graphs {match[2][:20]} to {match[3][:20]}; the set has 1 to {count}.")
             if (assigned := part[first:last] >= 0).any():
                 raise UserError(f"{file.location}:{line_number}: graph {first + int(assigned.argmax()) + 1} is in two splits.")
             part[first:last] = SPLITS.index(split)

@@ -18,6 +18,7 @@ from snnexp.data.graphs.graphs import GraphChunk, GraphSamples, load_or_build_gr
 from snnexp.data.plain_pickle import PlainUnpickler, encode_latin1
 from snnexp.data.source_files import File, find_files
 from snnexp.data.splits import SPLITS, difference_in_words, sizes_in_words
+from snnexp.data.tables import LARGEST, whole_number
 from snnexp.errors import MissingData, UserError
 from snnexp.untrusted.pickles import check_pickle
 from snnexp.untrusted.torch_files import load_plain
@@ -100,9 +101,10 @@ def read_indices(file: File, count: int) -> list[int]:
     chosen = []
     for line_number, line in enumerate(file.read().decode("latin1").splitlines(), start=1):
         for field in filter(None, re.split(r"[\s,]+", line)):
-            if not field.isdigit() or int(field) >= count:
+            number = whole_number(field)
+            if number is None or not 0 <= number < count:
                 raise UserError(f"{file.location}:{line_number}: {field[:40]!r} is no number from 0 to {count - 1}. Fetch it again.")
-            chosen.append(int(field))
+            chosen.append(number)
     if not chosen:
         raise UserError(f"{file.location}: empty. Remove it and fetch it again.")
     return chosen
@@ -118,14 +120,15 @@ def make_chunk(molecules: Sequence[tuple[int, Any]], location: str, part: int) -
         place = f"{location}: molecule {number}"
         if not isinstance(molecule, dict) or not {"atom_type", "bond_type", TARGET} <= molecule.keys():
             raise UserError(f"{place} has not the entries atom_type, bond_type and {TARGET}. Fetch the file again.")
-        kinds, adjacency, target = (array_of(molecule[key], place) for key in ("atom_type", "bond_type", TARGET))
+        kinds, adjacency = (whole_numbers(array_of(molecule[key], place), f"{place}: {key}") for key in ("atom_type", "bond_type"))
+        target = array_of(molecule[TARGET], place)
         kinds, n = kinds.reshape(-1), kinds.size
         if not n or kinds.min() < 0 or kinds.max() >= ATOMS:
             raise UserError(f"{place} has {n} atoms, of kinds {sorted(set(kinds.tolist()))}; needed is one of 0 to {ATOMS - 1} at least.")
         if adjacency.shape != (n, n) or adjacency.min() < 0 or adjacency.max() >= BONDS:
             raise UserError(f"{place}: bonds of shape {adjacency.shape} for {n} atoms, or of a kind not in 0 to {BONDS - 1}.")
-        if target.size != 1 or not np.isfinite(target).all():
-            raise UserError(f"{place}: the target is {target.tolist()}, not one finite number.")
+        if target.size != 1 or target.dtype.kind not in "iuf" or not abs(float(target.reshape(()))) <= LARGEST:
+            raise UserError(f"{place}: the target is {str(target.tolist())[:60]}, not one finite number of 32 bits.")
         pairs = np.argwhere(adjacency)
         atoms.append(kinds)
         edges.append(pairs)
@@ -143,6 +146,16 @@ def make_chunk(molecules: Sequence[tuple[int, Any]], location: str, part: int) -
     )
 
 
+def whole_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Return values that are whole numbers.
+
+    Raises: UserError for others.
+    """
+    if values.dtype.kind not in "iuf" or (values.dtype.kind == "f" and not (values == np.floor(values)).all()):
+        raise UserError(f"{what} is not in whole numbers (type {values.dtype}). Fetch the file again.")
+    return values
+
+
 class StoredTensor:
     """A tensor of a pickle, still as the bytes it was written in: a pickle holds many more tensors than are needed."""
 
@@ -156,7 +169,7 @@ def array_of(value: Any, location: str) -> np.ndarray:
     Raises: UserError for anything else.
     """
     if isinstance(value, int | float):
-        return np.array(value)
+        return np.asarray(value)  # of Python objects beyond 64 bits
     try:
         storage = load_plain(io.BytesIO(value.storage))
         if math.prod(value.size) > len(value.storage):  # strides of 0 would make any size of a few bytes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,14 @@ from snnexp.data.source_files import SPLIT_FOLDERS
 from snnexp.data.splits import SPLITS, divide, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.stay_arrays import FaultCounter, StayChunk, folder_source, load_or_build_stays, omissions_in_words
+from snnexp.data.tables import find_columns, read_lines, real_number
 from snnexp.errors import MissingData, UserError
 
 ENDING = ".parquet"
 MOST_VARIABLES = 1 << 16
 AT_ONCE = 500
+LATEST = 2**24
+"""Minutes, 31 years; later ones, such as those since 1970, are not exact in 32 bits."""
 NEEDED = ("variable", "value", "minute")
 HELP = (
     "Needed are Parquet files <id>.parquet with the columns variable, value, minute and perhaps set_index, in DIR/{train,valid,test}/, in "
@@ -221,10 +224,15 @@ def read_events(path: Path, numbers: dict[str, int], notes: Notes, skip: FaultCo
         group = table["set_index"].cast(pa.float64()).to_numpy() if grouped else minute
     except (pa.ArrowException, OSError) as error:
         return skip(fault, f"{path}: cannot be read ({str(error).splitlines()[0]}).")
-    faulty = ~(np.isfinite(minute) & np.isfinite(group)) | names.is_null().to_numpy(zero_copy_only=False)
+    nameless = names.is_null().to_numpy(zero_copy_only=False) | (names.to_numpy(zero_copy_only=False) == "")
+    late = np.abs(minute) > LATEST
+    faulty = ~(np.isfinite(minute) & np.isfinite(group)) | late | nameless
     if faulty.any():
-        row = int(np.flatnonzero(faulty)[0])
-        message = f"{path}: row {row} (counted from 0) has no variable, no minute or no set_index."
+        row = int(faulty.argmax())
+        what = "has no variable, no minute or no set_index"
+        if late[row]:
+            what = f"lies at minute {minute[row]:g}, but minutes are counted from the admission"
+        message = f"{path}: row {row} (counted from 0) {what}."
         skip("malformed rows", message, int(faulty.sum()))
     missing, infinite = np.isnan(value) & ~faulty, np.isinf(value) & ~faulty
     infinite |= np.abs(value) > np.finfo(np.float32).max
@@ -243,24 +251,18 @@ def read_events(path: Path, numbers: dict[str, int], notes: Notes, skip: FaultCo
     return StayEvents(variable=variable[order], value=value[keep][order], minute=last_minute[group][order], group=group[order])
 
 
-def read_table(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield the location and the fields `columns` of each line of a CSV file.
 
     Raises: UserError that names file and line for a column or a field that is missing.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(file)
-            header = [name.strip() for name in next(table, [])]
-            if missing := [name for name in columns if name not in header]:
-                raise UserError(f"{path}:1: no column {', '.join(missing)}; there are {', '.join(header) or 'none'}.")
-            places = [header.index(name) for name in columns]
-            for fields in filter(None, table):
-                if len(fields) != len(header):
-                    raise UserError(f"{path}:{table.line_num}: {len(fields)} fields; the header has {len(header)}.")
-                yield f"{path}:{table.line_num}", [fields[place].strip() for place in places]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no text in UTF-8 ({error}). Save it as UTF-8.") from error
+    lines = read_lines(path)
+    _, header = next(lines, (1, []))
+    places = find_columns(path, header, columns)
+    for line, fields in lines:
+        if len(fields) != len(header):
+            raise UserError(f"{path}:{line}: {len(fields)} fields; the header has {len(header)}.")
+        yield f"{path}:{line}", [fields[place] for place in places]
 
 
 def read_outcomes(path: Path, skip: FaultCounter) -> dict[str, int]:
@@ -270,7 +272,8 @@ def read_outcomes(path: Path, skip: FaultCounter) -> dict[str, int]:
     """
     outcome_of: dict[str, int] = {}
     for location, (stay_id, text) in read_table(path, ("ts_id", "in_hospital_mortality")):
-        stay_id = stay_id.removesuffix(".0")  # a table with a gap in a column of whole numbers is often saved as 7.0
+        if re.fullmatch(r"[0-9]+\.0", stay_id):  # a table with a gap in a column of whole numbers is often saved as 7.0
+            stay_id = stay_id.removesuffix(".0")
         label = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(text)
         if label is None or outcome_of.get(stay_id, label) != label:
             message = f"{location}: in_hospital_mortality of {stay_id} is {text!r}; it must be 0 or 1, and the same if twice."
@@ -285,13 +288,13 @@ def read_statistics(path: Path) -> dict[str, tuple[float, float]]:
 
     Raises: UserError that names file and line for anything but a finite number, or a deviation below 0.
     """
-    statistics = {}
+    statistics: dict[str, tuple[float, float]] = {}
     for location, (name, *texts) in read_table(path, ("variable", "mean", "std")):
-        try:
-            mean, std = map(float, texts)
-        except ValueError:
-            mean = std = np.nan
-        if not (np.isfinite(mean) and 0 <= std < np.inf):
-            raise UserError(f"{location}: mean {texts[0]!r} and std {texts[1]!r} of {name}; they must be finite numbers, std not below 0.")
-        statistics[name] = (mean, std)
+        mean, std = map(real_number, texts)
+        if mean is None or std is None or std < 0:
+            raise UserError(
+                f"{location}: mean {texts[0]!r} and std {texts[1]!r} of {name}; they must be finite numbers of 32 bits, std not below 0."
+            )
+        if statistics.setdefault(name, (mean, std)) != (mean, std):
+            raise UserError(f"{location}: {name} is there twice, with other numbers. Remove one of the lines.")
     return statistics

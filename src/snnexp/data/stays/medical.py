@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from snnexp.data.cache import Arrays, digest_of
 from snnexp.data.saved_state import floats, positive_number
 from snnexp.data.splits import SPLITS, rows_of, sizes_in_words
 from snnexp.data.stays.stay_arrays import Window, events_up_to_horizon, fingerprints, remove_variables, select_window, set_counts, used_sets
+from snnexp.data.tables import read_lines, real_number
 from snnexp.errors import MissingData, UserError
 
 CLASSES = ("survived", "died")
@@ -380,23 +380,24 @@ class MedicalStays(DataSet):
 def read_embeddings(path: Path) -> dict[str, np.ndarray]:
     """Return the vectors float32 [F] of a CSV file by name, its first column; a header is optional.
 
-    Raises: MissingData without a file, UserError with file and line for a value that is no number, or a vector of another length.
+    Raises: MissingData without a file, UserError with file and line for a value that is no number, a vector of another length, or a
+    second one of a name.
     """
     if not path.is_file():
         raise MissingData(f"dataset.embeddings={path}: no such file. Needed is a CSV file: a variable's name, then numbers, in each line.")
     vectors: dict[str, np.ndarray] = {}
     width = None
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.reader(file)
-        for name, *rest in filter(None, table):
-            try:
-                vector = np.array(rest, dtype=np.float32)
-            except ValueError:
-                if table.line_num == 1:
-                    continue  # a header
-                raise UserError(f"{path}:{table.line_num}: a value of {name!r} is no number.") from None
-            width = width or len(vector)
-            if len(vector) != width or not width or not np.isfinite(vector).all():
-                raise UserError(f"{path}:{table.line_num}: {name!r} has {len(vector)} numbers, not {width} finite ones.")
-            vectors[name.strip()] = vector
+    for line, (name, *rest) in read_lines(path):
+        numbers = [real_number(field) for field in rest]
+        if not vectors and rest and not any(number is not None for number in numbers):
+            continue  # a header
+        if None in numbers:
+            raise UserError(f"{path}:{line}: a value of {name!r} is no number of 32 bits ({rest[numbers.index(None)][:40]!r}).")
+        width = width or len(numbers)
+        if len(numbers) != width or not width:
+            needed = f"not {width} as the first name" if width else "but needed is a name, then numbers, with commas between them"
+            raise UserError(f"{path}:{line}: {name!r} has {len(numbers)} numbers, {needed}.")
+        vector = np.array(numbers, dtype=np.float32)
+        if not np.array_equal(vectors.setdefault(name, vector), vector):
+            raise UserError(f"{path}:{line}: {name!r} is there twice, with other numbers. Remove one of the lines.")
     return vectors

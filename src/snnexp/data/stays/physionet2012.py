@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import math
 import re
 import tarfile
@@ -24,6 +22,7 @@ from snnexp.data.splits import apportion, carve, difference_in_words, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
 from snnexp.data.stays.stay_arrays import FaultCounter, StayChunk, folder_source, load_or_build_stays, omissions_in_words
+from snnexp.data.tables import find_columns, read_lines
 from snnexp.errors import MissingData, UserError, nearest
 from snnexp.untrusted import archives
 from snnexp.untrusted.trees import TooLarge
@@ -385,15 +384,15 @@ def read_outcomes(path: Path, skip: FaultCounter) -> dict[str, int]:
 
     Raises: UserError that names file and line for another value, if not skipped.
     """
-    table = csv.reader(io.StringIO(path.read_text(encoding="latin1")))
-    header = [name.strip() for name in next(table, [])]
+    lines = read_lines(path)
+    _, header = next(lines, (1, []))
     if "RecordID" not in header or OUTCOME not in header:
         raise UserError(f"{path}:1: no columns RecordID and {OUTCOME}; there are {', '.join(header) or 'none'}. Fetch it again.")
-    columns = header.index("RecordID"), header.index(OUTCOME)
+    record, outcome = find_columns(path, header, ("RecordID", OUTCOME))
     outcome_of: dict[str, int] = {}
-    for fields in filter(None, table):
-        if len(fields) != len(header) or fields[columns[1]].strip() not in ("0", "1"):
-            skip("malformed outcomes", f"{path}:{table.line_num}: {','.join(fields)[:60]!r}; {OUTCOME} must be 0 or 1.")
-            continue
-        outcome_of[fields[columns[0]].strip()] = int(fields[columns[1]])
+    for line, fields in lines:
+        if len(fields) != len(header) or fields[outcome] not in ("0", "1"):
+            skip("malformed outcomes", f"{path}:{line}: {','.join(fields)[:60]!r}; {OUTCOME} must be 0 or 1.")
+        elif outcome_of.setdefault(fields[record], int(fields[outcome])) != int(fields[outcome]):
+            skip("malformed outcomes", f"{path}:{line}: RecordID {fields[record]} is there twice, with another {OUTCOME}.")
     return outcome_of

@@ -28,6 +28,9 @@ REACH = 64
 BLOCK = 2**14
 """The number of pixels processed at a time, so that their data stay in the processor's cache."""
 
+ALIKE = 256
+"""So many bytes that are alike are no chance."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -139,16 +142,29 @@ def frames_in_dat(path: Path, height: int, width: int) -> int:
 
 
 def check_spikes(paths: Sequence[Path]) -> None:
-    """Raise UserError if the `.dat` files of a clip hold not a single spike, as a file does that was never written to its end."""
+    """Raise UserError if the `.dat` files of a clip hold not a single spike, as a file does that was never written to its end.
+
+    Or if one holds a pixel in each byte, 0 or 1.
+    """
     for path in paths:
         try:
             with open(path, "rb") as file:
                 while block := file.read(2**20):
-                    if block.strip(b"\0"):
+                    if filled := block.translate(None, b"\0"):
+                        check_packed(filled, path)
                         return
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
     raise UserError(f"{paths[0]}: holds not a single spike{' and neither do the others of its clip' * (len(paths) > 1)}. Copy it again.")
+
+
+def check_packed(filled: bytes, path: Path) -> None:
+    """Raise UserError if many bytes above 0 are all 1: these are pixels, not eight each, of which only the first ever fires."""
+    if len(filled) >= ALIKE and filled.count(1) == len(filled):
+        raise UserError(
+            f"{path}: its bytes are all 0 or 1, a pixel each as it seems; needed is 1 bit a pixel, 8 pixels a byte. Write it with "
+            "snnexp.data.video.spike_camera.write_dat."
+        )
 
 
 def open_dat(path: Path, height: int, width: int) -> Stream:
