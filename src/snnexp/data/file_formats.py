@@ -25,9 +25,14 @@ FORMATS = (
     (re.compile(rb"7z\xbc\xaf"), "7z"),
     (re.compile(rb"\x28\xb5\x2f\xfd"), "Zstandard"),
     (re.compile(rb"\x04\x22\x4d\x18"), "LZ4"),
-    (re.compile(rb"\x89PNG|\xff\xd8\xff[\xdb\xe0-\xef]|GIF8|II\*\x00|MM\x00\*"), "a picture"),
+    (re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.S), "a picture of HEIF"),
+    (re.compile(rb"\x00\x00\x00\x0cJXL "), "a picture of JPEG XL"),
+    (re.compile(rb"8BPS"), "a picture of Photoshop"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
+    (re.compile(rb"%PDF-"), "PDF"),
+    (re.compile(rb"\x89PNG|\xff\xd8\xff[\xdb\xe0-\xef]|GIF8|II[*+]\x00|MM\x00[*+]|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.S), "a picture"),
     (re.compile(rb"RIFF|.{4}ftyp|\x1a\x45\xdf\xa3", re.S), "a film"),
-    (re.compile(rb"(?:version|<!DOCTYPE|<html|<\?xml) ", re.I), "text"),
+    (re.compile(rb"(?:version |<!DOCTYPE |<html[ >]|<svg[ >]|<\?xml )", re.I), "text"),
     (re.compile(rb"[ \t]*[-+.\d]+(?:[ \t]*[,; \t][ \t]*[-+.\deE]+){2,}\r?\n"), "a table of text"),
 )
 

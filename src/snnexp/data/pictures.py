@@ -2,25 +2,103 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import warnings
-from typing import TYPE_CHECKING
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from snnexp.data.file_formats import format_of
 from snnexp.errors import UserError
+from snnexp.untrusted.archives import check_member
+from snnexp.untrusted.trees import TooLarge
 
 if TYPE_CHECKING:
     from PIL import Image
 
 DECODING = 2
 """The way pictures are decoded now; 1, of earlier runs: EXIF orientation ignored, and values of more than 8 bits cut off at 255."""
+FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
+"""The formats that are read, whatever a file's ending says; Pillow knows others, of which PostScript would be run as a program."""
+BROKEN = (OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error, zlib.error)
+"""What Pillow raises for broken pictures; SyntaxError is its word for a broken PNG."""
 ORIENTATION = 0x0112  # the EXIF tag
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-SEVERAL = "taken as the first of several in a file"
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 259, 262, 284, 339  # TIFF tags
+DEEP, DARK = "of more than 8 bits scaled", "of 16 bits almost black, below a sixteenth of the range (12 bits saved as 16?)"
+TURNED, SEVERAL = "turned upright by EXIF", "taken as the first of several in a file"
+TRANSPARENT = "with transparency, which is dropped"
 PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 CONVERTIBLE = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 SIXTEEN_BITS = ("PNG", "PPM", "TIFF", "JPEG2000")
 """Formats whose 16-bit pictures reach from 0, black, to the highest number, white; Pillow brings PPM's and JPEG 2000's to that."""
+
+# Pillow warns of EXIF that it cannot read, of pictures nearly too large, of palettes with transparency: nothing that changes what is read.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of one of FORMATS, of which only the header is read yet.
+
+    Raises: UserError if it cannot be read or decoded, or has too many pixels, or far more of them than its size can hold.
+    """
+    from PIL import Image
+
+    try:
+        # As a stream, because Pillow would map a file that it opened itself, and read some TIFF on their side wrongly.
+        with open(path, "rb") as file, Image.open(file, formats=known_formats()) as image:
+            unpacked = image.width * image.height * len(image.getbands()) // (8 if image.mode == "1" else 1)
+            check_member("it", unpacked, os.fstat(file.fileno()).st_size)
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{path}: no picture that can be read: {why_not_read(path)}. Replace it, by a PNG of 8 or 16 bits say, or remove it."
+        ) from error
+    except (Image.DecompressionBombError, TooLarge, MemoryError) as error:
+        raise UserError(f"{path} is too large for a picture ({error or 'not enough memory'}). Replace or remove it.") from error
+    except BROKEN as error:
+        raise UserError(
+            f"{path}: no whole picture, or packed in a way that Pillow does not know ({error}). Copy it again, or remove it."
+        ) from error
+
+
+def known_formats() -> list[str]:
+    """Return those of FORMATS that this Pillow reads: AVIF may be missing."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def why_not_read(path: Path) -> str:
+    """Return what a file is, or what Pillow dislikes about it, where Pillow cannot open it."""
+    from PIL import Image
+
+    with open(path, "rb") as file:
+        head = file.read(256)
+        name = format_of(head)
+        if not head or name not in (None, "a picture"):
+            return f"it is {name or 'empty'}"
+        for name in known_formats():
+            factory, accept = Image.OPEN[name]
+            if accept and accept(head[:16]):
+                return f"a {name} of a kind that Pillow does not read, or a broken one ({complaint(factory, file)})"
+    return f"it begins like none of {', '.join(known_formats())}"
+
+
+def complaint(factory: type[Image.Image], file: BinaryIO) -> str:
+    """Return why a class of Pillow's for one format cannot open a file."""
+    file.seek(0)
+    try:
+        factory(file, "").close()
+    except BROKEN as error:
+        return f"unknown number {error}" if isinstance(error, KeyError) else str(error)
+    return "unknown reason"
 
 
 def check_decoding(decoding: int) -> None:
@@ -38,15 +116,30 @@ def convert(image: Image.Image, mode: str, decoding: int, location: str, changes
     """
     if decoding == 1:
         return image.convert(mode)
-    several = changes is not None and getattr(image, "is_animated", False)
+    facts = {SEVERAL: changes is not None and getattr(image, "is_animated", False), DEEP: is_deep(image)}
     image.load()  # a PNG may say its orientation behind its pixels
     turn = orientation(image)
     eight = eight_bits(image, location)
-    if changes is not None:
-        facts = {"of more than 8 bits scaled": eight is not image, "turned upright by EXIF": turn is not None, SEVERAL: several}
-        changes += [text for text, holds in facts.items() if holds]
     converted = eight.convert(mode)
+    if changes is not None:
+        facts |= {TURNED: turn is not None, TRANSPARENT: is_transparent(image)}
+        facts[DARK] = facts[DEEP] and 0 < np.max(converted.getextrema()) < 16
+        changes += [text for text, holds in facts.items() if holds]
     return converted if turn is None else converted.transpose(turn)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether a picture that is not loaded yet has more than 8 bits a channel."""
+    if image.format == "TIFF":
+        return max(_numbers(image.tag_v2, BITS, 1)) > 8
+    # Pillow brings 16 bits of a colour to 8 itself; only what its decoder is told still says so.
+    return image.mode.startswith("I") or (image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether any part of a picture is transparent."""
+    bands = image.getbands()
+    return "transparency" in image.info or (bands[-1] in "Aa" and image.getchannel(len(bands) - 1).getextrema()[0] < 255)
 
 
 def eight_bits(image: Image.Image, location: str) -> Image.Image:
@@ -60,10 +153,17 @@ def eight_bits(image: Image.Image, location: str) -> Image.Image:
     kind = max(_numbers(tags, SAMPLE_FORMAT, 1))
     if kind > 1 or image.mode == "F":
         refuse(image, location, "signed whole" if kind == 2 else "floating-point")
+    if max(_numbers(tags, BITS, 1)) > 8 and _numbers(tags, PLANAR, 1)[0] == 2 and _numbers(tags, COMPRESSION, 1)[0] == 1:
+        raise UserError(
+            f"{location}: its channels of more than 8 bits lie one after the other (TIFF, planar configuration 2, no compression), "
+            "which Pillow reads wrongly. Save it with the channels of a pixel together (planar configuration 1)."
+        )
     if image.mode in CONVERTIBLE:
         return image
     if image.format not in SIXTEEN_BITS or not (image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")):
-        refuse(image, location, "32-bit" if image.mode == "I" else image.mode)
+        if image.mode == "I":
+            refuse(image, location, "32-bit")
+        raise UserError(f"{location}: a picture of mode {image.mode} ({image.format}), which is not read. Save it in RGB or grey.")
     bits, black_is_high = min(_numbers(tags, BITS, 16)[0], 16), _numbers(tags, PHOTOMETRIC, 1)[0] == 0
     # The higher byte, which is what Pillow takes of the 16 bits of a colour picture: grey is the same in both.
     values = (np.asarray(image).astype(np.uint32) >> (bits - 8)).clip(max=255).astype(np.uint8)
@@ -101,10 +201,8 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
     if image.format == "PNG" and not PNG_EXIF & image.info.keys():  # Pillow would decode all of it to look behind the pixels
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return turns.get(image.getexif().get(ORIENTATION))
-    except Exception:  # whatever Pillow meets in a broken EXIF: it says nothing then, as other programs take it
+        return turns.get(image.getexif().get(ORIENTATION))
+    except BROKEN:  # a broken EXIF says nothing then, as other programs take it
         return None
 
 

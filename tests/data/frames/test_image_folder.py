@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from snnexp import cli
 from snnexp.config import fill_in_earlier
+from snnexp.data import pictures
+from snnexp.data.frames import image_folder
 from snnexp.data.frames.image_folder import ImageFolder
 from snnexp.errors import MissingData, UserError
 
@@ -50,10 +53,32 @@ def test_grey_and_colour_are_converted(tmp_path: Path) -> None:
 def test_damaged_image_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.png", np.random.default_rng(0).integers(0, 256, (32, 32, 3)))
     data = (tmp_path / "a" / "1.png").read_bytes()
-    for broken in (data[:-200], b"", b"no image"):
+    for broken, words in ((data[:-200], "no whole picture"), (b"", "no picture .* it is empty"), (b"no image", "no picture")):
         (tmp_path / "a" / "2.png").write_bytes(broken)
-        with pytest.raises(UserError, match=rf"a/2\.png: not a whole image, {len(broken)} bytes"):
+        with pytest.raises(UserError, match=rf"a/2\.png: {words}"):
             ImageFolder(root=tmp_path, size=32)
+
+
+def test_enormous_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        write(tmp_path / "ab"[i % 2] / f"{i}.png", np.full((8, 8), 10 * i))
+    now, most = [], []
+
+    def slowly(*rest: object) -> Image.Image:
+        now.append(1)
+        most.append(len(now))
+        time.sleep(0.01)
+        now.pop()
+        return pictures.convert(*rest)
+
+    monkeypatch.setattr(image_folder, "convert", slowly)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    ImageFolder(root=tmp_path, size=8)
+    assert max(most) > 1
+    most.clear()
+    monkeypatch.setattr(image_folder, "ENORMOUS", 63)
+    samples = ImageFolder(root=tmp_path, size=9).entry.samples
+    assert most == [1] * 12 and sorted(samples[:, 0, 0, 0].tolist()) == [10 * i for i in range(12)]
 
 
 def test_no_root() -> None:

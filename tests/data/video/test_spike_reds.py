@@ -138,7 +138,7 @@ def test_another_truth_or_key_is_another_sample_of_a_stream_that_was_seen(root: 
 
 def test_an_enormous_picture_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 3)
-    with pytest.raises(UserError, match=r"a_key_id31\.png is too large for a picture of a video \(.*1920 pixels"):
+    with pytest.raises(UserError, match=r"a_key_id31\.png is too large for a picture \(.*1920 pixels"):
         SpikeREDS(root=root, **SMALL)
 
 
@@ -174,6 +174,15 @@ def test_wrong_files_are_named(root: Path) -> None:
         SpikeREDS(root=root, **SMALL)
     png.write_bytes(picture[:100])
     with pytest.raises(UserError, match=r"b_key_id31\.png: no whole picture"):
+        SpikeREDS(root=root, **SMALL)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(png, exif=exif)
+    content = png.read_bytes()
+    at = content.index(b"eXIf") - 4
+    behind = at + 12 + int.from_bytes(content[at : at + 4], "big")
+    png.write_bytes(content[:at] + content[behind:-12] + content[at:behind] + content[-12:])  # behind the pixels
+    with pytest.raises(UserError, match=r"b_key_id31\.png says only behind its pixels that it lies on its side"):
         SpikeREDS(root=root, **SMALL)
     png.unlink()
     with pytest.raises(UserError, match=r"b_key_id31\.dat has no sharp picture .*b_key_id31\.png"):

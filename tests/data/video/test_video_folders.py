@@ -140,7 +140,7 @@ def test_an_enormous_frame_is_named_and_not_decoded(tmp_path: Path, monkeypatch:
         with pytest.raises(UserError, match=r"blur/000002\.png has 100 x 100 pixels; the clip's first frame has 16 x 12"):
             view.__getitems__([(0, 0)])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(UserError, match=r"blur/000002\.png is too large for a picture of a video \(.*10000 pixels"):
+    with pytest.raises(UserError, match=r"blur/000002\.png is too large for a picture \(.*10000 pixels"):
         view.__getitems__([(0, 0)])
     second.rename(tmp_path / "test" / "a" / "blur" / "000001.png")
     (tmp_path / "test" / "a" / "sharp" / "000002.png").unlink()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from snnexp.data.cache import Notes, load_or_build_samples
 from snnexp.data.frames.augment import FrameAugmentation
 from snnexp.data.frames.still_images import StillImages, check_size
-from snnexp.data.pictures import DECODING, check_decoding, convert
+from snnexp.data.pictures import DECODING, check_decoding, convert, open_picture
 from snnexp.data.source_files import File, find_class_folders, map_files
 from snnexp.data.splits import consecutive_rows, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}
+ENORMOUS = 2**25
+"""Pixels beyond which a picture is decoded while no other one is, so that memory holds only one: the largest takes 2 GB."""
+ALONE = Lock()
 
 
 class ImageFolder(StillImages):
@@ -32,7 +36,7 @@ class ImageFolder(StillImages):
     Augmentation of training samples: the arguments of FrameAugmentation with the same names.
     `mean` and `std` per channel for values 0..1; None measures them on the training part.
 
-    Raises: MissingData if there are no class folders, UserError for a file that is no complete image.
+    Raises: MissingData if there are no class folders, UserError for a file that is no complete image, or has no natural range.
     """
 
     def __init__(
@@ -119,16 +123,11 @@ class ImageFolder(StillImages):
 def middle_square(file: File, size: int, mode: str, decoding: int, changes: list[str]) -> np.ndarray:
     """Return the middle square of an image, uint8 [C, size, size]; `changes` as of `convert`.
 
-    Raises: UserError if the file is no complete image that Pillow can read, or has no natural range.
+    Raises: UserError as `open_picture` and `convert` do.
     """
     from PIL import Image, ImageOps
 
-    data = file.read()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # ImageOps.fit scales to cover the square and cuts evenly; Pillow's BILINEAR is antialiased when it shrinks.
-            fitted = ImageOps.fit(convert(image, mode, decoding, file.location, changes), (size, size), method=Image.Resampling.BILINEAR)
-            pixels = np.asarray(fitted, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file.location}: not a whole image, {len(data)} bytes ({error}). Replace or remove it.") from error
-    return pixels.reshape(size, size, -1).transpose(2, 0, 1)
+    with open_picture(file.path) as image, ALONE if image.width * image.height > ENORMOUS else nullcontext():
+        # ImageOps.fit scales to cover the square and cuts evenly; Pillow's BILINEAR is antialiased when it shrinks.
+        fitted = ImageOps.fit(convert(image, mode, decoding, file.location, changes), (size, size), method=Image.Resampling.BILINEAR)
+        return np.asarray(fitted, dtype=np.uint8).reshape(size, size, -1).transpose(2, 0, 1)

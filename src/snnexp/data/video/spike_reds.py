@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.data.listing import LeftOut, list_folder
-from snnexp.data.pictures import DECODING, orientation
+from snnexp.data.pictures import DECODING, open_picture
 from snnexp.data.saved_state import positive_number
 from snnexp.data.source_files import files_by_stem
 from snnexp.data.video.clips import ClipAugmentation, Recording, Sample, VideoClips
 from snnexp.data.video.spike_camera import Box, Representation, Stream, check_spikes, open_dat, tfp_of
-from snnexp.data.video.video_folders import open_picture, picture_size
+from snnexp.data.video.video_folders import decode_picture, picture_size
 from snnexp.errors import MissingData, UserError
 
 DEFAULT_GAIN = 425 / 255
@@ -40,7 +40,7 @@ class KeyStream(Recording):
         self.size = picture_size(png, DECODING)
         self.stream = open_dat(dat, *self.size)  # before the picture is decoded, in case its header claims an enormous one
         check_spikes([dat])
-        self.truth = read_grey(png)
+        self.truth = read_grey(png, self.size)
         self.shortest = self.stream.count
         key = re.search(r"_id(\d+)$", dat.stem)
         if key is None:
@@ -239,14 +239,12 @@ def find_streams(root: Path, left_out: LeftOut) -> tuple[list[tuple[str, Path, P
     return streams, unpaired
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """Return a grey picture uint8 [H, W].
+def read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Return a grey picture of `size` (height, width), uint8 [H, W].
 
     Raises: UserError if it cannot be read or is not grey with 8 bits.
     """
     with open_picture(path) as image:
         if image.mode != "L":
             raise UserError(f"{path} is a picture of mode {image.mode}; needed is one of 8-bit grey (mode L).")
-        image.load()
-        turn = orientation(image)
-        return np.asarray(image if turn is None else image.transpose(turn))
+    return decode_picture(path, size, DECODING, "L")[0]

@@ -6,18 +6,16 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from snnexp.data.cache import Arrays, Notes, file_source, load_or_build_arrays
 from snnexp.data.listing import LeftOut
-from snnexp.data.pictures import DECODING, check_decoding, convert, upright_size
+from snnexp.data.pictures import DECODING, check_decoding, convert, open_picture, upright_size
 from snnexp.data.progress import progress
 from snnexp.data.source_files import files_by_stem
 from snnexp.data.splits import difference_in_words
@@ -196,21 +194,6 @@ def find_pictures(folder: Path, left_out: LeftOut) -> dict[str, Path]:
     return pictures
 
 
-@contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture, of which only the header is read yet.
-
-    Raises: UserError if it cannot be read or decoded, or claims so many pixels that Pillow refuses it.
-    """
-    try:
-        with Image.open(path) as image:
-            yield image
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large for a picture of a video ({error}). Replace it.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # SyntaxError is Pillow's word for a broken PNG
-        raise UserError(f"{path}: no whole picture ({error}). Copy it again.") from error
-
-
 def picture_size(path: Path, decoding: int) -> tuple[int, int]:
     """Return height and width of a picture, upright, from its header.
 
@@ -225,18 +208,18 @@ def pixels_in_words(size: Sequence[int]) -> str:
     return f"{size[1]} x {size[0]} pixels"
 
 
-def decode_picture(path: Path, size: tuple[int, int], decoding: int) -> np.ndarray:
-    """Return a picture uint8 [3, H, W].
+def decode_picture(path: Path, size: tuple[int, int], decoding: int, mode: str = "RGB") -> np.ndarray:
+    """Return a picture uint8 [3, H, W], or [1, H, W] of `mode` L.
 
     Raises: UserError as `open_picture` does, or if it has not the `size` (height, width) of the other frames, or no natural range.
     """
     with open_picture(path) as image:
         if (header := upright_size(image, decoding)) != size:  # by the header, before an enormous one is decoded
             raise UserError(f"{path} has {pixels_in_words(header)}; the clip's first frame has {pixels_in_words(size)}.")
-        converted = convert(image, "RGB", decoding, str(path))
+        converted = convert(image, mode, decoding, str(path))
         if converted.size[::-1] != size:
             raise UserError(f"{path} says only behind its pixels that it lies on its side. Save it upright.")
-        return np.asarray(converted).transpose(2, 0, 1)
+        return np.asarray(converted).reshape(*size, -1).transpose(2, 0, 1)
 
 
 class VideoFolders(VideoClips):
