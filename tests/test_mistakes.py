@@ -166,11 +166,13 @@ def test_an_error_inside_training_saves_and_tells_where(said, tmp_path, monkeypa
     assert (tmp_path / "outputs/run/checkpoints/checkpoint_error.pth").exists()
 
 
-def test_batch_norm_over_one_value_is_told_with_a_remedy(said, tmp_path):
-    message = said("train", *TINY, "T=1", "limit_train=17", "model=vggsnn_woap", "exp_name=run", code=2)
-    assert "Expected more than 1 value per channel" in message and "no batch, the last one neither, has one sample" in message
-    status = json.loads((tmp_path / "outputs/run/status.json").read_text())
-    assert (status["state"], status["exit_code"]) == ("failed", 2)
+def test_a_batch_too_small_for_batch_norm_is_told_before_the_run(said, tmp_path):
+    words = [*TINY, "T=1", "limit_train=17", "model=vggsnn_woap", "batch_size=16", "exp_name=run"]
+    message = said("train", *words, code=2)
+    assert "batch_size=16: 17 training samples leave a batch of one sample" in message and "Take batch_size=15 or 17" in message
+    assert not (tmp_path / "outputs").exists()
+    for number, word in enumerate(["batch_size=17", "T=2", "limit_train=18", "model=vggsnn"]):  # vggsnn normalises before it pools
+        said("train", *words, word, "epochs=1", f"exp_name=run{number}")
 
 
 def test_a_full_disk_keeps_what_was_written(environment, tmp_path):

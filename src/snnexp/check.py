@@ -19,7 +19,7 @@ from snnexp.engine.fitting.samples import check_digest, check_split
 from snnexp.engine.pruning.start import check_pruning
 from snnexp.engine.weights import transfer
 from snnexp.errors import UserError
-from snnexp.first_pass import check_first_pass
+from snnexp.first_pass import check_first_pass, check_smallest_batch
 from snnexp.parts import instantiate, make_data, make_model, make_pruner, make_task
 from snnexp.pruning import surgery
 from snnexp.rundir import RunDir
@@ -64,6 +64,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         check_pruning(settings, model, data)
     batch = check_splits(settings, data, schedule_observes=conformance.overrides(schedule, Schedule, "observe"))
     check_first_pass(settings, data, batch, device)
+    if trains(settings):
+        check_smallest_batch(settings, data, batch)
     if settings["init_from"] is not None and not begun:
         transfer.fit(model, settings["init_from"], data, settings["init_partial"], only_evaluated=only_evaluates(settings))
 
@@ -128,6 +130,11 @@ def try_trackers_and_pruner(model: nn.Module, settings: dict[str, Any], task: Ta
 def only_evaluates(settings: dict[str, Any]) -> bool:
     """Return True if a run trains nothing, but only evaluates the weights that it is given."""
     return settings["epochs"] == 0 and "stages" not in settings
+
+
+def trains(settings: dict[str, Any]) -> bool:
+    """Return True if a run takes optimizer steps: it may also only evaluate given weights, or only prune."""
+    return settings["epochs"] > 0 and bool({"train", "finetune"} & set(settings.get("stages", ["train"])))
 
 
 def check_splits(settings: dict[str, Any], data: DataSet, schedule_observes: bool) -> Any:

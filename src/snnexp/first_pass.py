@@ -6,10 +6,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnexp import conformance, targets
 from snnexp.contracts import DataSet, Task
 from snnexp.data.first_batch import at, described, is_frames
+from snnexp.data.sampler import pool, smallest_share
 from snnexp.engine.state import random_state, restore_random_state
 from snnexp.errors import RunFailed, UserError
 from snnexp.parts import make_model, make_task
@@ -35,6 +37,47 @@ def check_first_pass(settings: dict[str, Any], data: DataSet, batch: Any, device
             raise
     finally:
         restore_random_state(before, cpu)
+
+
+def check_smallest_batch(settings: dict[str, Any], data: DataSet, batch: Any) -> None:
+    """Check that no batch of frames is too small for the model's batch norm, by training with the smallest on the CPU.
+
+    A batch of one sample leaves one value per channel where T is 1 and the layers before have pooled the picture to one pixel.
+    Raises: UserError that names batch sizes that fit.
+    """
+    count, size, devices = len(pool(data.splits["train"], settings["limit_train"])), settings["batch_size"], settings["devices"]
+    if not is_frames(data) or settings["sync_bn"] or smallest_share(count, size, devices) != 1:
+        return
+    x, *others = batch
+    single = (x.narrow(-4, 0, 1), *(each[:1] if isinstance(each, Tensor) else each for each in others))
+    if (error := norm_failure(settings, data, single)) is None:
+        return
+    candidates = range(max(2, size - 32), size + 33)
+    fitting = [each for each in candidates if smallest_share(count, each, devices) > 1]
+    near = sorted(sorted(fitting, key=lambda each: abs(each - size))[:2])
+    raise UserError(
+        f"batch_size={size}: {count} training samples{f' on {devices} devices' if devices > 1 else ''} leave a batch of one sample, which "
+        f"this model's batch norm cannot normalise ({error}). "
+        + (f"Take batch_size={' or '.join(map(str, near))}" if near else "Take more training samples")
+        + ", a larger T, or larger samples."
+    )
+
+
+def norm_failure(settings: dict[str, Any], data: DataSet, batch: Any) -> str | None:
+    """Return why batch norm cannot train with a batch, or None; any other error is not looked at, and the random state stays."""
+    cpu = torch.device("cpu")
+    before = random_state(cpu)
+    try:
+        task = make_task(settings)
+        model = make_model(settings, data, task).train()
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            with torch.no_grad():
+                task.loss(model, batch, step=0)
+    except Exception as error:  # of the user's own code, or of a kernel that only another device has
+        return str(error) if "Expected more than 1 value per channel" in str(error) else None
+    finally:
+        restore_random_state(before, cpu)
+    return None
 
 
 class PassFailed(UserError):

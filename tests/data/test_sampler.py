@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp.data.sampler import EvaluationBatches, TrainBatches, pool
+from snnexp.data.sampler import EvaluationBatches, TrainBatches, pool, smallest_share
 
 
 def epoch_of(world: int, *, count: int = 23, batch_size: int = 7, seed: int = 3, epoch: int = 2, start: int = 0) -> list[list[list]]:
@@ -68,6 +68,12 @@ def test_an_evaluation_holds_every_sample_once_in_order(count, batch_size, world
     assert [key for share in shares for batch in share for key in batch] == [(0, index) for index in range(count)]
     for share in shares:
         assert len(share) == len(list(share)) and all(0 < len(batch) <= max(1, batch_size // world) for batch in share)
+
+
+@pytest.mark.parametrize(("count", "batch_size", "world"), [(23, 7, 1), (22, 7, 2), (7, 7, 3), (5, 9, 2), (9, 2, 2), (29, 9, 2)])
+def test_the_smallest_share_is_that_of_the_batches(count, batch_size, world):
+    shares = [len(keys) for rank in epoch_of(world, count=count, batch_size=batch_size) for keys in rank]
+    assert smallest_share(count, batch_size, world) == min(shares)
 
 
 def test_a_pool_is_everything_or_a_fixed_choice():

@@ -30,6 +30,21 @@ def cut_points(sizes: np.ndarray, batch_size: int, budget: int, world: int) -> n
     return np.array(cuts)
 
 
+def plain_cuts(count: int, batch_size: int, world: int) -> np.ndarray:
+    """Return where to cut `count` samples into batches of `batch_size`, [batches + 1]; a last one that not each rank shares is left out."""
+    return without_scraps(np.append(np.arange(0, count, batch_size), count), batch_size, world)
+
+
+def without_scraps(cuts: np.ndarray, batch_size: int, world: int) -> np.ndarray:
+    """Return the cuts without the last batch if it has fewer samples than there are ranks."""
+    return cuts[:-1] if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(world, batch_size) else cuts
+
+
+def smallest_share(count: int, batch_size: int, world: int) -> int:
+    """Return the least number of samples that a rank gets of a batch, when `count` samples are cut by number alone."""
+    return int(np.diff(plain_cuts(count, batch_size, world)).min(initial=count)) // world
+
+
 BUCKET_BATCHES = 32
 """Number of batches whose samples are sorted by length together: similar lengths meet, but not the same samples in every epoch."""
 
@@ -100,11 +115,10 @@ class TrainBatches:
         """Return where the epoch's order is cut into batches, [batches + 1]."""
         if self._cut is None or (self.sizes is not None and self._cut[0] != self.epoch):
             if self.sizes is None:
-                cuts = np.append(np.arange(0, self.count, self.batch_size), self.count)
+                cuts = plain_cuts(self.count, self.batch_size, self.world)
             else:
                 cuts = cut_points(self.sizes[self.order()], self.batch_size, self.budget, self.world)
-            if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(self.world, self.batch_size):
-                cuts = cuts[:-1]
+                cuts = without_scraps(cuts, self.batch_size, self.world)
             self._cut = self.epoch, cuts
         return self._cut[1]
 

@@ -68,9 +68,10 @@ def uniform_draws(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int
     A counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014): no state, so any sample can be drawn by any worker, in any
     order, after any restart.
     """
-    key = mix_bits(mix_bits(np.uint64(seed % 2**64) + GOLDEN) ^ epochs.astype(np.uint64))
-    key = mix_bits(mix_bits(key + GOLDEN) ^ indices.astype(np.uint64))
-    counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    with np.errstate(over="ignore"):  # as in mix_bits
+        key = mix_bits(mix_bits(np.uint64(seed % 2**64) + GOLDEN) ^ epochs.astype(np.uint64))
+        key = mix_bits(mix_bits(key + GOLDEN) ^ indices.astype(np.uint64))
+        counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return (mix_bits(key[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
