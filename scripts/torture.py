@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from attacks import configurations, forks, processes, readers, runs, samples
@@ -26,6 +26,9 @@ NUMBERS = {
     "configurations": (4, 400),
 }  # fmt: skip
 """Attempts at each subject, without and with --full."""
+
+WEIGHTS = ("zip", "before torch 1.6", "safetensors")
+"""The forms of files of weights."""
 
 SHOWN = 5
 """Faults of each subject that are printed."""
@@ -122,19 +125,24 @@ def read_files(number: int, full: bool, seed: int, folder: Path, only: str) -> I
     """Change files of each format, of a checkpoint and of a run, and read them."""
     folder.mkdir(parents=True)
 
-    def trained(root: Path) -> dict:
-        root.mkdir()
-        if not (folder / "trained").exists():
-            words = [*runs.SYSTEMS["graphs (spiking_gnn)"], "epochs=1", f"output_dir={folder}", "exp_name=trained"]
+    def trained(name: str, root: Path) -> dict:
+        run = folder / name.split()[0]
+        if not run.exists():
+            words = [*runs.SYSTEMS[name], f"output_dir={folder}", f"exp_name={run.name}"]
             ended = forks.command(["train", *words], folder)
             if ended.code:
                 sys.exit(ended.output)
-        shutil.copytree(folder / "trained", root, dirs_exist_ok=True)
+        shutil.copytree(run, root)
         shutil.copyfile(root / "checkpoints/checkpoint_latest.pth", root / "sound.pth")
         return {}
 
-    subjects = {name: (make, readers.read_set, "*") for name, make in samples.SETS.items()}
-    subjects |= {"checkpoint": (trained, readers.read_checkpoint, "checkpoint_latest.pth"), "run": (trained, readers.read_run, "*.json*")}
+    subjects = {name: (make, readers.read_set, ["*"]) for name, make in samples.SETS.items()}
+    subjects |= {f"weights ({form})": (partial(samples.weights, form=form), readers.read_weights, ["*"]) for form in WEIGHTS}
+    graphs = partial(trained, "graphs (spiking_gnn)")
+    subjects["checkpoint"] = graphs, readers.read_checkpoint, ["checkpoint_latest.pth"]
+    subjects["files of a run"] = graphs, readers.read_run, ["*.json*", "config.yaml"]
+    for name in ("pruning (spikformer)", "stays (seqset_vae)"):
+        subjects[f"records of {name}"] = partial(trained, name), readers.analyze_run, ["*.json*", "*.npz"]
     for name in chosen(subjects, only):
         make, read, files = subjects[name]
         tally = Tally("readers", name)

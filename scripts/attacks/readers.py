@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,46 @@ def read_run(node: dict[str, Any], root: Path) -> None:
     Raises: UserError.
     """
     from snnexp.analysis import reading, runs
+    from snnexp.composing import saved_yaml
     from snnexp.config import read_saved
 
     runs.load(root)
     list(reading.read_objects(root / "logs/metrics.jsonl"))
     read_saved(root / "config.json")
+    saved_yaml.read(root / ".hydra/config.yaml")
+
+
+def analyze_run(node: dict[str, Any], root: Path) -> None:
+    """Draw and report on a run.
+
+    Raises: UserError, RunFailed.
+    """
+    from snnexp.commands.analyze import analyze
+    from snnexp.rundir import RunDir
+
+    analyze(RunDir(root))
+
+
+def read_weights(node: dict[str, Any], root: Path) -> None:
+    """Read the weights of another program.
+
+    Raises: UserError.
+    """
+    from snnexp.engine.weights import reading
+
+    for path in root.iterdir():
+        reading.read(path)
 
 
 def attack(
-    subject: str, make: Callable[[Path], dict[str, Any]], read: Callable[[dict[str, Any], Path], None], files: str, number: int,
+    subject: str, make: Callable[[Path], dict[str, Any]], read: Callable[[dict[str, Any], Path], None], files: Sequence[str],
+    number: int,
     chance: random.Random, folder: Path, tally: Tally,
 ) -> None:  # fmt: skip
-    """Read `number` sets, each with one of its `files` (a pattern) changed at random."""
+    """Read `number` sets, each with one of its `files` (patterns) changed at random."""
     origin = folder / subject.replace(" ", "_").replace("/", "_")
     node = make(origin)
-    paths = sorted(path.relative_to(origin) for path in origin.rglob(files) if path.is_file())
+    paths = sorted(path.relative_to(origin) for pattern in files for path in origin.rglob(pattern) if path.is_file())
     if (whole := tried(node, read, origin, folder)) != "read":
         tally.faults.append(f"the sound files are not read: {whole}")
         return

@@ -323,6 +323,21 @@ def video(root: Path, ending: str) -> Node:
     return {"_target_": target, "seed": 0, "frames": 3, "crop": 16, "window": 9, "bins": 3, "spike_source": "simulated", "sub_frames": 4}
 
 
+def weights(root: Path, form: str) -> Node:
+    """Write weights as other programs save them."""
+    import torch
+    from safetensors.torch import save_file
+
+    root.mkdir(parents=True)
+    entries = {"stem.weight": torch.ones(4, 3), "stem.bias": torch.zeros(4), "head.weight": torch.ones(2, 4)}
+    if form == "safetensors":
+        save_file(entries, root / "weights.safetensors")
+    else:
+        content = {"model": entries, "epoch": 3, "optimizer": {"state": {0: {"step": 5}}}}
+        torch.save(content, root / "weights.pth", _use_new_zipfile_serialization=form == "zip")
+    return {}
+
+
 SETS: dict[str, Callable[[Path], Node]] = {
     "events .aedat (2)": lambda root: event_folder(root, aedat2, "aedat"),
     "events .aedat (2, DAVIS346)": lambda root: event_folder(root, davis, "aedat"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from snnexp.engine.signals import STOP_SIGNALS, StopFlag, unhandled
+from snnexp.engine.signals import STOP_SIGNALS, StopFlag, interrupt_held_back, unhandled
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -78,3 +78,19 @@ def test_a_process_that_waits_for_others_ends_by_a_signal_and_hears_it_again_aft
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
+
+
+def test_an_interrupt_that_is_held_back_comes_at_the_end():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    came = False
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupt_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            came = True
+        assert came and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interrupt_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

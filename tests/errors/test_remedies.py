@@ -42,6 +42,8 @@ def test_what_torch_says_of_a_configuration_is_told_with_a_remedy(call, words):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"), "batch_size"),
         (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "workers"),
         (OSError(24, "Too many open files"), "ulimit"),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "fewer workers"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "fewer workers"),
     ],
 )
 def test_what_a_larger_machine_would_not_say_is_a_run_that_failed(error, words):

@@ -79,7 +79,7 @@ def test_a_reader_that_fails_ends_or_hangs_is_found(read, fault, attacks, tmp_pa
         return {}
 
     tally = attacks["forks"].Tally("readers", "file")
-    attacks["readers"].attack("file", make, read, "*", 2, random.Random(1), tmp_path, tally)
+    attacks["readers"].attack("file", make, read, ["*"], 2, random.Random(1), tmp_path, tally)
     assert tally.tried == 2
     if fault is None:
         assert tally.faults == [] and tally.outcomes == Counter({"read": 2})

@@ -13,15 +13,24 @@ from torch.utils.data import DataLoader
 from snnexp.contracts import DataSet, View
 from snnexp.data import mapped_files
 from snnexp.data.sampler import EvaluationBatches, TrainBatches
+from snnexp.engine.signals import interrupt_held_back
 from snnexp.processes import CONTEXTS, serve
 
 LOST_PROCESS = "DataLoader worker"
 """What torch's errors begin with if a loader process has ended before its time."""
 
 
+class Loader(DataLoader):
+    """A loader that Ctrl-C does not reach while its processes are being started: torch could then end neither them nor itself."""
+
+    def __iter__(self) -> Any:
+        with interrupt_held_back():
+            return super().__iter__()
+
+
 def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
     """Return a loader that does not use the global random state and whose worker processes ignore stop signals."""
-    return DataLoader(
+    return Loader(
         view,
         batch_sampler=batches,
         collate_fn=_unchanged,

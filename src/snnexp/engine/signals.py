@@ -60,6 +60,23 @@ class StopFlag:
 
 
 @contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Let Ctrl-C take effect only at the end of the context."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    heard: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda signum, frame: heard.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(signal.SIGINT, heard[0])
+
+
+@contextmanager
 def unhandled() -> Iterator[None]:
     """Let stop signals end this process inside the context: Python's handlers wait for the end of a call that waits for other processes."""
     handled = [signum for signum in STOP_SIGNALS if callable(signal.getsignal(signum))]

@@ -29,6 +29,9 @@ CONFIGURATION = {
 """By pattern of an error that torch raises because of the configuration: what it means, and what to do."""
 
 MACHINE = {
+    r"DataLoader worker \(pid": (
+        "A process that loads batches has ended before its time, probably for want of memory: free some, or use fewer workers."
+    ),
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|out of memory|MemoryError": (
         "Lower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
     ),
