@@ -2,6 +2,7 @@
 
 import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.plugins.scalar import metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -64,6 +65,39 @@ def test_scalars_as_tensors(tmp_path):
         writer.add_event(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
     writer.close()
     assert tensorboard.read(tmp_path).curves.by_name["Val/AUROC"][1].tolist() == pytest.approx([0.8, 0.9])
+
+
+def many(*sizes: int) -> TensorProto:
+    tensor = TensorProto(dtype=1, float_val=[1.5])
+    for size in sizes:
+        tensor.tensor_shape.dim.add(size=size)
+    return tensor
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        many(10**12),
+        many(3),
+        many(0),
+        many(-1),
+        make_tensor_proto(b"abc"),
+        make_tensor_proto([]),
+        TensorProto(dtype=99),
+        TensorProto(dtype=1),
+    ],
+)
+def test_tensors_that_are_no_scalars_are_left_out(tmp_path, tensor):
+    """One number can stand for a tensor of any size, which is never written out."""
+    writer = EventFileWriter(str(tmp_path))
+    for value in (
+        {"tag": "val_kl", "simple_value": 2.0},
+        {"tag": "val_auc", "tensor": tensor, "metadata": metadata.create_summary_metadata("", "")},
+    ):
+        writer.add_event(event_pb2.Event(step=1, summary=summary_pb2.Summary(value=[value])))
+    writer.close()
+    read = tensorboard.read(tmp_path)
+    assert list(read.curves.by_name) == ["Val/KL"] and read.unknown == ["val_auc"]
 
 
 def test_where_events_lie(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp.untrusted import archives
+from snnexp.untrusted import archives, pickles
 from snnexp.untrusted.pickles import check_pickle
 from snnexp.untrusted.text import shown
 from snnexp.untrusted.torch_files import load_plain
@@ -133,6 +133,32 @@ def test_the_arrays_of_an_npz_file_are_counted_together():
         archives.check_zip(arrays.zip)
         with pytest.raises(TooLarge, match="its members unpack to"):
             archives.check_zip(arrays.zip, 8000)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_tar_archive_with_a_header_that_fills_the_memory_is_refused(tmp_path, kind):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 64 << 20
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(header.size + 1024), 1))
+    with pytest.raises(TooLarge, match="header of a member has 67,108,864 bytes"):
+        archives.open_tar(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_archive_with_long_names_is_read(tmp_path, form):
+    name = "/".join(["x" * 200] * 15)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=form) as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with archives.open_tar(tmp_path / "a.tar.gz") as tar:
+        assert [member.name for member in archives.members(tar)] == [name]
+
+
+def test_a_value_that_fills_the_memory_is_not_read_from_a_pickle(monkeypatch):
+    monkeypatch.setattr(pickles, "LARGEST_VALUE", 1000)
+    for protocol in range(6):
+        check_pickle(io.BytesIO(pickle.dumps({"a": "x" * 900}, protocol)))
+        with pytest.raises(TooLarge, match="a value in it has more than 1,000 bytes"):
+            check_pickle(io.BytesIO(pickle.dumps({"a": "x" * 1001}, protocol)))
 
 
 def test_a_tar_archive_is_left_at_the_first_member_too_many():

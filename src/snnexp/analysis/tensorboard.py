@@ -100,15 +100,25 @@ def read(directory: Path) -> Events:
 
 
 def _scalars_in_tensors(reader: Any) -> dict[str, list[tuple[int, float]]]:
-    """Return the scalars that TensorFlow 2 writes: tensors of the plugin `scalars`."""
-    from tensorboard.util import tensor_util
-
+    """Return the scalars that TensorFlow 2 writes: tensors of the plugin `scalars`; those that hold something else are left out."""
     scalars = {}
     for tag in reader.Tags()["tensors"]:
         if reader.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            values = [(event.step, tensor_util.make_ndarray(event.tensor_proto)) for event in reader.Tensors(tag)]
-            scalars[tag] = [(step, float(array.reshape(-1)[0])) for step, array in values]
+            values = [(event.step, _number_in(event.tensor_proto)) for event in reader.Tensors(tag)]
+            scalars[tag] = [(step, value) for step, value in values if value is not None]
     return scalars
+
+
+def _number_in(tensor: Any) -> float | None:
+    """Return the one number in a tensor; None if it holds something else, which may be far more than its bytes once it is written out."""
+    from tensorboard.util import tensor_util
+
+    if any(dimension.size != 1 for dimension in tensor.tensor_shape.dim):
+        return None
+    try:
+        return float(tensor_util.make_ndarray(tensor).reshape(()))
+    except Exception:  # of another kind than numbers, or damaged
+        return None
 
 
 def snnexp_curve_name(tag: str) -> str:

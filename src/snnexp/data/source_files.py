@@ -21,6 +21,9 @@ from snnexp.untrusted.archives import LARGEST_MEMBER, check_member
 # Folders with these names, in any case, are splits; any other folder is a class.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+LARGEST_STREAM = 2**34
+"""Bytes of a file that is read piece by piece; the largest of the data sets here, a pickle of ZINC, has some 2 GB."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -57,9 +60,13 @@ class File:
     def open(self) -> BinaryIO:
         """Open its bytes as a stream, for a large file; the caller closes it.
 
-        Raises: OSError, BadZipFile.
+        Raises: OSError, BadZipFile, TooLarge.
         """
-        return self.archive.open(self.name) if self.archive else open(self.path, "rb")
+        if self.archive is None:
+            return open(self.path, "rb")
+        info = self.archive.getinfo(self.name)
+        check_member(self.name, info.file_size, info.compress_size, LARGEST_STREAM)
+        return self.archive.open(info)
 
     @property
     def location(self) -> str:

@@ -3,7 +3,8 @@
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 from snnexp.untrusted.trees import TooLarge
 
@@ -38,6 +39,34 @@ def check_zip(archive: zipfile.ZipFile, largest: int = LARGEST_MEMBER) -> None:
         check_member(entry.filename, entry.file_size, entry.compress_size, largest)
     if (total := sum(entry.file_size for entry in entries)) > largest:
         raise TooLarge(f"its members unpack to {total:,} bytes; at most {largest:,} are read")
+
+
+HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+LARGEST_HEADER = 2**20
+"""Bytes of the long name or the extended header of a member, which `tarfile` reads into memory; a path has at most 4,096."""
+
+
+class Member(tarfile.TarInfo):
+    """A member of a tar archive whose headers have a limit."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Self:
+        """Return the member that a block begins.
+
+        Raises: TooLarge, and what `tarfile` raises.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in HEADERS and member.size > LARGEST_HEADER:
+            raise TooLarge(f"the header of a member has {member.size:,} bytes; at most {LARGEST_HEADER:,} are read")
+        return member
+
+
+def open_tar(path: Path, mode: Any = "r") -> tarfile.TarFile:
+    """Open a tar archive whose members' headers cannot fill the memory.
+
+    Raises: TooLarge; OSError and TarError for what is none.
+    """
+    return tarfile.open(path, mode, tarinfo=Member)
 
 
 def members(tar: Iterable[tarfile.TarInfo], largest: int = LARGEST_MEMBER, whole: int = LARGEST_ARCHIVE) -> Iterator[tarfile.TarInfo]:

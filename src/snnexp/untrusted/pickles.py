@@ -15,6 +15,29 @@ LONG_NUMBERS = 10_000
 """Numbers of more than 64 bits that a pickle may have: such numbers can all have one hash."""
 
 
+LARGEST_VALUE = 2**29
+"""Bytes of a text or a number; the pictures of CIFAR-100 have 154 MB."""
+
+
+class _Limited:
+    """A stream that gives no value of a pickle which would fill the memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self.checked(self.stream.read(min(size, LARGEST_VALUE + 1)))
+
+    def readline(self) -> bytes:
+        return self.checked(self.stream.readline(LARGEST_VALUE + 1))
+
+    @staticmethod
+    def checked(value: bytes) -> bytes:
+        if len(value) > LARGEST_VALUE:
+            raise TooLarge(f"a value in it has more than {LARGEST_VALUE:,} bytes")
+        return value
+
+
 def check_pickle(stream: BinaryIO) -> None:
     """Read the operations of one pickle, up to its end, without performing them.
 
@@ -23,7 +46,7 @@ def check_pickle(stream: BinaryIO) -> None:
     sizes: list[int | None] = []  # of the values on the unpickler's stack, 1 for all but tuples; None for its marks
     memo: dict[int, int] = {}
     long_numbers = 0
-    for operation, argument, _ in pickletools.genops(stream):
+    for operation, argument, _ in pickletools.genops(_Limited(stream)):
         name = operation.name
         if name == "MARK":
             sizes.append(None)

@@ -75,6 +75,8 @@ def test_not_there(tmp_path: Path) -> None:
         ("endTime_usec,startTime_usec,class\n5,3,2\n", "its columns are endtime_usec"),
         ("class,startTime_usec,endTime_usec\n1,0,9\n2,30,20\n", "trial 2 begins at 30 and ends at 20 microseconds"),
         ("class,startTime_usec,endTime_usec\n1,-5,9\n", "trial 1 begins at -5"),
+        ("class,startTime_usec,endTime_usec\n1.5,5,9\n", "not a table"),
+        ("1,0,9\n2,20,30\n", "begins with the trial 1,0,9; needed is the line class,"),
     ],
 )
 def test_damaged_table(tmp_path: Path, table: str, words: str) -> None:
@@ -233,7 +235,10 @@ def test_a_recording_that_is_listed_twice_and_trials_that_would_be_one_are_named
     layouts.dvs128_gesture(tmp_path / "a" / "DvsGesture")
     listing = tmp_path / "a" / "DvsGesture" / "trials_to_test.txt"
     name = (tmp_path / "a" / "DvsGesture" / "trials_to_train.txt").read_text().split()[0]
-    listing.write_text(listing.read_text() + f"\n{name}\n")
+    listing.write_text(listing.read_text() + f"\n./{name}\n")
+    with pytest.raises(UserError, match=rf"trials_to_test\.txt: '\./{name}' is not the name of a file beside it"):
+        DVS128Gesture(root=tmp_path / "a", T=2, size=8)
+    listing.write_text(listing.read_text().replace("./", ""))
     with pytest.raises(UserError, match=rf"trials_to_train\.txt and trials_to_test\.txt name {name} twice"):
         DVS128Gesture(root=tmp_path / "a", T=2, size=8)
     layouts.dvs128_precut(tmp_path / "b")

@@ -4,6 +4,7 @@ import builtins
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,12 @@ def test_files_that_are_not_whole(tmp_path: Path, name: str, content: bytes, wor
     with pytest.raises(UserError, match=words):
         ZINC(root=tmp_path)
     assert not list((tmp_path / "cache").glob(".building*"))
+
+
+def test_a_pickle_that_fills_the_memory_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "molecules.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("molecules/train.pickle", bytes(100 << 20))
+        for name in ("val.pickle", "test.pickle", "train.index", "val.index", "test.index"):
+            archive.writestr(f"molecules/{name}", b"0")
+    with pytest.raises(UserError, match=r"train\.pickle: not a whole pickle .TooLarge: .*more than 200 times as many"):
+        ZINC(root=tmp_path)

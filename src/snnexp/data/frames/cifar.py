@@ -18,7 +18,7 @@ from snnexp.data.frames.still_images import StillImages, check_size, resize
 from snnexp.data.plain_pickle import PlainUnpickler, encode_latin1
 from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData, UserError
-from snnexp.untrusted.archives import members
+from snnexp.untrusted.archives import members, open_tar
 from snnexp.untrusted.pickles import check_pickle
 from snnexp.untrusted.trees import TooLarge
 
@@ -204,7 +204,7 @@ def read_contents(place: Path, batch_folder: str, names: Sequence[str]) -> dict[
         if place.is_dir():
             content = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
         else:
-            with tarfile.open(place) as tar:
+            with open_tar(place) as tar:
                 for member in members(tar):
                     directory, _, name = member.name.removeprefix("./").rpartition("/")
                     if directory == batch_folder and name in names and member.isfile():

@@ -37,8 +37,9 @@ from snnexp.data.frames.framing import add_to_notes, load_or_build_frames, notes
 from snnexp.data.listing import LeftOut, by_stem, list_folder
 from snnexp.data.source_files import File, files_in_folder, map_files
 from snnexp.data.splits import carve, consecutive_rows, difference_in_words, sizes_in_words
+from snnexp.data.tables import whole_number
 from snnexp.errors import MissingData, UserError
-from snnexp.untrusted.archives import LARGEST_ARCHIVE, members
+from snnexp.untrusted.archives import LARGEST_ARCHIVE, members, open_tar
 from snnexp.untrusted.trees import TooLarge
 
 CLASSES = (
@@ -178,10 +179,12 @@ def carve_users(labels: np.ndarray, users: np.ndarray, rows: np.ndarray, fractio
 def read_sessions(folder: Path, listing: str) -> list[Session]:
     """Return the AEDAT files that a listing names, with their trials.
 
-    Raises: MissingData for a file that is missing, UserError for a table that cannot be read.
+    Raises: MissingData for a file that is missing, UserError for a table that cannot be read, or a name that leads elsewhere.
     """
     sessions = []
-    for name in (folder / listing).read_text().split():
+    for name in (folder / listing).read_text(errors="replace").split():
+        if name != Path(name).name:
+            raise UserError(f"{folder / listing}: {name!r} is not the name of a file beside it. Unpack DvsGesture.tar.gz again.")
         path, labels_path = folder / name, folder / f"{name.removesuffix('.aedat')}_labels.csv"
         for needed in (path, labels_path):
             if not needed.is_file():
@@ -230,11 +233,14 @@ def read_precut_sessions(folder: Path, left_out: LeftOut) -> list[Session]:
 
 
 def check_table(path: Path, table: np.ndarray) -> None:
-    """Raise UserError for a table of trials whose columns are in another order, or whose times are none."""
+    """Raise UserError for a table of trials without a header, whose columns are in another order, or whose times are none."""
     needed = ["class", "starttime_usec", "endtime_usec"]
     columns = [column.strip().lower() for column in path.read_text(errors="replace").split("\n", 1)[0].split(",")]
     if columns != needed and set(columns) == set(needed):
         raise UserError(f"{path}: its columns are {','.join(columns)}; needed are class,startTime_usec,endTime_usec in this order.")
+    if None not in map(whole_number, columns):
+        first = ",".join(columns)
+        raise UserError(f"{path}: begins with the trial {first}; needed is the line class,startTime_usec,endTime_usec before it.")
     wrong = (table[:, 1] < 0) | (table[:, 2] <= table[:, 1])
     if wrong.any():
         i = int(wrong.argmax())
@@ -310,7 +316,7 @@ def unpack(archive: Path, folder: Path, patterns: tuple[str, ...], md5: str) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
-        with tarfile.open(archive) as tar:
+        with open_tar(archive) as tar:
             tar.extractall(building, members=members(tar, largest=LARGEST_ARCHIVE), filter="data")
         candidates = sorted(path.parent for path in building.glob(f"**/{patterns[0]}"))
         content = next((place for place in candidates if all(any(place.glob(pattern)) for pattern in patterns)), None)

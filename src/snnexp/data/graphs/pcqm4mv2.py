@@ -171,7 +171,7 @@ def read_table(file: File, split_of: np.ndarray) -> Iterator[molecules.Row]:
                 rows_read = row + 1
             if (split_of[rows_read:] >= 0).any():
                 raise UserError(f"{file.location}: ends after {rows_read} molecules; the split has {len(split_of)}. Fetch it again.")
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, csv.Error) as error:
         raise UserError(f"{file.location}: cannot be read ({error}). Fetch it again.") from error
 
 

@@ -78,7 +78,7 @@ class RecordSet:
                             )
                         yield name, check_size(location, info.file_size), archive.read(info)
             else:
-                with tarfile.open(self.place, "r:gz") as tar:  # a stream in any order, so that all records are kept in memory
+                with archives.open_tar(self.place, "r:gz") as tar:  # a stream in any order, so that all records are kept in memory
                     records: dict[str, tuple[str, bytes]] = {}
                     for info in archives.members(tar, whole=archives.LARGEST_MEMBER):
                         name = info.name.rpartition("/")[2]
