@@ -75,7 +75,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path: Path) -> None:
     found = find_class_folders(tmp_path, [".png"], "images")
     assert [file.name for file in found.files_of_part["all"]] == ["a/1.PNG", "a/2.png", "b/1.png", "b/linked.png"]
     assert found.classes == ("a", "b") and found.left_out.in_words() == (
-        "left out: 1 file outside the class folders (5.png), 1 folder __... (__MACOSX), "
+        "left out: 1 hidden folder (.git), 1 file outside the class folders (5.png), 1 folder __... (__MACOSX), "
         "2 files of other kinds (a/3.heic, ...), 1 hidden file (a/._2.png), 2 links that lead nowhere (a/gone.png, ...), "
         "1 deeper folder (a/deep), 1 thing that is no file (b/pipe.png)"
     )
@@ -131,6 +131,48 @@ def test_our_folders_are_known_by_a_mark_or_by_all_that_they_hold(tmp_path: Path
     assert is_ours(tmp_path / "download") and list_folder(tmp_path, ()).folders == ["both", "earlier"]
 
 
+def test_files_that_lie_in_a_folder_of_ours_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "1.png", tmp_path / "b" / "1.png")
+    make_working_folder(tmp_path / "cache")
+    assert find_class_folders(tmp_path, [".png"], "images").left_out.in_words() == ""
+    touch(tmp_path / "cache" / "2.PNG", tmp_path / "cache" / "1.png")  # a class that came later, say
+    found = find_class_folders(tmp_path, [".png"], "images")
+    assert found.classes == ("a", "b")
+    assert found.left_out.in_words() == "left out: 2 files in working folders of snnexp (cache/1.png, ...)"
+
+
+def test_links_that_lead_in_a_circle_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path / "set" / "a" / "1.png", tmp_path / "set" / "b" / "1.png", tmp_path / "elsewhere" / "1.png")
+    for link, target in (("set/here", "."), ("set/up", ".."), ("set/a/around", "../../set"), ("set/c", "../elsewhere")):
+        (tmp_path / link).symlink_to(target)
+    found = find_class_folders(tmp_path / "set", [".png"], "images")
+    assert found.classes == ("a", "b", "c")
+    assert found.left_out.in_words() == "left out: 3 links to folders above them (here, ...)"
+
+
+def test_a_file_that_is_in_the_set_twice_by_a_link_is_said(tmp_path: Path) -> None:
+    touch(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "b" / "1.png", tmp_path / "test" / "a" / "1.png")
+    (tmp_path / "test" / "b").symlink_to("../train/b")
+    assert find_class_folders(tmp_path, [".png"], "images").left_out.remarks == [
+        "1 file is another one of the set by a link (train/b/1.png is test/b/1.png)"
+    ]
+    os.link(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "b" / "2.png")
+    remark = find_class_folders(tmp_path, [".png"], "images").left_out.remarks[0]
+    assert remark == "3 files are others of the set by a link (train/a/1.png is test/b/2.png, ...)"
+
+
+def test_classes_that_would_be_called_alike_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "1.png", tmp_path / os.fsdecode(b"\xff") / "1.png", tmp_path / "\\xff" / "1.png")
+    with pytest.raises(UserError, match=r"two classes would both be called \\xff\. Rename"):
+        find_class_folders(tmp_path, [".png"], "images")
+
+
+def test_a_split_folder_without_classes_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "b" / "1.png", tmp_path / "test" / ".keep")
+    found = find_class_folders(tmp_path, [".png"], "images")
+    assert found.left_out.in_words() == "left out: 1 split folder without classes (test)" and found.files_of_part["test"] == []
+
+
 def test_two_files_that_would_be_one_are_named(tmp_path: Path) -> None:
     assert by_stem(tmp_path, ["1.png", "01.png", "1.b.PNG"], [".png", ".jpg"]) == {"1": "1.png", "01": "01.png", "1.b": "1.b.PNG"}
     with pytest.raises(UserError, match=r"1\.png and .*1\.JPG would be one sample"):
@@ -143,7 +185,15 @@ def test_two_files_that_would_be_one_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         for name in ("x/1.bin", "y/1.bin", "__MACOSX/x/._1.bin", "__MACOSX/x/1.bin"):
             archive.writestr(name, name)
-    assert [file.name for file in files_in_zip(tmp_path / "b.zip", [".bin"], lambda name: "xy".index(name[0]))] == ["x/1.bin", "y/1.bin"]
+        archive.writestr("x/readme.txt", "")
+        archive.writestr("z/1.bin", "")
+    left_out = LeftOut()
+    files = files_in_zip(tmp_path / "b.zip", [".bin"], lambda name: {"x": 0, "y": 1}.get(name[0]), left_out)
+    assert [file.name for file in files] == ["x/1.bin", "y/1.bin"]
+    assert left_out.in_words() == (
+        "left out: 2 hidden files (b.zip:__MACOSX/x/._1.bin, ...), 1 file of another kind (b.zip:x/readme.txt), "
+        "1 file outside the class folders (b.zip:z/1.bin)"
+    )
 
 
 def test_any_name_is_listed_and_can_be_printed(tmp_path: Path) -> None:

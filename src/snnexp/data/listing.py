@@ -53,7 +53,8 @@ class Listing:
     def check_links(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Raise UserError if a link that leads nowhere has a `wanted` name, where a file that is missing would change the meaning."""
         for name in filter(wanted, self.dead_links):
-            raise UserError(f"{self.folder / name} is a link to {os.readlink(self.folder / name)}, which is not there. Mend or remove it.")
+            target = readable(os.readlink(self.folder / name))
+            raise UserError(f"{readable(str(self.folder / name))} is a link to {target}, which is not there. Mend or remove it.")
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, tuple[int, str]]], str]:
@@ -94,8 +95,8 @@ def readable(name: str) -> str:
 def list_folder(folder: Path, endings: Sequence[str], left_out: LeftOut | None = None, *, place: str = "") -> Listing:
     """Return what a folder holds, in natural order; endings are taken in any case.
 
-    Hidden files, other kinds of files and links that lead nowhere are counted in `left_out`, as `place`/name; the caller counts folders
-    that it does not use. Our own working folders are not listed.
+    Hidden files and folders, other kinds of files, and links that lead nowhere or in a circle are counted in `left_out`, as `place`/name;
+    the caller counts folders that it does not use. Our own working folders are not listed, but counted if they hold such files.
 
     Raises: UserError if the folder or something in it cannot be looked at.
     """
@@ -111,7 +112,14 @@ def list_folder(folder: Path, endings: Sequence[str], left_out: LeftOut | None =
                     if fits and not entry.name.startswith("."):
                         dead_links.append(entry.name)
                 elif entry.is_dir():
-                    if not entry.name.startswith(".") and not is_ours(Path(entry.path)):
+                    if is_ours(Path(entry.path)):
+                        for name in filter(lambda name: name.lower().endswith(endings), sorted(os.listdir(entry.path))):
+                            left_out.add("file in a working folder of snnexp", "files in working folders of snnexp", f"{shown}/{name}")
+                    elif entry.name.startswith("."):
+                        left_out.add("hidden folder", "hidden folders", shown)
+                    elif leads_in_a_circle(entry):
+                        left_out.add("link to a folder above it", "links to folders above them", shown)
+                    else:
                         folders.append(entry.name)
                 elif entry.name.startswith("."):
                     if fits:
@@ -123,13 +131,22 @@ def list_folder(folder: Path, endings: Sequence[str], left_out: LeftOut | None =
                 else:
                     left_out.add("file of another kind", "files of other kinds", shown)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be looked at ({error.strerror or error}). Make it readable.") from error
+        place = readable(str(error.filename or folder))
+        raise UserError(f"{place} cannot be looked at ({error.strerror or error}). Make it readable.") from error
     return Listing(folder, files, folders, dead_links)
 
 
 def is_dead_link(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry of a folder is a link to something that is not there, or to itself."""
     return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def leads_in_a_circle(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of a folder is a link to that folder or to one above it."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)
+    return os.path.commonpath([target, os.path.realpath(os.path.dirname(entry.path))]) == target
 
 
 def by_stem(folder: Path, names: Iterable[str], endings: Sequence[str]) -> dict[str, str]:
@@ -141,7 +158,8 @@ def by_stem(folder: Path, names: Iterable[str], endings: Sequence[str]) -> dict[
     for name in names:
         stem = without_ending(name, endings)
         if stem in names_by_stem:
-            raise UserError(f"{folder / names_by_stem[stem]} and {folder / name} would be one sample. Remove or rename one of them.")
+            first, second = (readable(str(folder / each)) for each in (names_by_stem[stem], name))
+            raise UserError(f"{first} and {second} would be one sample. Remove or rename one of them.")
         names_by_stem[stem] = name
     return names_by_stem
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from snnexp.data.file_formats import format_of
+from snnexp.data.listing import readable
 from snnexp.errors import UserError
 from snnexp.untrusted.archives import check_member
 from snnexp.untrusted.trees import TooLarge
@@ -49,6 +50,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     """
     from PIL import Image
 
+    location = readable(str(path))
     try:
         # As a stream, because Pillow would map a file that it opened itself, and read some TIFF on their side wrongly.
         with open(path, "rb") as file, Image.open(file, formats=known_formats()) as image:
@@ -57,13 +59,13 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             yield image
     except Image.UnidentifiedImageError as error:
         raise UserError(
-            f"{path}: no picture that can be read: {why_not_read(path)}. Replace it, by a PNG of 8 or 16 bits say, or remove it."
+            f"{location}: no picture that can be read: {why_not_read(path)}. Replace it, by a PNG of 8 or 16 bits say, or remove it."
         ) from error
     except (Image.DecompressionBombError, TooLarge, MemoryError) as error:
-        raise UserError(f"{path} is too large for a picture ({error or 'not enough memory'}). Replace or remove it.") from error
+        raise UserError(f"{location} is too large for a picture ({error or 'not enough memory'}). Replace or remove it.") from error
     except BROKEN as error:
         raise UserError(
-            f"{path}: no whole picture, or packed in a way that Pillow does not know ({error}). Copy it again, or remove it."
+            f"{location}: no whole picture, or packed in a way that Pillow does not know ({error}). Copy it again, or remove it."
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class File:
     @property
     def location(self) -> str:
         """Its path as messages show it, with the name in the archive."""
-        return f"{self.path}:{self.name}" if self.archive else str(self.path)
+        return readable(f"{self.path}:{self.name}" if self.archive else str(self.path))
 
 
 def files_in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str, left_out: LeftOut | None = None) -> list[File]:
@@ -85,8 +86,10 @@ def files_in_folder(folder: Path, endings: Sequence[str], label: int, prefix: st
     return [File(file_source(folder / name, f"{prefix}/{name}"), label, folder / name) for name in listing.files]
 
 
-def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | None]) -> list[File]:
+def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], int | None], left_out: LeftOut | None = None) -> list[File]:
     """Return the files in a zip archive that end in one of `endings` and for whose name `label_of` gives a label, in natural order.
+
+    The rest goes to `left_out`.
 
     Raises: UserError if the archive is incomplete, or holds two files that would be one sample.
     """
@@ -94,13 +97,18 @@ def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], i
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a whole zip archive of {path.stat().st_size} bytes ({error}). Fetch it again.") from error
-    files = []
+    files, left_out = [], LeftOut() if left_out is None else left_out
     for info in archive.infolist():
-        base = info.filename.rsplit("/", 1)[-1]
-        if info.is_dir() or not base.lower().endswith(tuple(endings)) or base.startswith(".") or info.filename.startswith("__MACOSX/"):
+        base, shown = info.filename.rsplit("/", 1)[-1], f"{path.name}:{info.filename}"
+        if info.is_dir():
             continue
-        label = label_of(info.filename)
-        if label is not None:
+        if not base.lower().endswith(tuple(endings)):
+            left_out.add("file of another kind", "files of other kinds", shown)
+        elif base.startswith(".") or info.filename.startswith("__MACOSX/"):
+            left_out.add("hidden file", "hidden files", shown)
+        elif (label := label_of(info.filename)) is None:
+            left_out.add("file outside the class folders", "files outside the class folders", shown)
+        else:
             files.append(File(Source(info.filename, info.file_size, info.CRC), label, path, archive))
     first_of: dict[tuple[int, str], File] = {}
     for file in files:
@@ -188,6 +196,9 @@ def find_class_folders(root: Path, endings: Sequence[str], kind: str) -> ClassFo
     if len(set(parts.values())) < len(parts):
         raise UserError(f"{root}: {', '.join(parts)} name one split twice.")
     names_of_part = {part: class_folders(root / child, endings, child, left_out) for child, part in parts.items()} or {"all": children}
+    for child, part in parts.items():
+        if not names_of_part[part]:
+            left_out.add("split folder without classes", "split folders without classes", child)
     places = {part: child for child, part in parts.items()} or {"all": ""}
     names = sorted({name for names in names_of_part.values() for name in names}, key=natural_key)
     if not names:
@@ -202,11 +213,14 @@ def find_class_folders(root: Path, endings: Sequence[str], kind: str) -> ClassFo
             class_files = files_in_folder(folder, endings, label, f"{child}/{name}" if child else name, before)
             if not class_files:
                 words = f"; {before.in_words()}" if before.counts else ""
-                raise UserError(f"{folder} holds no {kind} ({', '.join(endings)}){words}. Fill it, or remove the folder.")
+                raise UserError(f"{readable(str(folder))} holds no {kind} ({', '.join(endings)}){words}. Fill it, or remove the folder.")
             left_out.take(before)
             files += class_files
         files_of_part[part] = files
     classes = tuple(map(readable, names))
+    if alike := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(f"{root}: two classes would both be called {alike[0]}. Rename one of the folders.")
+    note_same("file", ((file.name, file.path) for files in files_of_part.values() for file in files), left_out)
     note_classes(classes, files_of_part, left_out)
     order = order_settings(names, *([file.name for file in files] for files in files_of_part.values()))
     return ClassFolders(classes, files_of_part, left_out, order)
@@ -221,6 +235,22 @@ def class_folders(folder: Path, endings: Sequence[str], place: str, left_out: Le
         if name.startswith("__"):
             left_out.add("folder __...", "folders __...", name)
     return [name for name in listing.folders if not name.startswith("__")]
+
+
+def note_same(kind: str, paths: Iterable[tuple[str, Path]], left_out: LeftOut) -> None:
+    """Write into the remarks of `left_out` how many files (or other `kind`), given by name and path, are others of the set by a link."""
+    first_of: dict[tuple[int, int], str] = {}
+    pairs = []
+    for name, path in paths:
+        status = os.stat(path)
+        identity = status.st_dev, status.st_ino
+        if identity in first_of:
+            pairs.append(f"{readable(name)} is {readable(first_of[identity])}")
+        else:
+            first_of[identity] = name
+    if pairs:
+        words = f"1 {kind} is another one" if len(pairs) == 1 else f"{len(pairs):,} {kind}s are others"
+        left_out.remarks.append(f"{words} of the set by a link ({pairs[0]}{', ...' * (len(pairs) > 1)})")
 
 
 def note_classes(classes: Sequence[str], files_of_part: dict[str, list[File]], left_out: LeftOut) -> None:

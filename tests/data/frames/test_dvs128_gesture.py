@@ -244,8 +244,9 @@ def test_a_recording_that_is_listed_twice_and_trials_that_would_be_one_are_named
     layouts.dvs128_precut(tmp_path / "b")
     session = tmp_path / "b" / "ibmGestureTest" / "user04_lab"
     (session / "notes.txt").write_bytes(b"x")
+    (session.parent / "3.npy").write_bytes(b"x")
     assert DVS128Gesture(root=tmp_path / "b", T=2, size=8).left_out == (
-        "left out: 1 file of another kind (ibmGestureTest/user04_lab/notes.txt)"
+        "left out: 1 file outside the folders of users (ibmGestureTest/3.npy), 1 file of another kind (ibmGestureTest/user04_lab/notes.txt)"
     )
     (session / "3.NPY").write_bytes((session / "4.npy").read_bytes())
     with pytest.raises(UserError, match=r"3\.NPY and .*3\.npy would be one sample"):

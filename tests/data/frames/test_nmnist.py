@@ -22,7 +22,12 @@ def test_published_layout(tmp_path: Path) -> None:
     x, y = data_set.view("test").__getitems__([(0, 7)])
     data = (tmp_path / "Test" / "3" / "00002.bin").read_bytes()
     assert y.item() == 3 and np.array_equal(x[:, 0].numpy(), frame(parse_atis(data, ""), 3, 34, (34, 34)))
-    assert "test as given" in data_set.protocol and "20 of 10,000 Test" in data_set.protocol
+    assert "test as given" in data_set.protocol and "20 of 10,000 Test" in data_set.protocol and data_set.left_out == ""
+    (tmp_path / "Test" / "10").mkdir()
+    (tmp_path / "Test" / "1.bin").write_bytes(data)
+    assert NMNIST(root=tmp_path, T=3).left_out == (
+        "left out: 1 file outside the class folders (Test/1.bin), 1 folder that is no class (Test/10)"
+    )
 
 
 def test_zips_give_the_same(tmp_path: Path) -> None:

@@ -242,3 +242,15 @@ def test_stays_and_folders_of_any_name(tmp_path: Path) -> None:
         EHRFolder(root=root)
     data = EHRFolder(root=root, strict=False, val_fraction=0, test_fraction=0)
     assert data.stored["ids"].tolist() == ["a bü".encode()] and "skipped 1 stays without an outcome" in data.protocol
+
+
+def test_what_lies_beside_the_stays_of_a_flat_folder_is_counted(tmp_path: Path) -> None:
+    for k in range(8):
+        stay(tmp_path / f"{k}.parquet")
+    outcomes(tmp_path, "".join(f"{k},{k % 2}\n" for k in range(8)))
+    assert EHRFolder(root=tmp_path).left_out == ""
+    for name in ("._1.parquet", "log.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert EHRFolder(root=tmp_path).left_out == (
+        f"left out: 1 hidden file ({tmp_path.name}/._1.parquet), 1 file of another kind ({tmp_path.name}/log.txt)"
+    )

@@ -403,3 +403,15 @@ def test_a_folder_called_cache_is_looked_into_if_it_is_not_ours(tmp_path: Path) 
     ten(tmp_path / "cache")
     data = PhysioNet2012(root=tmp_path)
     assert sum(data.splits.values()) == 10 and data.entry.directory.parent == tmp_path / ".snnexp-cache"
+
+
+def test_what_a_set_holds_beside_its_records_is_counted(tmp_path: Path) -> None:
+    assert PhysioNet2012(root=ten(tmp_path)).left_out == ""
+    for name in ("132539 (1).txt", "index.html", "._132539.txt"):
+        (tmp_path / "set-a" / name).write_text("")
+    (tmp_path / "Outcomes-a.txt").rename(tmp_path / "set-a" / "Outcomes-a.txt")
+    (tmp_path / "set-a" / "more").mkdir()
+    assert PhysioNet2012(root=tmp_path).left_out == (
+        "left out: 1 hidden file (set-a/._132539.txt), 1 file of another kind (set-a/index.html), "
+        "1 file that is no <RecordID>.txt (set-a/132539 (1).txt), 1 deeper folder (set-a/more)"
+    )

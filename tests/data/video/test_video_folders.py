@@ -252,10 +252,15 @@ def test_what_lies_beside_frames_and_clips_is_counted(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
     assert [recording.name for recording in data.recordings] == ["01", "1"]
-    assert data.left_out == (
-        "left out: 2 folders that are no clips (train/notes, ...), 2 files of other kinds (blur/000009.bmp, ...), "
-        "1 hidden file (blur/._000001.png), 1 deeper folder (blur/more)"
+    left_out = (
+        f"left out: 2 folders that are no clips (train/notes, ...), 1 hidden folder ({tmp_path.name}/.git), "
+        "2 files of other kinds (blur/000009.bmp, ...), 1 hidden file (blur/._000001.png), 1 deeper folder (blur/more)"
     )
+    assert data.left_out == left_out
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "2").symlink_to("../train/01")
+    data = VideoFolders(root=tmp_path, **SMALL, spike_source="none")
+    assert data.left_out == f"{left_out}; 1 clip is another one of the set by a link (2 is 01)"
 
 
 def test_frames_that_would_be_one_and_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:

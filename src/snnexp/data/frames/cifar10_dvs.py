@@ -121,7 +121,7 @@ def recordings(root: Path, label: int, left_out: LeftOut | None = None) -> list[
         if folder.is_dir() and (files := files_in_folder(folder, [".aedat"], label, name, left_out)):
             return files
     for archive in (root / "download" / f"{name}.zip", root / f"{name}.zip"):
-        if archive.is_file() and (files := files_in_zip(archive, [".aedat"], lambda _: label)):
+        if archive.is_file() and (files := files_in_zip(archive, [".aedat"], lambda _: label, left_out)):
             return files
     return []
 

@@ -215,8 +215,10 @@ def read_precut_sessions(folder: Path, left_out: LeftOut) -> list[Session]:
 
     Raises: UserError for a file with another kind of name, two that would be one trial, or if there are no trials.
     """
-    sessions = []
-    for place in (folder / name for name in list_folder(folder, [".npy"], left_out, place=folder.name).folders):
+    sessions, listing = [], list_folder(folder, [".npy"], left_out, place=folder.name)
+    for name in listing.files:
+        left_out.add("file outside the folders of users", "files outside the folders of users", f"{folder.name}/{name}")
+    for place in (folder / name for name in listing.folders):
         files = files_in_folder(place, [".npy"], -1, f"{folder.name}/{place.name}", left_out)
         by_stem(place, [file.path.name for file in files], [".npy"])
         for file in files:

@@ -14,7 +14,7 @@ from snnexp.data.frames.event_frames import EventFrames, FrameForm
 from snnexp.data.frames.events import check_framing, parse_atis
 from snnexp.data.frames.framing import frame_files, load_or_build_frames
 from snnexp.data.listing import LeftOut
-from snnexp.data.source_files import File, files_in_folder, files_in_zip
+from snnexp.data.source_files import File, class_folders, files_in_folder, files_in_zip
 from snnexp.data.splits import consecutive_rows, difference_in_words, divide, sizes_in_words
 from snnexp.errors import MissingData
 
@@ -108,6 +108,9 @@ def recordings(root: Path, part: str, left_out: LeftOut | None = None) -> list[F
             for file in files_in_folder(folder / name, [".bin"], label, f"{part}/{name}", left_out)
         ]
         if files:
+            for name in class_folders(folder, [".bin"], part, left_out) if left_out is not None else ():
+                if name not in CLASSES:
+                    left_out.add("folder that is no class", "folders that are no classes", f"{part}/{name}")
             return files
 
     def label_of(name: str) -> int | None:
@@ -115,7 +118,7 @@ def recordings(root: Path, part: str, left_out: LeftOut | None = None) -> list[F
         return CLASSES.index(folder[0]) if folder and folder[0] in CLASSES else None
 
     for archive in (root / "download" / f"{part}.zip", root / f"{part}.zip"):
-        if archive.is_file() and (files := files_in_zip(archive, [".bin"], label_of)):
+        if archive.is_file() and (files := files_in_zip(archive, [".bin"], label_of, left_out)):
             return files
     return []
 

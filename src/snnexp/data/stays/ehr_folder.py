@@ -138,7 +138,8 @@ def find_folders(root: Path) -> tuple[dict[str, Path], LeftOut]:
         if folder_of_part or listing.files:
             found = {part: folder_of_part[part] for part in SPLITS if part in folder_of_part} or {"all": base}
             for folder in found.values():
-                within = list_folder(folder, [ENDING], left_out if folder_of_part else None, place=folder.name)
+                tables = [] if folder_of_part else [".csv"]  # oc.csv and stats.csv lie beside the stays of a flat folder
+                within = list_folder(folder, [ENDING, *tables], left_out, place=folder.name)
                 for name in within.folders:
                     left_out.add("deeper folder", "deeper folders", f"{folder.name}/{name}")
             return found, left_out

@@ -17,7 +17,7 @@ import numpy as np
 
 from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
-from snnexp.data.listing import list_folder, natural_key, number
+from snnexp.data.listing import LeftOut, list_folder, natural_key, number
 from snnexp.data.splits import apportion, carve, difference_in_words, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
@@ -206,6 +206,7 @@ class PhysioNet2012(MedicalStays):
             strict=strict,
             remark=difference_in_words(counts, dict.fromkeys(counts, PUBLISHED)),
         )
+        self.left_out = find_left_out(record_sets).in_words()
 
 
 def strats_split(y: np.ndarray, letters: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
@@ -237,6 +238,19 @@ def find_record_sets(root: Path) -> list[RecordSet]:
             outcomes = [folder / f"Outcomes-{letter}.txt" for folder in beside]
             record_sets.append(RecordSet(letter, place, next((path for path in outcomes if path.is_file()), None)))
     return record_sets
+
+
+def find_left_out(record_sets: list[RecordSet]) -> LeftOut:
+    """Return what the folders of some sets hold beside records and outcomes."""
+    left_out = LeftOut()
+    for place in (records.place for records in record_sets if not records.archive):
+        listing = list_folder(place, [".txt"], left_out, place=place.name)
+        for name in sorted(set(listing.files) - set(record_names(listing.files, place))):
+            if not re.fullmatch(r"Outcomes-[abc]\.txt", name):
+                left_out.add("file that is no <RecordID>.txt", "files that are no <RecordID>.txt", f"{place.name}/{name}")
+        for name in listing.folders:
+            left_out.add("deeper folder", "deeper folders", f"{place.name}/{name}")
+    return left_out
 
 
 def read_chunks(record_sets: list[RecordSet], strict: bool, notes: Notes) -> Iterator[StayChunk]:

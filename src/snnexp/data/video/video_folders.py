@@ -17,7 +17,7 @@ from snnexp.data.cache import Arrays, Notes, file_source, load_or_build_arrays
 from snnexp.data.listing import LeftOut
 from snnexp.data.pictures import DECODING, check_decoding, convert, open_picture, upright_size
 from snnexp.data.progress import progress
-from snnexp.data.source_files import files_by_stem
+from snnexp.data.source_files import files_by_stem, note_same
 from snnexp.data.splits import difference_in_words
 from snnexp.data.video.clip_layout import CLIP, Folders, Layout
 from snnexp.data.video.clips import ClipAugmentation, Recording, VideoClips, cut_into_samples
@@ -319,6 +319,7 @@ class VideoFolders(VideoClips):
             for split, chosen in (("train", train), ("test", test))
             for folders in chosen
         ]
+        note_same("clip", ((clip.name, clip.folders.blurry) for clip in recordings), left_out)
         train_count = len(train) - (max(round(val_fraction * len(train)), 1) if val_fraction > 0 and len(train) > 1 else 0)
         indices = {"train": range(train_count), "val": range(train_count, len(train)), "test": range(len(train), len(recordings))}
         samples = {
