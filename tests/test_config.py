@@ -276,7 +276,7 @@ def test_every_path_of_a_data_set_is_made_absolute(target, tmp_path, monkeypatch
 
 
 def test_the_paths_of_every_part_are_made_absolute(tmp_path, monkeypatch):
-    (tmp_path / "anchored_parts.py").write_text(
+    (tmp_path / "parts_with_paths.py").write_text(
         "from os import PathLike\nfrom pathlib import Path\nclass Part:\n    paths = ('table',)\n"
         "    def __init__(self, a: Path, b: str | PathLike | None, many: list[Path], by: dict[str, Path], text: str, "
         "table: str = '', part=0): ...\n"
@@ -284,7 +284,7 @@ def test_the_paths_of_every_part_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/of/one")
-    part = {"_target_": "anchored_parts.Part", "a": "x", "b": "~/y", "many": ["p", "/q"], "by": {"k": "v"}, "text": "./t", "table": "u"}
+    part = {"_target_": "parts_with_paths.Part", "a": "x", "b": "~/y", "many": ["p", "/q"], "by": {"k": "v"}, "text": "./t", "table": "u"}
     nodes = {"model": part | {"part": part}, "tracker": {"own": part}, "task": part | {"a": "${extra.here}", "b": "${data_dir}/z"}}
     top = {
         "data_dir": "~/data",
@@ -317,7 +317,7 @@ def test_the_paths_of_every_part_are_made_absolute(tmp_path, monkeypatch):
     assert found["extra"] == {"here": f"{here}/h", "text": "a/b", "n": 1}
     only = OmegaConf.to_container(one, resolve=False)
     assert only == nodes | top | {"model": part | {"a": f"{here}/x", "part": part}, "tracker": {"own": part | done}}
-    sys.modules.pop("anchored_parts", None)
+    sys.modules.pop("own_parts", None)
 
 
 def test_the_nearest_word():

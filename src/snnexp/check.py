@@ -1,5 +1,6 @@
 """Tries every part of a run, so that faulty input is refused before the run exists."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from snnexp import conformance, targets
 from snnexp.contracts import DataSet, Schedule, Task, optional_member
 from snnexp.data.first_batch import check_attributes, check_first_batches
+from snnexp.data.looking import NotPrepared, only_looking
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.distributed import Ranks, choose_device
@@ -40,12 +42,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
     if settings["init_from"] is not None and not begun:
         transfer.read(settings["init_from"])  # refuse a bad file before preparing the data, which may take hours
-    task, schedule = make_task(settings), instantiate(settings["scheduler"], trust, Schedule)
-    make_optimizer(settings, nn.Linear(1, 1))
-    if settings["logger"].get("_target_"):
-        targets.locate(settings["logger"]["_target_"], trust)
-    if (trial := try_model(settings)) is not None:
-        try_trackers_and_pruner(trial, settings, task, device)
+    task, schedule = try_parts(settings, device)
     data = make_data(settings)
     check_attributes(data)
     if not begun:
@@ -68,6 +65,32 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         check_smallest_batch(settings, data, batch)
     if settings["init_from"] is not None and not begun:
         transfer.fit(model, settings["init_from"], data, settings["init_partial"], only_evaluated=only_evaluates(settings))
+
+
+def try_parts(settings: dict[str, Any], device: torch.device) -> tuple[Task, Schedule]:
+    """Build what needs no data, or example data only: task, schedule, optimizer, model, trackers and pruner; return the first two.
+
+    Raises: UserError for settings that no data can make valid.
+    """
+    trust = settings["trust"]
+    task, schedule = make_task(settings), instantiate(settings["scheduler"], trust, Schedule)
+    make_optimizer(settings, nn.Linear(1, 1))
+    if settings["logger"].get("_target_"):
+        targets.locate(settings["logger"]["_target_"], trust)
+    if (trial := try_model(settings)) is not None:
+        try_trackers_and_pruner(trial, settings, task, device)
+    return task, schedule
+
+
+def check_elsewhere(settings: dict[str, Any], trust: list[str] | None = None) -> None:
+    """Check what does not depend on the machine that will train, and whether the data are there; nothing is fetched or prepared.
+
+    Raises: UserError; MissingData if the data are not on this machine.
+    """
+    settings = settings | {"trust": trust}
+    try_parts(settings, torch.device("cpu"))
+    with only_looking(), suppress(NotPrepared):
+        make_data(settings)
 
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {

@@ -170,6 +170,8 @@ def anchor_paths(cfg: DictConfig, saved: bool = False, only: set[str] | None = N
     with open_dict(cfg):
         for node, name, key in keys:
             if only is None or any(key == each or f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in only):
+                if only is not None and key in ("data_dir", "output_dir", "dataset.root") and node.get(name) == "":
+                    raise UserError(f"{key}= names no directory. Write {key}=. for the one you are in.")
                 _anchor(node, name, key)
 
 

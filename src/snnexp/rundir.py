@@ -1,5 +1,6 @@
 """The run directory: its paths, its claim and lock, and its small JSON files; commands and worker share nothing else."""
 
+import errno
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shlex
 import socket
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,9 +102,22 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     return RunDir(path.resolve())
 
 
+def check_name(name: str) -> None:
+    """Check that a new run can have a name: a path below output_dir that is listed, printed and pasted.
+
+    Raises: UserError.
+    """
+    parts = Path(name).parts
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise UserError(f"exp_name={name!r}: it holds a character that cannot be printed. Choose another exp_name.")
+    if not parts or any(part.startswith(".") for part in parts):
+        raise UserError(f"exp_name={name}: `snnexp runs` does not list what begins with a dot. Choose another exp_name.")
+
+
 def cannot_make(path: Path, error: OSError) -> UserError:
     """Return the error for a run directory that cannot be made."""
-    return UserError(f"cannot make the run directory {path}: {error.strerror}. Set output_dir=... elsewhere.")
+    remedy = "Choose a shorter exp_name." if error.errno == errno.ENAMETOOLONG else "Set output_dir=... elsewhere."
+    return UserError(f"cannot make the run directory {path}: {error.strerror}. {remedy}")
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def check_nodes(settings: dict[str, Any], trust: list[str] | None = None) -> Non
                 raise UserError(f"{path}.{name}=None: for no value write {path}.{name}=null.")
             if not fits(value, hint):
                 as_list = f" Write {path}.{name}=[{value}]." if "list" in spell(hint) and not isinstance(value, list) else ""
-                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {spell(hint)}, not {type(value).__name__}.{as_list}")
+                given = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+                raise UserError(f"{path}.{name}={value!r}: {node['_target_']} wants {spell(hint)}, not {given}.{as_list}")
         for name, parameter in accepted.items():
             if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 if name not in node and name not in supplied:
@@ -370,6 +371,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kind)
     if kind is Path:
         return isinstance(value, str)
+    if kind is tuple and isinstance(value, list) and (parts := typing.get_args(hint)) and Ellipsis not in parts:
+        return len(value) == len(parts) and all(map(fits, value, parts))
     if kind in (list, tuple, set) or getattr(kind, "__module__", "") == "collections.abc":
         return isinstance(value, dict if "Mapping" in str(kind) else list)
     return not isinstance(value, str) or not inspect.isclass(kind)

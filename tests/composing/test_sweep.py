@@ -30,6 +30,13 @@ def test_where_the_whole_sweep_lies_is_not_swept(word):
         sweep.settle([word])
 
 
+def test_a_directory_that_all_jobs_would_share_is_refused():
+    with pytest.raises(UserError, match="would share one directory"):
+        sweep.settle(["seed=1,2", "hydra.sweep.subdir=all"])
+    own = ["seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"]
+    assert sweep.settle(own) == own
+
+
 def test_every_swept_key_is_in_the_name_of_a_job():
     line = read_command_line(["-m", "data_dir=A,B", "lr=0.1", "lr=1,2", "logger=none,tensorboard", "T=2", "seed=range(3)", "trust=[a],[b]"])
     assert sweep.unswept_keys(line) == ["T"]

@@ -64,6 +64,12 @@ def test_plateau_where_small_is_good():
     assert schedule.factor(0, 1) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("wrong", [{"patience": -1}, {"decay": 2}, {"decay": -0.5}, {"min_factor": 1.5}])
+def test_plateau_only_lowers_the_rate(wrong):
+    with pytest.raises(UserError, match="scheduler.patience=.*fractions of the rate, from 0 to 1"):
+        Plateau(**wrong)
+
+
 def test_plateau_multiplies_the_warm_up():
     schedule = Plateau(patience=0, warmup_epochs=4)
     for value in (1, 1):

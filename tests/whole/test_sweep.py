@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, load, wait_for
+from snnexp import check, config
 from whole.test_resume import assert_same_run
 
 SWEPT = [word for word in TINY if not word.startswith("model.width")]
@@ -49,7 +50,7 @@ def test_a_cause_that_all_jobs_share_stops_the_sweep_at_the_first(said, tmp_path
     monkeypatch.setenv("SNNEXP_DATA", str(tmp_path / "nothing"))
     message = said("train", "-m", "dataset=cifar10_dvs", "lr=1,2,3", "exp_name=sweep", code=2)
     assert message.count("snnexp data dataset=cifar10_dvs") == 1 and "none of the others was begun" in message
-    assert [path.name for path in (tmp_path / "outputs/sweep").iterdir()] == ["multirun.yaml"]
+    assert not list((tmp_path / "outputs").iterdir())
 
 
 def test_a_sweep_without_slurm_is_told_once(said, tmp_path, monkeypatch):
@@ -105,6 +106,42 @@ def test_submitit_runs_the_jobs_in_processes_of_their_own(snnexp, tmp_path):
     assert [state(run) for run in runs] == ["finished", "finished"] and time.time() - began < 120
     assert len({json.loads((run / "status.json").read_text())["pid"] for run in runs}) == 2
     assert all(run.name in output for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dataset=event_folder", "dataset.root=nowhere"], "nowhere does not exist"),
+        (["clip_grad=inf"], "clip_grad=inf: must be greater than 0, and finite"),
+        (["monitor=nothing"], "monitor=nothing: not a metric of this task"),
+    ],
+)
+def test_a_fault_that_all_jobs_share_is_told_before_any_is_submitted(words, expected, said, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    message = said("train", "-m", "model.width=0.125", "seed=0,1", "hydra/launcher=submitit_local", *words, code=2)
+    assert expected in message and message.count("All jobs of the sweep share this: none was begun") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_data_that_this_machine_lacks_may_be_on_those_of_a_cluster(said, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    message = said("train", "-m", "seed=0,1", "hydra=slurm", "dataset=event_folder", "dataset.root=nowhere", code=2)
+    assert "The data are not on this machine" in message and 'Could not detect "srun"' in message
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_what_is_not_prepared_is_left_to_the_jobs(said, tmp_path):
+    said("train", *TINY, "start=false", "exp_name=run")
+    settings = config.read_saved(tmp_path / "outputs/run/config.json")
+    settings["dataset"] |= {"root": str(tmp_path / "elsewhere")}
+    check.check_elsewhere(settings)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("word", ["lr=glob(*)", "seed=range(5,1)"])
+def test_a_sweep_without_any_job_is_refused(word, said, tmp_path):
+    assert f"{word}: there is no such value, and so no job" in said("train", "-m", *TINY, word, code=2)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_optuna_searches_for_the_best_validation(snnexp, tmp_path):

@@ -11,14 +11,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from snnexp import config, provenance
 from snnexp.composing import command_line, compose, conf, sweep
 from snnexp.composing.model_and_data import check_match
-from snnexp.errors import RunFailed, UserError
+from snnexp.errors import MissingData, RunFailed, UserError
 from snnexp.files import explaining, pastable
-from snnexp.rundir import RunDir, being_made, claim, find_run, now, read_json, read_record, write_json
+from snnexp.rundir import RunDir, being_made, check_name, claim, find_run, now, read_json, read_record, write_json
 from snnexp.untrusted.text import say
 
 
@@ -52,7 +52,18 @@ def run_jobs(compose_all: Callable[[], Any]) -> int:
         return 1
     except SweepStopped as stopped:
         raise UserError(str(stopped)) from stopped.__cause__
+    finally:
+        if Sweep.directory is not None:
+            remove_if_empty(Sweep.directory)
     return 0 if Sweep.directory is None else summarise(Sweep.directory, started)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the directory of a sweep that began no job."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+        folder.rmdir()
 
 
 RESET = {"exp_name": None, "samples_digest": None, "start": True, "shapes": False}
@@ -66,7 +77,7 @@ def compose_train(argv: list[str], job: Callable[[DictConfig, RunDir | None], An
     """
     named = [word for word in argv if word.startswith("from=")]
     if not named:
-        compose.run("train", argv, lambda cfg: job(cfg, None))
+        compose.run("train", argv, lambda cfg: job(cfg, None), check=lambda cfg: check_elsewhere(cfg, None))
         return
     word = named[0]
     if len(named) > 1 or word == "from=":
@@ -81,7 +92,8 @@ def compose_train(argv: list[str], job: Callable[[DictConfig, RunDir | None], An
     rest = [each for each in argv if each != word]
     if flags := [flag for flag in command_line.read_command_line(rest).flags if flag.partition("=")[0] in ("--config-name", "-cn")]:
         raise UserError(f"{word} {flags[0]}: a run's configuration is a primary one already; leave out one of the two.")
-    compose.run("train_from", rest, lambda cfg: job(cfg, source), saved=source, reset=RESET, as_options=True)
+    jobs = {"job": lambda cfg: job(cfg, source), "check": lambda cfg: check_elsewhere(cfg, source)}
+    compose.run("train_from", rest, saved=source, reset=RESET, as_options=True, **jobs)
 
 
 def job(cfg: DictConfig, source: RunDir | None) -> float | None:
@@ -115,6 +127,19 @@ def call_job(work: Callable[[Path | None], float | None]) -> float | None:
         if read_record(status).get("state") in (None, "created", "failed"):  # any other state stays
             RunDir(folder).update_status(state="failed", error=message, exit_code=2 if isinstance(error, UserError) else 1)
         raise JobFailed(message) from error
+
+
+def check_elsewhere(cfg: DictConfig, source: RunDir | None) -> None:
+    """Check the configuration of a job that will run in a process, or on a machine, of its own.
+
+    Raises: UserError.
+    """
+    from snnexp import check
+
+    settings = resolve(cfg, source)
+    trust = None if source is None else settings["trust"]
+    check_match(settings, trust)
+    check.check_elsewhere(settings, trust)
 
 
 def train_or_continue(cfg: DictConfig, source: RunDir | None, folder: Path | None) -> float | None:
@@ -193,6 +218,8 @@ def create(
     """
     from snnexp import check
 
+    if settings["exp_name"] is not None:
+        check_name(settings["exp_name"])
     check_match(settings, trust)
     check.check(settings, trust)
     if folder is None:
@@ -290,13 +317,43 @@ class Sweep(Callback):
     refused: dict[str, str] = {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the directory; Hydra calls this before the first job.
+        """Remember the directory, and look for faults that all jobs share before any is submitted; Hydra calls this before the first job.
 
-        Raises: SweepStopped if the directory is that of a run.
+        Raises: SweepStopped for such a fault, or if the directory is that of a run.
         """
         Sweep.directory = Path(config.hydra.sweep.dir)
         if (Sweep.directory / "config.json").exists() or (Sweep.directory.exists() and not Sweep.directory.is_dir()):
             raise SweepStopped(f"exp_name={Sweep.directory.name}: {Sweep.directory} exists, and is no sweep. Choose another exp_name.")
+        try:
+            first = sweep.first_job(config)
+        except UserError as error:
+            raise SweepStopped(str(error)) from error
+        if first is not None and sweep.check_job is not None and "submitit" in config.hydra.launcher._target_:
+            check_shared(first, other_machines="Slurm" in config.hydra.launcher._target_)
+
+
+def check_shared(first: DictConfig, other_machines: bool) -> None:
+    """Look in the first job's configuration for a fault that all jobs share; `other_machines` may have data that this one lacks.
+
+    Raises: SweepStopped.
+    """
+    state, cfg = HydraConfig.instance(), first.copy()
+    before, state.cfg = state.cfg, None
+    state.set_config(first)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        sweep.check_job(cfg)
+    except MissingData as error:
+        if other_machines:
+            say(f"{error}\nThe data are not on this machine; if the machines that run the jobs lack them too, each job will say so.")
+        elif sweep.all_share(error):
+            raise SweepStopped(f"{error}\nAll jobs of the sweep share this: none was begun.") from error
+    except UserError as error:
+        if sweep.all_share(error):
+            raise SweepStopped(f"{error}\nAll jobs of the sweep share this: none was begun.") from error
+    finally:
+        state.cfg = before
 
 
 def summarise(folder: Path, started: str) -> int:

@@ -53,6 +53,27 @@ def read_command_line(argv: list[str]) -> CommandLine:
     return line
 
 
+ONE_OPTION = tuple(group for group in configuration.NODES if group != "tracker")
+"""Groups of which one option is chosen: of several, Hydra would make one node in which the settings of all are mixed."""
+
+
+def check_settings(words: list[str]) -> None:
+    """Refuse settings that Hydra would misread, or refuse in words about something else.
+
+    Raises: UserError.
+    """
+    for word in words:
+        key, equals, value = word.partition("=")
+        name = key.lstrip("+~")
+        if equals and not name.strip():
+            raise UserError(f"{word}: settings are KEY=VALUE, and here the key is missing.")
+        if equals and name != name.strip():
+            raise UserError(f"{word}: a key has no blanks around it; write {key.strip()}={value.strip()}.")
+        if name in ONE_OPTION and value.lstrip().startswith("["):
+            names = value.strip(" []")
+            raise UserError(f"{word}: {name} takes one option (tracker takes several). For one run with each: -m {name}={names}.")
+
+
 def asks_for_help(argv: list[str]) -> bool:
     """Return True if the command line asks for help."""
     return any(word in ("--help", "-h") for word in argv)

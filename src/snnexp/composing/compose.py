@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from snnexp import config as configuration
 from snnexp.composing import hydra_releases, saved_yaml, sweep, typed_text
-from snnexp.composing.command_line import read_command_line
+from snnexp.composing.command_line import check_settings, read_command_line
 from snnexp.composing.conf import SearchPath, conf_dir
 from snnexp.composing.mistakes import explain, explain_flags
 from snnexp.composing.model_and_data import suitable_model
@@ -33,8 +33,11 @@ def run(
     schema: type | None = None,
     reset: dict[str, Any] | None = None,
     as_options: bool = False,
+    check: Callable[[DictConfig], None] | None = None,
 ) -> None:
     """Compose the config of `command` and call `job` with it, once, or once per point of a sweep.
+
+    `check` checks the first job's config before a sweep hands its jobs to other processes.
 
     If a `saved` run is given, the config builds on that run's, with the values of `reset` for its keys. `as_options` makes the nodes of the
     run's groups options named OF_RUN, so that another option can be chosen instead.
@@ -42,6 +45,7 @@ def run(
     """
     line = read_command_line(argv)
     line.config_dirs = [os.path.expanduser(directory) for directory in line.config_dirs]
+    check_settings(line.overrides)
     line.overrides = [typed_text.with_quotes(word) for word in line.overrides]
     if line.multirun:
         line.overrides = sweep.settle(line.overrides)
@@ -69,11 +73,18 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises errors instead of printing them
     failures: list[Exception] = []
 
-    def prepared_job(cfg: DictConfig) -> Any:
+    def take_as_typed(cfg: DictConfig) -> None:
         typed_text.refuse_none(cfg, line.overrides, saved is not None)
         typed_text.restore_text(cfg, typed, saved is not None)
         configuration.anchor_paths(cfg, saved is not None, given)
+
+    def prepared_job(cfg: DictConfig) -> Any:
+        take_as_typed(cfg)
         return job(cfg)
+
+    def check_prepared(cfg: DictConfig) -> None:
+        take_as_typed(cfg)
+        check(cfg)
 
     def single_job(cfg: DictConfig) -> None:
         try:
@@ -81,6 +92,7 @@ def run(
         except (UserError, RunFailed, HydraException, OmegaConfBaseException) as error:
             failures.append(error)  # Hydra would print a line of its own about it
 
+    sweep.check_job = None if check is None else check_prepared
     try:
         function = prepared_job if line.multirun else single_job
         hydra.main(config_path=str(conf_dir()), config_name=command, **hydra_releases.MAIN)(function)()
@@ -95,7 +107,7 @@ def run(
     except RuntimeError as error:
         if "srun" not in str(error) and "sbatch" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[-1].removesuffix(".")
+        reason = str(error).strip().splitlines()[-1].rstrip(".?")
         raise UserError(
             f"the jobs cannot be given to SLURM: {reason}. Start them on a machine of the cluster, or leave out hydra=slurm: then they run "
             "here, one after another (hydra/launcher=submitit_local: all at once)."
@@ -106,6 +118,7 @@ def run(
         if not str(error).startswith("Config group override"):
             raise
         groups = [word for word in line.overrides if word.partition("=")[0].lstrip("+~") in configuration.GROUPS]
+        groups = [word for word in groups if not isinstance(getattr(typed_text.parsed(word), "value", str)(), str | list)] or groups
         raise UserError(f"{' '.join(groups)}: a group takes the name of one of its options; ~GROUP leaves one out.") from error
     except SystemExit as error:
         if error.code:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -15,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import config as configuration
 from snnexp.composing.command_line import CommandLine
-from snnexp.composing.conf import initialize_hydra, options_of
-from snnexp.composing.typed_text import in_quotes
+from snnexp.composing.conf import conf_dir, initialize_hydra, options_of
+from snnexp.composing.typed_text import TEXT_KEYS, in_quotes
 from snnexp.errors import nearest
 
 
@@ -35,13 +36,24 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
                 hint = f" (Braces only change keys that exist; {shlex.quote(f'+{word}')} also adds new ones.)"
             key = full_key
         composed = compose_groups(command, line)
-        if key.startswith("tracker.") and (name := key.split(".")[1]) in options_of("tracker") and name not in composed.get("tracker", {}):
+        name = key.split(".")[1] if "." in key else ""
+        if key.startswith("tracker.") and name in options_of("tracker") and name not in composed.get("tracker", {}):
             return f"there is no key {key!r}: no tracker={name} was chosen. Add tracker={name}."
         if key.startswith("pruner.") and command in ("train", "profile") and not composed.get("pruner"):
             return f"there is no key {key!r}: no pruner was chosen. Add pruner=spike_map, or another."
+        if key.startswith("hydra."):
+            own = "hydra=optuna" if key.startswith("hydra.sweeper.") else "hydra=slurm or hydra/launcher=submitit_local"
+            return f"there is no key {key!r} here; sweepers and launchers have keys of their own, with {own}."
+        if key.startswith("tracker.") and key.count(".") > 1 and name not in composed.get("tracker", {}):
+            trackers = [option for option in options_of("tracker") if option != "none"]
+            return f"there is no key {key!r}: there is no tracker={name}; there are {', '.join(sorted(trackers))}.{nearest(name, trackers)}"
+        if options := options_with(key):
+            return f"there is no key {key!r} here; {' and '.join(options)} {'has' if len(options) == 1 else 'have'} it."
         if key == "stages" and command == "train":
             return "there is no key 'stages': stages are chosen with snnexp prune."
         return f"there is no key {key!r}.{nearest_key(key, composed)}{hint or f' (+{key}=... adds a key of your own.)'}"
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"+{match[1]}: this key is there already; without the plus it is changed: {match[1]}=VALUE."
     if match := re.search(r"Could not find '([^']+)'(.*?)(Config search path|\Z)", text, re.DOTALL):
         group, _, option = match[1].rpartition("/")
         listed = re.search(r"Available options in '[^']+':(.*)", match[2], re.DOTALL)
@@ -65,7 +77,10 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
         if value in ("None", "none", "nil", "NULL"):
             optional = type(None) in typing.get_args(typing.get_type_hints(configuration.TrainConfig).get(key))
             return f"{match[1]}: for no value write {key}=null." if optional else f"{match[1]}: {key} needs a value. {reason}."
-        return f"{match[1]}: {reason or text.splitlines()[-1]}."
+        if key in TEXT_KEYS and re.match(r"Cannot convert '(list|dict)' to string", reason):
+            return f"{match[1]}: {key} is one text; write {in_shell(f'{key}={in_quotes(value)}')}."
+        takes = next((what for part, what in TAKES.items() if part in reason), "")
+        return f"{match[1]}: {reason or text.splitlines()[-1]}.{takes}"
     if any(part in text for part in ("mismatched input", "missing EQUAL", "no viable alternative", "token recognition", "NoViableAlt")):
         unreadable = next((word for word in line.overrides if not parses(word)), None)
         if unreadable is None or "=" not in unreadable:
@@ -76,16 +91,39 @@ def explain(error: Exception, command: str, line: CommandLine) -> str:
         if re.search(r"""[{,]\s*["'][^"']*["']\s*:""", unreadable):
             return f"{unreadable}: cannot be read. The keys in braces have no quotes: KEY={{NAME: VALUE}}."
         whole = value.strip().strip("'\"")
-        example = f"{name}={in_quotes(whole)}" if whole and not set(whole) & set("[]{}()") else "KEY='a, b'"
+        is_text = name in TEXT_KEYS or not set(whole) & set("[]{}()")
+        example = f"{name}={in_quotes(whole)}" if whole and is_text else "KEY='a, b'"
         return f"{unreadable}: cannot be read. A value with spaces, commas, brackets or quotes is quoted twice: {in_shell(example)}."
     if "add --multirun" in text:
         word = next((w for w in line.overrides if "," in w), "")
-        return f"{word}: several values are a sweep; add -m. (For one list, write [A,B].)"
+        key, _, value = word.partition("=")
+        as_one = f"text, write {in_shell(f'{key}={in_quotes(value)}')}" if key in TEXT_KEYS else "list, write [A,B]"
+        return f"{word}: several values are a sweep; add -m. (For one {as_one}.)"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} has no value: give it on the command line, {match[1]}=VALUE."
     if match := re.search(r"(Interpolation key '[^']+' not found|raised while resolving interpolation: .*)\s+full_key: (\S+)", text):
         return f"{match[2]}: {match[1].removeprefix('raised while resolving interpolation: ')}."
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
+
+
+TAKES = {
+    "to Integer": " It takes a whole number.", "to Float": " It takes a number.", "valid bool": " It takes true or false.",
+    "is not Optional": " It needs a value.",
+}  # fmt: skip
+"""By part of what OmegaConf says of a value: what the key takes."""
+
+
+def options_with(key: str) -> list[str]:
+    """Return the options of a key's group that have the key: `optimizer=sgd` for optimizer.momentum."""
+    group, _, name = key.partition(".")
+    if group not in ("optimizer", "scheduler", "logger", "pruner") or not name:  # the keys of other groups hardly suit another option
+        return []
+    found = []
+    for option in sorted(options_of(group)):
+        content = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text()) or {}
+        if name in (content.get(group) or content):
+            found.append(f"{group}={option}")
+    return found
 
 
 def in_shell(setting: str) -> str:
@@ -128,6 +166,7 @@ def nearest_key(key: str, composed: dict[str, Any]) -> str:
     keys = list(_keys(composed))
     if key in keys:
         return ""
+    keys = [each for each in keys if not key.startswith(f"{each}.")]  # a node says nothing about a key that it lacks
     parent, _, last = key.rpartition(".")
     ends = [k for k in keys if k.rpartition(".")[2] == last]
     if ends and not parent:

@@ -2,9 +2,13 @@
 
 import re
 import sys
+from collections.abc import Callable
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from snnexp import config as configuration
 from snnexp.composing.command_line import CommandLine, read_command_line
@@ -37,7 +41,30 @@ def settle(words: list[str]) -> list[str]:
         for each, _ in replaced:
             print(f"{each}: left out, {word} comes after it.", file=sys.stderr)
         kept = [pair for pair in kept if pair not in replaced]
+    for word, override in kept:
+        if override.key_or_group == "hydra.sweep.subdir" and "${" not in str(override.value()):
+            raise UserError(f"{word}: the jobs would share one directory. Leave it out, or let it hold ${{hydra.job.num}}.")
     return [word for word, _ in kept]
+
+
+check_job: Callable[[DictConfig], None] | None = None
+"""Checks the configuration of a job of the sweep at work before it is handed to another process; None: nothing is checked."""
+
+
+def first_job(config: DictConfig) -> DictConfig | None:
+    """Return the configuration of a sweep's first job, Hydra's own node included; None if a search will choose its values.
+
+    Raises: UserError if there is no job, because a pattern fits nothing or a range is empty.
+    """
+    loader, words = GlobalHydra.instance().config_loader(), list(config.hydra.overrides.task)
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    if any(each.is_sweep_override() and not each.is_discrete_sweep() for each in overrides):
+        return None
+    jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    if not jobs:
+        empty = next(word for word, each in zip(words, overrides, strict=True) if each.is_sweep_override() and not [*each.sweep_iterator()])
+        raise UserError(f"{empty}: there is no such value, and so no job.")
+    return loader.load_sweep_config(config, jobs[0])
 
 
 def unswept_keys(line: CommandLine) -> list[str]:

@@ -29,6 +29,7 @@ from snnexp.data import mapped_files
 from snnexp.data.cache_checksums import Damaged, compare, digest, say_prepared_again, sealed
 from snnexp.data.listing import cache_folder, make_working_folder
 from snnexp.data.lock import lock
+from snnexp.data.looking import stop_if_only_looking
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
 from snnexp.files import NO_SPACE, flush_to_disk
@@ -192,6 +193,7 @@ def load_or_build(
         say_prepared_again(title, error)
     if entry is not None:
         return entry
+    stop_if_only_looking()
     try:
         make_working_folder(cache)
         with lock(cache / f"{key}.lock", title):

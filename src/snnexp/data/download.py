@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp.data.lock import lock
+from snnexp.data.looking import stop_if_only_looking
 from snnexp.data.progress import progress
 from snnexp.errors import MissingData, UserError
 from snnexp.files import flush_to_disk
@@ -36,6 +37,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None) -> Path:
     """
     if path.exists():
         return path
+    stop_if_only_looking()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")

@@ -82,6 +82,11 @@ class Plateau(Constant):
         super().__init__(warmup_epochs, warmup_start)
         if not 0 <= threshold < 1:
             raise UserError(f"scheduler.threshold={threshold}: a fraction of the best value, from 0 to below 1; torch's is 1e-4.")
+        if patience < 0 or not (0 <= decay <= 1 and 0 <= min_factor <= 1):
+            raise UserError(
+                f"scheduler.patience={patience}, scheduler.decay={decay}, scheduler.min_factor={min_factor}: the first must be at least 0, "
+                "the others fractions of the rate, from 0 to 1."
+            )
         self.decay, self.patience, self.min_factor, self.threshold = decay, patience, min_factor, threshold
         self.reduced, self.best, self.waited = 1.0, None, 0
 

@@ -18,6 +18,7 @@ CONFIGURATION = {
     r"Target -?\d+ is out of bounds|Class values must be": (
         "a label lies outside the classes of the network: leave model.num_classes null, or make it at least the number of classes."
     ),
+    r"does not support (dense|sparse) gradients": "this optimizer is for other layers: choose optimizer=adam, or another.",
     r"does not have a deterministic implementation": "deterministic=true has no kernel for a layer of this model: use deterministic=false.",
     r"not implemented for '(Half|BFloat16)'|expected .* dtype .*(Half|BFloat16)": (
         "a layer cannot compute in this precision: use precision=fp32."
