@@ -317,7 +317,7 @@ def test_the_paths_of_every_part_are_made_absolute(tmp_path, monkeypatch):
     assert found["extra"] == {"here": f"{here}/h", "text": "a/b", "n": 1}
     only = OmegaConf.to_container(one, resolve=False)
     assert only == nodes | top | {"model": part | {"a": f"{here}/x", "part": part}, "tracker": {"own": part | done}}
-    sys.modules.pop("own_parts", None)
+    sys.modules.pop("parts_with_paths", None)
 
 
 def test_the_nearest_word():

@@ -150,3 +150,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "logs").write_text("")
     with pytest.raises(RunFailed, match=r"cannot write .*x\.log"):
         filled(tmp_path / "logs" / "x.log", 1)
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    assert files.read_small(tmp_path / "file") == b"content"
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="not a regular file") as refused:
+            files.read_small(tmp_path / name)
+        assert refused.value.filename == str(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -18,6 +18,7 @@ from snnexp.engine.experiment import make_optimizer, make_trackers
 from snnexp.engine.fitting.content import part
 from snnexp.engine.fitting.moments import check_moments
 from snnexp.engine.fitting.samples import check_digest, check_split
+from snnexp.engine.fitting.structure import without_memory
 from snnexp.engine.pruning.start import check_pruning
 from snnexp.engine.weights import transfer
 from snnexp.errors import UserError
@@ -47,7 +48,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     check_attributes(data)
     if not begun:
         check_digest(settings, data.samples_digest, None)
-    with torch.device("meta"):
+    with without_memory():
         model = make_model(settings, data, task)
     if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):
         raise UserError(
@@ -132,7 +133,7 @@ def build_for_first(node: dict[str, Any], trust: list[str] | None, examples: lis
     messages = []
     for provided in examples:
         try:
-            with torch.device("meta"):
+            with without_memory():
                 return instantiate(node, trust, **provided), messages
         except UserError as error:
             messages.append(str(error))
@@ -186,7 +187,7 @@ def check_checkpoint(settings: dict[str, Any], saved: dict[str, Any], path: Path
         data.load_state_dict(saved["data"])
     check_split(data, saved, path)
     check_digest(settings, data.samples_digest, saved)
-    with torch.device("meta"):
+    with without_memory():
         model = make_model(settings, data, make_task(settings))
     surgery.rebuild(model, saved["pruned"]["kept"], path)
     checkpoint.check_fits(model, saved["state_dict"], path)

@@ -107,12 +107,24 @@ def room_in_words(folder: Path, needed: int = 0) -> str:
         free = f"{size_in_words(shutil.disk_usage(folder).free)} are free in {folder}"
     except OSError:
         free = f"it is unknown how much is free in {folder}"
-    return f"{free}, {size_in_words(needed)} are needed." if needed else f"{free}."
+    return f"{free}, {size_in_words(needed)} are needed." if needed else f"{free}, and more is needed."
 
 
 def size_in_words(size: int) -> str:
     """Return a number of bytes as text."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{-(-size // 2**10)} KiB"
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to be read that somebody else may have written.
+
+    Raises: OSError for one that cannot be opened, or is a directory, a pipe or a device, which may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would otherwise wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 LARGEST_TEXT = 64 * 2**20
@@ -124,9 +136,7 @@ def read_small(path: Path, limit: int = LARGEST_TEXT) -> bytes:
 
     Raises: OSError for one that cannot be read, is larger than `limit`, or is a pipe or a device, which may never end.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit / 2**20:.0f} MiB, which no file of this kind is", str(path))

@@ -266,7 +266,8 @@ def read_json(path: Path) -> Any:
     except RecursionError as error:
         raise UserError(f"cannot read {path}: it is nested deeper than any file of a run.") from error
     except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits, or too large
-        raise UserError(f"cannot read {path}: {error}") from error
+        way_on = "Put it back from a copy" + (", or remove it: the next command writes it anew." if path.name == "status.json" else ".")
+        raise UserError(f"cannot read {path}: {error}. {way_on}") from error
     return content
 
 

@@ -164,6 +164,14 @@ def test_one_unreadable_run_does_not_hide_the_others(tmp_path, file, content, pr
     assert problem in runs["bad"].problem or "RecursionError" in runs["bad"].problem
 
 
+@pytest.mark.parametrize("name", ["status.json", "config.json", "result.json", "arithmetic.json"])
+def test_a_directory_in_the_place_of_a_file_is_told(tmp_path, name):
+    run = make(tmp_path / "bad")
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert table.load(run).problem == f"{name}: not a regular file"
+
+
 def test_files_and_directories_one_may_not_read(tmp_path, monkeypatch):
     make(tmp_path / "file")
     make(tmp_path / "locked")

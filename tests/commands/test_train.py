@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -124,9 +125,12 @@ def test_a_stranger_cannot_reach_hydra_through_a_node(said, source, tmp_path):
 
 
 def test_a_disk_that_is_full_before_there_is_a_configuration_is_told_in_words(said, tmp_path, monkeypatch):
-    def no_room(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def no_room(file: IO[Any]) -> None:
+        if "config.yaml" in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("snnexp.commands.train.OmegaConf.save", no_room)
+    monkeypatch.setattr("snnexp.files.flush_to_disk", no_room)
     output = said("train", *QUICK, "exp_name=run", code=1)
-    assert f"snnexp: cannot write {tmp_path / 'outputs/run/.hydra'}: No space left on device" in output
+    hydra = tmp_path / "outputs/run/.hydra"
+    assert f"snnexp: cannot write {hydra / 'config.yaml'}: No space left on device" in output and "KiB are needed" in output
+    assert sorted(path.name for path in hydra.iterdir()) == ["hydra.yaml", "overrides.yaml"]

@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -164,6 +166,19 @@ def test_failed_preparation_leaves_nothing_and_the_next_succeeds(tmp_path: Path)
     assert entry_of(tmp_path, Producer()).samples.shape[0] == 5
 
 
+@pytest.mark.parametrize("content", [{"files": []}, {"files": {"labels.npy": 3}}, {"files": {"labels.npy": [1, None, 2]}}, "deep", "pipe"])
+def test_an_entry_with_another_meta_json_is_made_anew(tmp_path: Path, content) -> None:
+    source = Producer()
+    path = entry_of(tmp_path, source).directory / "meta.json"
+    changed = json.loads(path.read_text()) | (content if isinstance(content, dict) else {})
+    path.write_text("[" * 100_000 if content == "deep" else json.dumps(changed))
+    if content == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    assert entry_of(tmp_path, source).labels.tolist() == [0, 1, 2, 0, 1] and source.asked == 2
+    assert path.is_file()
+
+
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     key = entry_of(tmp_path, Producer()).directory.name
     shutil.rmtree(tmp_path / "cache" / key)
@@ -181,9 +196,31 @@ def test_no_space_before_the_start(tmp_path: Path, monkeypatch) -> None:
     assert not list((tmp_path / "cache").glob(".building*"))
 
 
+def test_files_that_may_not_grow(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    code = "from pathlib import Path; from test_cache import Producer, entry_of; import sys; entry_of(Path(sys.argv[1]), Producer())"
+    for size in (0, 200, 300):  # bytes: in the header of the samples, in the samples, in meta.json
+        command = [sys.executable, "-c", code, str(tmp_path / str(size))]
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])),
+        )
+        assert "UserError: A file would be larger than this disk" in done.stderr, (size, done.stderr)
+        assert not list((tmp_path / str(size)).glob("cache/.building*"))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_no_space_on_the_way(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cache, "begin_file", lambda path, dtype, shape: open("/dev/full", "wb", buffering=0))
+@pytest.mark.parametrize("full", ["samples.npy", "labels.npy", "sums.npy"])
+def test_no_space_on_the_way(tmp_path: Path, monkeypatch, full: str) -> None:
+    begin = cache.begin_file
+
+    def begin_file(path, dtype, shape):
+        return open("/dev/full", "wb", buffering=0) if path.name == full else begin(path, dtype, shape)
+
+    monkeypatch.setattr(cache, "begin_file", begin_file)
     with pytest.raises(UserError, match="No space left.*Make room"):
         entry_of(tmp_path, Producer())
     assert not list((tmp_path / "cache").glob(".building*"))

@@ -254,6 +254,9 @@ def test_a_lost_latest_is_refused_unless_nothing_was_ever_saved(tmp_path):
     write_json(run.status, {"saved_step": 8})
     with pytest.raises(UserError, match="(?s)is lost.*Others there: none"):
         checkpoint.check_not_lost(run)
+    run.status.write_text("[]")
+    with pytest.raises(UserError, match="status.json holds a list, not an object"):
+        checkpoint.check_not_lost(run)
     write_json(run.status, {"step": 8})  # of an earlier version, killed before its first checkpoint
     checkpoint.check_not_lost(run)
 

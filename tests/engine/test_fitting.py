@@ -13,7 +13,8 @@ from conftest import load
 from contents import content
 from snnexp.check import check_checkpoint
 from snnexp.engine import checkpoint, loop, restart
-from snnexp.engine.fitting import moments
+from snnexp.engine.fitting import moments, structure
+from snnexp.engine.fitting.content import Misfit
 from snnexp.engine.signals import StopFlag
 from snnexp.errors import UserError
 
@@ -54,7 +55,12 @@ for _ in range(12):
         (("optimizer", "param_groups", 0, "lr"), math.nan, "part 'optimizer'.*'lr'. is nan"),
         (("optimizer", "state"), [], "part 'optimizer'"),
         (("optimizer", "state"), {"0": {}}, "part 'optimizer'.*state.'0'."),
-        (("scheduler",), None, "part 'scheduler'"),
+        (("scheduler",), None, "part 'scheduler' does not fit: it is None, and must be a mapping. "),
+        (("model",), 7, "part 'model' does not fit: it is 7, and must be a name"),
+        (("best_acc1",), math.nan, "part 'best_acc1'"),
+        (("samples_digest",), {}, "part 'samples_digest'"),
+        (("shape",), {"num_classes": {}}, "part 'shape' does not fit: num_classes is dict of 0"),
+        (("epoch",), 2**70, "part 'epoch' does not fit: it is a number of 71 bits"),
         (("args", "choices"), [], "part 'args'.*choices is .., and must be dict"),
         (("args", "T"), "4", "part 'args'.*T is '4', and must be int"),
         (("args", "model"), REMOVED, "part 'args'.*lacks model"),
@@ -192,14 +198,15 @@ def test_what_a_run_saved_is_held_against_the_run(make):
         (("optimizer", "state", 0, "exp_avg"), torch.ones(1), "part 'optimizer'.*exp_avg.*of "),
         (("ema", "stem.weight"), torch.ones(1), "moving average.*stem.weight is not in the model"),
         (("scheduler",), {"reduced": "a half", "best": None, "waited": 0}, "part 'scheduler'"),
-        (("scheduler",), {"reduced": 1.0}, "part 'scheduler'.*KeyError: 'best'"),
-        (("data", "classes"), REMOVED, "part 'data'.*KeyError: 'classes'"),
-        (("data", "split"), REMOVED, "part 'data'.*KeyError: 'split'"),
+        (("scheduler",), {"reduced": 1.0}, "part 'scheduler'.*it lacks 'best'"),
+        (("data", "classes"), REMOVED, "part 'data'.*it lacks 'classes'"),
+        (("data", "split"), REMOVED, "part 'data'.*it lacks 'split'"),
         (("data", "std"), torch.zeros(2), "std: numbers that are not all finite, and those to divide by above 0"),
         (("data", "mean"), torch.full((2,), math.inf), "mean: numbers that are not all finite"),
         (("data", "std"), torch.ones(3), r"std: \[3\] of float32, and not \[2\]"),
         (("trackers", "lif", "splits"), REMOVED, "part 'trackers.lif'.*'splits'"),
         (("trackers", "lif", "splits", "train", "latest"), [[1]], r"part 'trackers.lif'.*counts \[1, 1\]"),
+        (("trackers", "lif", "rates"), {"stem": [math.nan] * 4}, "part 'trackers.lif'.*rates"),
         (("trackers", "timing", "figures"), {"step": [{}, {}]}, "part 'trackers.timing'"),
         (("ranks", 0, "random", "torch"), torch.zeros(5, dtype=torch.uint8), "part 'ranks'"),
         (("sampler", "samples"), 33, "part 'sampler'.*samples is 33, but an epoch has 32"),
@@ -236,3 +243,55 @@ def test_moments_that_are_too_small_end_no_process(model, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "moments.pt")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 2 and "state[0]['exp_avg'] (of 0.weight) is a tensor [1] of float32" in done.stdout, done.stderr
+
+
+class Described(torch.nn.Module):
+    """A network of as many layers and as much memory as its arguments say."""
+
+    def __init__(self, width: int = 4, depth: int = 1, mask: int = 1) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(depth))
+        self.register_buffer("mask", torch.zeros(mask), persistent=False)
+
+
+def of(net: torch.nn.Module) -> dict:
+    return {"state_dict": net.state_dict(), "pruned": {"kept": {}}}
+
+
+def test_a_network_is_built_once_its_weights_are_known_to_fit():
+    built = []
+
+    def make(**arguments):
+        built.append(Described(**arguments).layers[0].weight.device.type)
+        return Described(**arguments)
+
+    net = structure.build_fitting(lambda: make(width=5, depth=2, mask=7), of(Described(5, 2)), "FILE")
+    assert built == ["meta", "cpu"] and net.layers[1].weight.device.type == "cpu" and net.mask.shape == (7,)
+    for arguments, words in (
+        ({"width": 10**9}, r"FILE does not fit the model: layers.0.weight is \(4, 4\) there, \(1000000000, 1000000000\) in the model"),
+        ({"depth": 10**12}, "the network has more than 100,000 layers and weights"),
+        ({"mask": 10**12}, "FILE: its part 'shape' does not fit: .* 4,000,000,000,000 bytes beside its weights"),
+    ):
+        built.clear()
+        with pytest.raises((UserError, Misfit), match=words):
+            structure.build_fitting(lambda: make(**arguments), of(Described()), "FILE")  # noqa: B023
+        assert built in ([], ["meta"])
+    assert len(Described(depth=50_000).layers) == 50_000  # the limit has ended with the trial
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("0.weight", math.inf, "0.weight holds values that are not finite"),
+        ("1.running_mean", math.nan, "1.running_mean holds NaN"),
+        ("1.running_var", -1.0, "1.running_var holds a negative variance"),
+    ],
+)
+def test_weights_and_statistics_that_no_run_has_are_refused(name, value, words):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    net.register_buffer("limits", torch.tensor([-math.inf, math.inf]))  # a buffer of a model's own may be infinite
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    checkpoint.check_fits(net, weights, "FILE")
+    weights[name].view(-1)[0] = value
+    with pytest.raises(UserError, match=words):
+        checkpoint.check_fits(net, weights, "FILE")

@@ -179,6 +179,12 @@ def test_an_event_of_the_value_0_still_names_its_variable():
     torch.testing.assert_close(twice[0], torch.cat([names[0, :half], 2 * names[0, half:]]))
 
 
+def test_what_is_computed_takes_no_memory_where_only_shapes_are_wanted():
+    with torch.device("meta"):
+        assert variable_codes(10**12, 31).shape == (10**12, 31) and fixed_points(64, 10**9).is_meta
+        assert SetVAE(num_variables=10**12, width=32).codes.shape == (10**12, 31)
+
+
 def test_fixed_points_are_normal_and_the_same_however_many():
     points = fixed_points(512, 16)
     torch.testing.assert_close(points[:40], fixed_points(40, 16))

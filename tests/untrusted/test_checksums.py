@@ -58,6 +58,25 @@ def test_of_a_thousand_files_with_one_bit_changed_none_is_loaded_with_other_cont
     assert refused > 300 and without_check > 100  # torch alone does load other content
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_bit_of_the_directory_of_a_file_changes_what_is_loaded(tmp_path):
+    path, written = tmp_path / "a.pth", {"weight": torch.arange(1.0, 6.0)}
+    torch.save(written, path)
+    whole = path.read_bytes()
+    start, refused = whole.index(b"PK\1\2"), 0
+    for place in range(start, len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            found = load(path)
+            refused += found is None
+            assert found is None or equal(found, written), (place - start, bit)
+    assert refused > 1000
+    attributes = whole.index(b"a/data/0", start) - 8
+    path.write_bytes(whole[:attributes] + b"\x10" + whole[attributes + 1 :])
+    with pytest.raises(ValueError, match="a/data/0 has content, but is marked as a directory"):
+        check_checksums(path)
+
+
 def test_the_damaged_member_is_named(tmp_path):
     path = tmp_path / "a.pth"
     torch.save({"weight": torch.zeros(100)}, path)

@@ -1,6 +1,7 @@
 """Figures of several panels in one style, drawn without a screen and written completely or not at all."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,9 @@ def figure(path: Path, width: float, height: float, title: str) -> Iterator["Fig
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The warning shows the letter as it is, which may be a control character of a stranger's name.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         drawing = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawing)
         drawing.suptitle(shorten(title, int(width * 13)), fontsize=9, fontweight="bold", x=0.01, ha="left")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from spikingjelly.activation_based import functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnexp import config, parts, targets
 from snnexp.contracts import DataSet, optional_member
@@ -16,6 +16,7 @@ from snnexp.engine import trained
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.evaluation import evaluate, forward
 from snnexp.engine.experiment import restore_determinism, set_determinism
+from snnexp.engine.fitting.structure import build_fitting
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir
 
@@ -64,9 +65,14 @@ class Loaded:
         self._data: tuple[Any, bool] | None = None
         shape = self.saved.get("shape")  # earlier checkpoints do not have it
         with torch.random.fork_rng(devices=[self.ranks.device] if self.ranks.device.type == "cuda" else []):
-            model = trained.model_of(self.settings, shape) if shape else parts.make_model(self.settings, self.read_data()[0], self.task)
+            model = build_fitting(lambda: self._new_model(shape), self.saved, self.path)
         self.model = model.to(self.ranks.device).eval()
         self.precision = trained.take_over(self.model, self.settings, self.saved, self.path, self.ranks.device)
+
+    def _new_model(self, shape: dict[str, Any] | None) -> nn.Module:
+        if shape is None:
+            return parts.make_model(self.settings, self.read_data()[0], self.task)
+        return trained.model_of(self.settings, shape)
 
     def read_data(self) -> tuple[Any, bool]:
         """Return the data of the run, which are read once, and whether they are the run's own samples and split.

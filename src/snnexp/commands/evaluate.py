@@ -98,6 +98,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     from snnexp.engine.arithmetic.precision import check_precision
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
+    from snnexp.engine.fitting.structure import build_fitting
     from snnexp.engine.measures.activity import measure_activity
     from snnexp.engine.measures.latents import Latents
     from snnexp.engine.measures.restored import Frames
@@ -122,7 +123,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
             terminal.say("These are not the samples or the split of the run: what it saw in training may be among them.")
     elif own_samples:
         terminal.say("These are the very samples of the run, and its split.")
-    model = parts.make_model(settings, data, task).to(ranks.device)
+    model = build_fitting(lambda: parts.make_model(settings, data, task), saved, path).to(ranks.device)
     precision = trained.take_over(model, settings, saved, path, ranks.device)
 
     split, samples = settings["split"], trained.samples_in(data, settings["split"])

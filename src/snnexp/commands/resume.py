@@ -61,6 +61,7 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
         raise UserError(holder_message(run))
     before = config.read_saved(run.config)
     settings = config.finish(cfg, before["choices"], saved=True)
+    check_agreement(run, before, settings)
     for change in config.differences(before, settings, ignoring=set()):
         if change.startswith("pruner.finetune.") and "stages" in before:
             raise UserError(f"{change}: a run has taken these for its own; change epochs= or lr=, or prune anew.")
@@ -92,6 +93,20 @@ def job(cfg: DictConfig, run: RunDir, chosen: Path | None) -> None:
     provenance.write(folder, ["snnexp resume", str(chosen or run.root), *HydraConfig.get().overrides.task], settings["seed"])
     finish_source(run, settings)
     launch(run, settings["devices"], settings["trust"])
+
+
+def check_agreement(run: RunDir, before: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check that a run that goes on unchanged is composed to what it had in force; what is typed may change it, a damaged file may not.
+
+    Raises: UserError that names the two files and the keys in which they differ.
+    """
+    if HydraConfig.get().overrides.task:
+        return
+    if odd := config.differences(before, settings):
+        raise UserError(
+            f"{run.config} and {compose.unresolved_config_path(run)} do not agree ({', '.join(odd[:4])}): one was damaged or edited, or a "
+            f"resume was killed between the two. Put it back, or say which value holds: snnexp resume {pastable(run.root)} KEY=VALUE"
+        )
 
 
 def reason_to_stop(run: RunDir, settings: dict[str, Any], saved: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from snnexp import config, provenance
 from snnexp.composing import command_line, compose, conf, sweep
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import MissingData, RunFailed, UserError
-from snnexp.files import explaining, pastable
+from snnexp.files import explaining, pastable, write_text
 from snnexp.rundir import RunDir, being_made, check_name, claim, find_run, now, read_json, read_record, write_json
 from snnexp.untrusted.text import say
 
@@ -269,9 +269,9 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
     hydra = HydraConfig.get()
     with explaining(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml")
-        OmegaConf.save(hydra.overrides.task, folder / "overrides.yaml")
-        OmegaConf.save(OmegaConf.create({"hydra": OmegaConf.masked_copy(hydra, ["job", "overrides", "mode"])}), folder / "hydra.yaml")
+    own = OmegaConf.create({"hydra": OmegaConf.masked_copy(hydra, ["job", "overrides", "mode"])})
+    for name, content in (("overrides", hydra.overrides.task), ("hydra", own), ("config", cfg)):
+        write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
 
 
 def automatic_name(settings: dict[str, Any]) -> str:

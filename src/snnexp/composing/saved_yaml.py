@@ -33,7 +33,10 @@ def read(path: Path) -> DictConfig:
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: it is not UTF-8 ({error.reason} at byte {error.start}).") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}. It says how the run was composed: put it back from a copy. Without it "
+            "snnexp.load(RUN) still loads the model, and a new run can begin with its weights: snnexp train ... init_from=RUN."
+        ) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(config, DictConfig):

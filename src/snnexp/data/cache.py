@@ -32,7 +32,7 @@ from snnexp.data.lock import lock
 from snnexp.data.looking import stop_if_only_looking
 from snnexp.data.progress import progress
 from snnexp.errors import UserError
-from snnexp.files import NO_SPACE, flush_to_disk
+from snnexp.files import NO_SPACE, flush_to_disk, read_small, size_in_words
 
 FORMAT = 2
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -133,8 +133,8 @@ def load_or_build_samples(
         with progress(f"Preparing {title}", count, "samples") as advance:
             dtype, labels, sums = write_samples(building / "samples.npy", count, shape, produce(notes), store, advance)
         for name, array in (("labels.npy", labels), ("sums.npy", sums)):
-            with open(building / name, "wb") as file:
-                np.save(file, array, allow_pickle=False)
+            with begin_file(building / name, array.dtype, array.shape) as file:
+                file.write(array.data)  # np.save would not say why it failed
                 flush_to_disk(file)
         checksums = [(source.name, source.checksum()) for source in sources]
         return {"checksums": checksums, "shape": [len(labels), *shape], "dtype": dtype, "notes": notes}
@@ -205,10 +205,15 @@ def load_or_build(
     except Damaged as error:
         raise UserError(f"{error}, although it was prepared a moment ago: the disk or the memory of this machine is not sound.") from error
     except OSError as error:
-        if error.errno in NO_SPACE:
-            size = f" (needed: {mebibytes(needed)} MiB)" if needed else ""
+        if error.errno in (*NO_SPACE, errno.EFBIG):
+            size = (
+                f"needed: {mebibytes(needed)} MiB"
+                if needed
+                else f"{size_in_words(shutil.disk_usage(cache).free)} are free, and more are needed"
+            )
+            cause = "No space left" if error.errno in NO_SPACE else "A file would be larger than this disk, or `ulimit -f`, allows"
             raise UserError(
-                f"No space left while preparing {title} in {cache}{size}. Nothing unfinished was left there. "
+                f"{cause} while preparing {title} in {cache} ({size}). Nothing unfinished was left there. "
                 "Make room, or put the data on another disk (data_dir=DIR)."
             ) from error
         if error.errno in NOT_WRITABLE:
@@ -228,13 +233,13 @@ def read_entry(directory: Path, origin: dict[str, Any], read: Callable[[Path, di
     Raises: Damaged if a file is not what was written.
     """
     try:
-        meta = json.loads((directory / "meta.json").read_text())
+        meta = json.loads(read_small(directory / "meta.json"))
         if {name: meta[name] for name in origin} != origin:
             return None
         return read(directory, meta, digest(compare(directory, meta)))
     except Damaged:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError):
         return None
 
 
@@ -257,7 +262,7 @@ def map_arrays(directory: Path) -> Arrays:
 
     Raises: OSError, ValueError, KeyError if they are incomplete.
     """
-    meta = json.loads((directory / "meta.json").read_text())
+    meta = json.loads(read_small(directory / "meta.json"))
     arrays, checksums = {}, {}
     for name, (dtype, shape, checksum) in meta["arrays"].items():
         array = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -102,8 +102,14 @@ def check_fits(model: nn.Module, weights: dict[str, torch.Tensor], path: object)
         for name in expected
         if name in weights and weights[name].dtype != expected[name].dtype
     ]
-    learned = [name for name, _ in model.named_parameters() if name in weights]
-    wrong += [f"{name} holds values that are not finite" for name in learned if not weights[name].isfinite().all()]
+    learned = {name for name, _ in model.named_parameters()}
+    for name, value in weights.items():
+        if name in learned and not value.isfinite().all():
+            wrong.append(f"{name} holds values that are not finite")
+        elif value.is_floating_point() and value.isnan().any():
+            wrong.append(f"{name} holds NaN")
+        elif name.endswith("running_var") and (value < 0).any():
+            wrong.append(f"{name} holds a negative variance")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{more}.")

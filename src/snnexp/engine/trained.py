@@ -11,7 +11,7 @@ from snnexp import config, parts
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.auto import choice_in_checkpoint, choose
 from snnexp.engine.arithmetic.precision import Precision, resolve
-from snnexp.engine.fitting.content import part
+from snnexp.engine.fitting.content import is_plain, part
 from snnexp.errors import UserError
 from snnexp.pruning import surgery
 from snnexp.rundir import RunDir
@@ -102,13 +102,6 @@ def shape_of(data: Any, task: Any) -> dict[str, Any] | None:
     arguments = parts.model_arguments(data, task)
     shape = {name: value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     return shape if all(isinstance(value, Tensor) or is_plain(value) for value in shape.values()) else None
-
-
-def is_plain(value: Any) -> bool:
-    """Return True for a value that a safe load of a checkpoint accepts; NumPy numbers are not, although some inherit from float."""
-    if type(value) in (list, tuple):
-        return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def model_of(settings: dict[str, Any], shape: dict[str, Any]) -> nn.Module:

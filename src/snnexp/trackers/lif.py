@@ -1,6 +1,7 @@
 """LIF activation statistics: the fraction of outputs that are spikes, for each layer and each step."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,7 +167,8 @@ class LIFTracker(Tracker):
                 f"tracker={self.name}: the checkpoint counted spikes in {', '.join(state['layers'])}, but the model's LIF layers are "
                 f"{', '.join(self.layers)}. Restore the model, or resume with ~tracker.{self.name} to go on without a record."
             )
-        self.steps, self._epoch_rates = state["steps"], state["rates"]
+        self.steps = state["steps"]
+        self._epoch_rates = self._rates(state["rates"])
         self._epoch_counts = self._counts(state["epoch"])
         for split, history in self._histories.items():
             saved = state["splits"].get(split, History().state_dict())
@@ -183,6 +185,15 @@ class LIFTracker(Tracker):
         if counts.shape != self._shape or counts.dtype.kind not in "iu" or (counts < 0).any():
             raise ValueError(f"counts {list(counts.shape)} of {counts.dtype}, where these layers and steps have {list(self._shape)}")
         return counts
+
+    def _rates(self, saved: dict[str, list[float]]) -> dict[str, list[float]]:
+        """Return the rates [T] of a checkpoint by layer, none or those of every layer. Raises: ValueError if they have another form."""
+        if saved and list(saved) != self.layers:
+            raise ValueError(f"rates of {len(saved)} layers, where the model has {len(self.layers)}")
+        for layer, rates in saved.items():
+            if len(rates) != self._shape[1] - 1 or not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+                raise ValueError(f"the rates of {layer} are not {self._shape[1] - 1} finite numbers from 0")
+        return saved
 
     def finish(self) -> list[Path]:
         """Write lif_activation_stats.json and its variants for other splits; return all written files, including those of single epochs."""

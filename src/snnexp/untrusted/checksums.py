@@ -5,6 +5,8 @@ import zlib
 from typing import BinaryIO
 
 CHUNK = 1 << 20
+DIRECTORY = 0x10
+"""The bit of a member's attributes that says that it is a directory."""
 
 
 def check_checksums(file: BinaryIO) -> None:
@@ -21,6 +23,8 @@ def check_checksums(file: BinaryIO) -> None:
             if not any(member.CRC for member in members):  # torch.serialization.set_crc32_options(False)
                 return
             for member in members:
+                if member.external_attr & DIRECTORY and member.file_size:  # torch would read nothing, and take what memory holds
+                    raise ValueError(f"{member.filename} has content, but is marked as a directory")
                 with archive.open(member) as content:
                     while content.read(CHUNK):
                         pass

@@ -4,11 +4,11 @@ import io
 import os
 import pickle
 import re
-import stat
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from snnexp.files import open_regular
 from snnexp.untrusted.checksums import check_checksums
 from snnexp.untrusted.pickles import check_pickle
 from snnexp.untrusted.trees import TooLarge
@@ -50,9 +50,7 @@ def check_torch_file(file: Path | BinaryIO) -> None:
     What is no such file passes: torch says what is wrong with it. Raises: TooLarge; ValueError if a checksum differs; OSError.
     """
     if isinstance(file, Path):
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise TooLarge("it is a pipe or a device, which may never end")
+        with open_regular(file) as opened:
             check_torch_file(opened)
         return
     try:

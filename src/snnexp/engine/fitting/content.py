@@ -36,7 +36,10 @@ def part(path: object, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # what an object does with a state of another form depends on the object
         why = str(error).splitlines()[0] if str(error) else ""
-        why = why if isinstance(error, Misfit) else f"{type(error).__name__}: {why}"
+        if isinstance(error, KeyError):
+            why = f"it lacks {why}"
+        elif not isinstance(error, Misfit):
+            why = f"{type(error).__name__}: {why}"
         raise UserError(f"{path}: its part {name!r} does not fit: {shown(why[:400])}. {WAY_OUT}") from error
 
 
@@ -121,7 +124,7 @@ def mapping_of(value: Any, kind: Any, what: str) -> dict[str, Any]:
 def keys_of(value: Any, names: tuple[str, ...], what: str = "it") -> dict[str, Any]:
     """Return a mapping that has all of these keys. Raises: Misfit."""
     if not isinstance(value, dict):
-        raise Misfit(f"{what} is {brief(value)}, and must have {', '.join(names)}")
+        raise Misfit(f"{what} is {brief(value)}, and must be a mapping{' with ' if names else ''}{', '.join(names)}")
     if missing := [name for name in names if name not in value]:
         raise Misfit(f"{what} lacks {', '.join(missing)}")
     return value
@@ -133,6 +136,8 @@ def brief(value: Any) -> str:
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, bool | int | float | None) and not (isinstance(value, int) and abs(value) > 2**64):
         return repr(value)
+    if isinstance(value, int):
+        return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):
         return repr(value[:60])
     return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
@@ -253,6 +258,12 @@ def check_circumstances(value: Any) -> None:
         raise Misfit(f"precision is {brief(value['precision'])}, channels_last {brief(value.get('channels_last'))}")
 
 
+def check_name(value: Any) -> None:
+    """Raises: Misfit unless this is a name, or None."""
+    if value is not None and not isinstance(value, str):
+        raise Misfit(f"it is {brief(value)}, and must be a name")
+
+
 def check_ema(value: Any) -> None:
     """Raises: Misfit unless this is a moving average of weights, or None."""
     if value is not None:
@@ -261,13 +272,24 @@ def check_ema(value: Any) -> None:
 
 def check_shape(value: Any) -> None:
     """Raises: Misfit unless this holds arguments of a model, or is None."""
-    if value is not None:
-        mapping_of(value, object, "the arguments of a model")
+    for name, argument in mapping_of(value or {}, object, "the arguments of a model").items():
+        if not isinstance(argument, Tensor) and not is_plain(argument):
+            raise Misfit(f"{name} is {brief(argument)}, and no argument of a model")
+
+
+def is_plain(value: Any) -> bool:
+    """Return True for a value that a safe load of a checkpoint accepts; NumPy numbers are not, although some inherit from float."""
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 FORMS: dict[str, Callable[[Any], Any]] = {
     "epoch": lambda value: whole(value, "it"),
     "step": lambda value: whole(value, "it"),
+    "model": check_name,
+    "best_acc1": lambda value: value is None or number(value, "it"),
+    "samples_digest": check_name,
     "state_dict": check_weights,
     "optimizer": check_optimizer,
     "scheduler": lambda value: keys_of(value, ()),

@@ -208,6 +208,8 @@ def mean_of_sets(x: Tensor, sets: Sets) -> Tensor:
 
 def variable_codes(count: int, width: int) -> Tensor:
     """Return fixed codes of `count` variables, fp32 [count, width]: orthonormal, or random unit vectors if `count` exceeds `width`."""
+    if torch.empty(0).is_meta:  # only the shape is wanted
+        return torch.empty(count, width)
     random = torch.randn(width, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0), device="cpu")
     codes = torch.linalg.qr(random).Q.T if count <= width else F.normalize(random, dim=0).T
     return codes.float().contiguous()
@@ -218,6 +220,8 @@ def fixed_points(count: int, width: int) -> Tensor:
 
     The quantiles of the i-th point are i sqrt(p_j) mod 1, with the primes p_j (Richtmyer 1951).
     """
+    if torch.empty(0).is_meta:  # only the shape is wanted
+        return torch.empty(count, width)
     primes: list[int] = []
     candidate = 2
     while len(primes) < width:

@@ -150,8 +150,14 @@ class Alarms:
         return {name: asdict(streak) for name, streak in self._streaks.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Continue from a state; a condition whose threshold has changed starts anew."""
+        """Continue from a state; a condition whose threshold has changed starts anew.
+
+        Raises: ValueError, TypeError if it has another form.
+        """
         self._streaks = {name: Streak(**values) for name, values in state.items() if self._condition_of(name)}
+        for name, streak in self._streaks.items():
+            if not all(type(value) in (int, float) for value in (streak.since, streak.count, streak.value)) or type(streak.on) is not bool:
+                raise ValueError(f"the alarm {name} has other values than a run gives it")
 
     def _condition_of(self, name: str) -> Condition | None:
         return next((condition for condition in self.conditions if condition.title == name.rpartition(": ")[2]), None)

@@ -199,6 +199,10 @@ class PosteriorTracker(Tracker):
         """
         self._step, self._epoch, self._shape = state["step"], state["epoch"], tuple(state["shape"])
         self._no_step_missed, self._last_record, self._collapsed_since = False, state["last"], state["collapsed"]
+        if not all(type(number) is int for number in (self._step, self._epoch, *self._shape, *self._collapsed_since)):
+            raise ValueError("step, epoch, shape or collapsed are not whole numbers")
+        if len(self._shape) != 2 or len(self._collapsed_since) not in (0, 2):
+            raise ValueError(f"shape {self._shape}, collapsed {self._collapsed_since}")
         self.alarms.load_state_dict(state["alarms"])
         self._window.clear()
         if state["epsilon"] == self.epsilon:
@@ -211,8 +215,10 @@ class PosteriorTracker(Tracker):
         if not self._main:
             return
         self._record_file.cut(state["offset"])
-        keys = self._last_record.keys() if self._last_record else None
-        self._history = [_without_dimensions(record) for record in self._record_file.read() if record.keys() == keys]
+        records = [*self._record_file.read()]
+        if self._last_record != (records[-1] if records else None):
+            raise ValueError(f"its last record is not that of {self._record_file.path}")
+        self._history = [_without_dimensions(record) for record in records if record.keys() == self._last_record.keys()]
         for step, path in self._step_plots():
             if step > self._step:
                 path.unlink(missing_ok=True)
