@@ -361,3 +361,13 @@ def test_flow_weights_of_a_file(tmp_path):
     torch.save(donor.state_dict(), tmp_path / "broken.pth")
     with pytest.raises(UserError, match="basic_module.2.basic_module.0.weight holds other than finite real numbers"):
         SpyNet(4, 4, weights=tmp_path / "broken.pth")
+
+
+def test_a_place_that_is_nan_is_not_sampled_and_is_told_by_the_output():
+    module, x = GuidedSampling(4, groups=2, reach=10.0), torch.randn(1, 4, 6, 6)
+    flow = torch.zeros(1, 2, 6, 6)
+    flow[..., 3, 3] = float("nan")
+    out = module(x, x, flow)
+    assert out[..., 3, 3].isnan().all()
+    flow[..., 3, 3] = 1e38  # outside of the picture
+    assert module(x, x, flow).shape == x.shape

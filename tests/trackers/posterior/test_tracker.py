@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +271,19 @@ def test_a_killed_run_has_the_same_record_to_the_byte(tmp_path, quick_pictures):
         for name in ("report.txt", "posterior.png", "posterior_100.png"):
             assert (whole.tracker.folder / name).read_bytes() == (again.tracker.folder / name).read_bytes()
         assert whole.tracker.rows() == again.tracker.rows()
+
+
+def test_a_resumed_window_has_the_rows_of_one_that_was_left_alone(tmp_path):
+    whole = Loop(tmp_path / "whole", lambda _: HEALTHY, held_out=False, window=4)
+    for step in (1, 10, 13):
+        state = whole.to(step).tracker.state_dict()
+        again = Loop(tmp_path / f"{step}", lambda _: HEALTHY, held_out=False, window=4)
+        if whole.tracker.folder.exists():
+            shutil.copytree(whole.tracker.folder, again.tracker.folder, dirs_exist_ok=True)
+        again.tracker.load_state_dict(state)
+        again.step = step
+        rows, expected = (loop.to(step + 2).tracker.state_dict()["window"] for loop in (again, whole))
+        assert torch.equal(rows, expected)
 
 
 def test_two_processes_have_one_window_before_and_after_a_restart(tmp_path):

@@ -168,6 +168,8 @@ class GuidedSampling(nn.Module):
         sampling = at_least_fp32(self.conv_offset(torch.cat([warp(x, flow).to(x.dtype), beside, flow.to(x.dtype)], 1)))
         offsets, weights = sampling.split([18 * self.groups, 9 * self.groups], 1)
         offsets = self.reach * offsets.tanh() + at_least_fp32(flow).flip(1).repeat(1, 9 * self.groups, 1, 1)  # rows first
+        # At a place that is NaN the sampling would read outside of memory. The weights, from the same convolution, pass the NaN on.
+        offsets = offsets.nan_to_num()
         with torch.autocast(x.device.type, enabled=False):
             x, weight, bias = (at_least_fp32(tensor) for tensor in (x, self.weight, self.bias))
             return deform_conv2d(x, offsets, weight, bias, padding=1, mask=weights.sigmoid())

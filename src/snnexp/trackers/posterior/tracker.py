@@ -182,6 +182,7 @@ class PosteriorTracker(Tracker):
             self._record_file.sync()
         return {
             "step": self._step,
+            "no_step_missed": self._no_step_missed,
             "epoch": self._epoch,
             "offset": self._record_file.size,
             "shape": list(self._shape),
@@ -198,7 +199,8 @@ class PosteriorTracker(Tracker):
         Raises: UserError if the record is shorter than the state says, or is another record.
         """
         self._step, self._epoch, self._shape = state["step"], state["epoch"], tuple(state["shape"])
-        self._no_step_missed, self._last_record, self._collapsed_since = False, state["last"], state["collapsed"]
+        self._no_step_missed = state.get("no_step_missed", False)  # checkpoints made before lack it
+        self._last_record, self._collapsed_since = state["last"], state["collapsed"]
         if not all(type(number) is int for number in (self._step, self._epoch, *self._shape, *self._collapsed_since)):
             raise ValueError("step, epoch, shape or collapsed are not whole numbers")
         if len(self._shape) != 2 or len(self._collapsed_since) not in (0, 2):
