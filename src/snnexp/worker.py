@@ -70,13 +70,13 @@ def work(run: RunDir) -> None:
         raise
     except RunIsTaken:
         raise
-    except (UserError, RunFailed) as error:
-        terminal.note(str(error))
-        record_failure(run, str(error), 2 if isinstance(error, UserError) else 1)
-        raise
     except Exception as error:
+        if isinstance(error, UserError | RunFailed) and not lost_process(error):
+            terminal.note(str(error))
+            record_failure(run, str(error), 2 if isinstance(error, UserError) else 1)
+            raise
         terminal.note(traceback.format_exc())
-        message, (_, kind) = describe(error, run), remedy(error) or ("", RunFailed)
+        message, (_, kind) = describe(error, run), ("", RunFailed) if lost_process(error) else remedy(error) or ("", RunFailed)
         record_failure(run, message, 2 if kind is UserError else 1)
         raise kind(message) from error
     finally:
