@@ -87,3 +87,14 @@ def test_each_kind_of_directory_gets_its_own_advice(tmp_path):
         with pytest.raises(UserError) as refused:
             rundir.refuse_existing(tmp_path, name)
         assert advice in str(refused.value)
+
+
+def test_no_run_is_made_inside_another(tmp_path):
+    outer = rundir.claim(tmp_path, "outer", exclusive=True)
+    outer.config.write_text("{}")
+    for name in ("outer/x", "outer/checkpoints/y/z"):
+        with pytest.raises(UserError, match="would lie inside the run"):
+            rundir.claim(tmp_path, name, exclusive=True)
+    with pytest.raises(UserError, match="would lie inside the run"):
+        rundir.claim(outer.root, "x", exclusive=False)
+    assert sorted(path.name for path in outer.root.iterdir()) == [".begun", ".hydra", "checkpoints", "config.json", "logs"]

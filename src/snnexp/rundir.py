@@ -83,6 +83,7 @@ def claim(parent: Path, name: str, *, exclusive: bool) -> RunDir:
     An exclusive name whose directory a command left before it wrote a configuration is taken over.
     Raises: UserError if the name exists already (exclusive) or the directory cannot be made.
     """
+    refuse_inside_run(parent / name)
     try:
         path = files.claim_directory(parent, name, exclusive=exclusive)
     except FileExistsError:
@@ -112,6 +113,15 @@ def check_name(name: str) -> None:
         raise UserError(f"exp_name={name!r}: it holds a character that cannot be printed. Choose another exp_name.")
     if not parts or any(part.startswith(".") for part in parts):
         raise UserError(f"exp_name={name}: `snnexp runs` does not list what begins with a dot. Choose another exp_name.")
+
+
+def refuse_inside_run(path: Path) -> None:
+    """Refuse a new directory inside that of a run, in which nothing looks for runs.
+
+    Raises: UserError.
+    """
+    if (outer := next((each for each in path.absolute().parents if is_run(each)), None)) is not None:
+        raise UserError(f"{path} would lie inside the run {outer}, where no run is looked for. Choose another exp_name or output_dir.")
 
 
 def cannot_make(path: Path, error: OSError) -> UserError:

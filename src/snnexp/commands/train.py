@@ -18,7 +18,7 @@ from snnexp.composing import command_line, compose, conf, sweep
 from snnexp.composing.model_and_data import check_match
 from snnexp.errors import MissingData, RunFailed, UserError
 from snnexp.files import explaining, pastable, write_text
-from snnexp.rundir import RunDir, being_made, check_name, claim, find_run, now, read_json, read_record, write_json
+from snnexp.rundir import RunDir, being_made, check_name, claim, find_run, now, read_json, read_record, refuse_inside_run, write_json
 from snnexp.untrusted.text import say
 
 
@@ -325,6 +325,7 @@ class Sweep(Callback):
         if (Sweep.directory / "config.json").exists() or (Sweep.directory.exists() and not Sweep.directory.is_dir()):
             raise SweepStopped(f"exp_name={Sweep.directory.name}: {Sweep.directory} exists, and is no sweep. Choose another exp_name.")
         try:
+            refuse_inside_run(Sweep.directory)
             first = sweep.first_job(config)
         except UserError as error:
             raise SweepStopped(str(error)) from error
