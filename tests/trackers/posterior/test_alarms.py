@@ -1,5 +1,7 @@
 """Verdict and alarms: what is collapsed, when an alarm begins and when it is over."""
 
+import math
+
 import pytest
 
 from snnexp.trackers.posterior.alarms import Alarms, Condition, distinct_alarms, format_value, news_lines, verdict
@@ -104,6 +106,15 @@ def test_a_state_goes_on_and_another_threshold_begins_anew():
     other = Alarms((Condition("active_units", 0.2, below=True), *CONDITIONS[1:]), patience=2)
     other.load_state_dict(alarms.state_dict())
     assert [alarm["condition"] for alarm in other.active("window")] == ["collapsed units above 90 %", "mutual information below 0.1 nats"]
+
+
+@pytest.mark.parametrize("change", [{"since": math.nan}, {"count": "2"}, {"on": 1}, {"value": math.inf}, {"value": None}])
+def test_a_state_that_no_run_writes_is_refused(change):
+    alarms = Alarms(CONDITIONS, patience=2)
+    alarms.update(10, block(DEAD))
+    name, streak = next(iter(alarms.state_dict().items()))
+    with pytest.raises(ValueError, match=name):
+        Alarms(CONDITIONS, patience=2).load_state_dict({name: streak | change})
 
 
 def news_of(alarms: Alarms, step: int, measured: dict) -> list[str]:

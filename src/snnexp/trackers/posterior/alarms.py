@@ -156,7 +156,8 @@ class Alarms:
         """
         self._streaks = {name: Streak(**values) for name, values in state.items() if self._condition_of(name)}
         for name, streak in self._streaks.items():
-            if not all(type(value) in (int, float) for value in (streak.since, streak.count, streak.value)) or type(streak.on) is not bool:
+            counts = type(streak.since) is type(streak.count) is int and type(streak.on) is bool
+            if not counts or type(streak.value) not in (int, float) or not math.isfinite(streak.value):
                 raise ValueError(f"the alarm {name} has other values than a run gives it")
 
     def _condition_of(self, name: str) -> Condition | None:
