@@ -169,7 +169,7 @@ class GuidedSampling(nn.Module):
         offsets, weights = sampling.split([18 * self.groups, 9 * self.groups], 1)
         offsets = self.reach * offsets.tanh() + at_least_fp32(flow).flip(1).repeat(1, 9 * self.groups, 1, 1)  # rows first
         # At a place that is NaN the sampling would read outside of memory. The weights, from the same convolution, pass the NaN on.
-        offsets = offsets.nan_to_num()
+        offsets.detach().nan_to_num_()  # in place: nothing more is kept for the backward
         with torch.autocast(x.device.type, enabled=False):
             x, weight, bias = (at_least_fp32(tensor) for tensor in (x, self.weight, self.bias))
             return deform_conv2d(x, offsets, weight, bias, padding=1, mask=weights.sigmoid())
