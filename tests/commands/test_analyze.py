@@ -78,7 +78,7 @@ def test_a_log_that_is_a_directory(tmp_path, said):
     run = make(tmp_path / "a")
     (run / "logs/metrics.jsonl").unlink()
     (run / "logs/metrics.jsonl").mkdir()
-    assert "metrics.jsonl cannot be read: Is a directory" in said(run)
+    assert "metrics.jsonl cannot be read: not a regular file" in said(run)
 
 
 @pytest.mark.parametrize(
