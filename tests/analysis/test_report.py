@@ -64,6 +64,15 @@ def test_findings_of_units(tmp_path):
     assert any(line.startswith("gnn_model.lif2 fires at 0.095 in training and never on these samples") for line in findings(run))
 
 
+def test_a_silent_layer_is_named_once(tmp_path):
+    run = make(tmp_path / "a")
+    units = add_units(run)
+    np.savez(run / "test_spikes.npz", **(units | {GNN[1]: units[GNN[1]] * 0}))
+    change_log(run, lambda n, row: row | {f"Spikes/{GNN[1]}": [0.0] * 4})
+    about = [line for line in findings(run) if line.startswith(GNN[1])]
+    assert about == [f"{GNN[1]} is silent: none of its 100 units ever fires, so what follows it sees nothing."]
+
+
 def test_findings_of_rates(tmp_path):
     run = make(tmp_path / "a")
 

@@ -57,7 +57,7 @@ def test_neuron_and_overrides_reach_every_lif():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"size": 15}, ["model.size", "15", "16"]),
+        ({"size": 15}, ["model.size", "15", "dataset.size of 16"]),
         ({"pool": "max"}, ["model.pool", "'max'", "avg, stride"]),
         ({"width": 0}, ["model.width", "0"]),
         ({"neuron": "lif"}, ["model.neuron", "'lif'"]),

@@ -1,5 +1,6 @@
 """The text report of a run: results, firing rates, dead units, energy, and findings that deserve attention."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def _findings(data: ReportData) -> str:
         *(pruning.findings(data.pruned) if data.pruned else []),
         *(data.posterior.findings if data.posterior else []),
         *_unit_findings(data),
-        *_rate_findings(data.record),
+        *_rate_findings(data.record, {layer for layer, counts in _unit_counts(data).items() if counts[DEAD] == counts["units"]}),
         *_change_findings(data.record),
         *_training_findings(data),
         *_restoration_findings(data.result),
@@ -215,12 +216,14 @@ def _unit_findings(data: ReportData) -> list[str]:
     return [line.replace("%", " %") for line in lines]
 
 
-def _rate_findings(record: SpikeRecord) -> list[str]:
+def _rate_findings(record: SpikeRecord, silent: Collection[str]) -> list[str]:
+    """Return the findings of firing rates; that a layer of `silent`, of which another finding says so, never fires is not said again."""
     lines, late = [], {}
     for layer, rates in record.table.items():
         mean = float(np.nanmean(rates)) if np.isfinite(rates).any() else 0.0
         if mean < SILENT:
-            lines.append(f"{layer} fires at {100 * mean:.2g} % of its outputs only.")
+            if mean or layer not in silent:
+                lines.append(f"{layer} fires at {100 * mean:.2g} % of its outputs only.")
             continue
         if mean > BUSY:
             lines.append(f"{layer} fires at {100 * mean:.0f} % of its outputs: little is spared by sparsity there.")

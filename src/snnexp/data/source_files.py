@@ -186,7 +186,7 @@ def find_class_folders(root: Path, endings: Sequence[str], kind: str) -> ClassFo
     Raises: MissingData if there are no class folders, UserError if a class has no file of the kind, or if `root` mixes splits and classes.
     """
     if not root.is_dir():
-        raise MissingData(f"{root} does not exist. {folder_help(kind, endings)}")
+        raise MissingData(f"{root} {'is no directory' if root.exists() else 'does not exist'}. {folder_help(kind, endings)}")
     left_out = LeftOut()
     children = class_folders(root, endings, "", left_out)
     parts = {child: SPLIT_FOLDERS[child.lower()] for child in children if child.lower() in SPLIT_FOLDERS}

@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, and read without executing any pickle."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -12,7 +13,7 @@ from torch import nn
 
 from snnexp.engine.fitting.content import brief, check_content
 from snnexp.errors import RunFailed, UserError
-from snnexp.files import explaining, flush_directory, pastable, replacing, room_in_words, temporary_name
+from snnexp.files import explaining, flush_directory, pastable, replacing, room_in_words, size_in_words, temporary_name
 from snnexp.rundir import RunDir, read_record
 from snnexp.untrusted.text import shown
 from snnexp.untrusted.torch_files import load_plain
@@ -36,8 +37,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__  # torch drops what the system said
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
+        room, remedy = room_in_words(path.parent, needed), "make room"
+        if isinstance(cause, OSError) and cause.errno == errno.EFBIG:  # the disk may be all but empty
+            room, remedy = f"A limit on the size of one file is below the {size_in_words(needed)} that it needs.", "raise it (ulimit -f)"
         raise RunFailed(
-            f"cannot write {path}: {reason}.\n{room_in_words(path.parent, needed)} Earlier checkpoints are unharmed: make room, then\n"
+            f"cannot write {path}: {reason}.\n{room} Earlier checkpoints are unharmed: {remedy}, then\n"
             f"  snnexp resume {pastable(path.parent.parent)}"
         ) from error
 

@@ -75,7 +75,7 @@ class ResNet19(nn.Module, Model):
     ) -> None:
         super().__init__()
         if size < 4:
-            raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take 4 or more.")
+            raise UserError(f"model.size: {size} is too small for ResNet-19, which halves it twice; take a dataset.size of 4 or more.")
         if not width > 0:
             raise UserError(f"model.width: {width} is not allowed; the multiplier of the channel counts must be above 0.")
         if conv_init not in ("kaiming", "torch"):

@@ -59,7 +59,9 @@ class VGGSNN(nn.Module, Model):
     ) -> None:
         super().__init__()
         if size < SMALLEST:
-            raise UserError(f"model.size: {size} is too small for VGGSNN, which halves it four times; take {SMALLEST} or more.")
+            raise UserError(
+                f"model.size: {size} is too small for VGGSNN, which halves it four times; take a dataset.size of {SMALLEST} or more."
+            )
         if pool not in ("avg", "stride"):
             raise UserError(f"model.pool: {pool!r} is not known; allowed: avg, stride.")
         if not width > 0:

@@ -128,6 +128,9 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
         EventFolder(root=None, T=2)
     with pytest.raises(MissingData, match="does not exist.*<root>/<class>/FILE"):
         EventFolder(root=tmp_path / "nowhere", T=2)
+    (tmp_path / "1.npz").touch()
+    with pytest.raises(MissingData, match="1.npz is no directory.*<root>/<class>/FILE"):
+        EventFolder(root=tmp_path / "1.npz", T=2)
     with pytest.raises(MissingData, match="holds no class folders"):
         EventFolder(root=tmp_path, T=2)
     (tmp_path / "a").mkdir()

@@ -195,7 +195,7 @@ def test_numpy_forms_all_mean_the_same() -> None:
         ),
         (saved(np.savez, t=[1], x=[1], y=[1]), "no array p"),
         (saved(np.savez, t=[1, 2], x=[1], y=[1], p=[1]), "one length"),
-        (saved(np.savez, t=[0.5], x=[1], y=[1], p=[1]), "t is not in whole numbers"),
+        (saved(np.savez, t=[0.5], x=[1], y=[1], p=[1]), "t is not in whole numbers .*If these are seconds, save np.round"),
         (saved(np.savez, t=["a"], x=[1], y=[1], p=[1]), "t has type"),
         (saved(np.savez, t=[1], x=[-1], y=[1], p=[1]), "x reaches from -1"),
         (saved(np.save, np.zeros((3, 5))), r"shape \(3, 5\)"),

@@ -181,6 +181,9 @@ def test_what_is_not_there_says_what_is_needed(tmp_path: Path) -> None:
         EHRFolder(root=None)
     with pytest.raises(MissingData, match="does not exist. Needed are"):
         EHRFolder(root=tmp_path / "none")
+    (tmp_path / "stays.csv").touch()
+    with pytest.raises(MissingData, match="stays.csv is no directory. Needed are"):
+        EHRFolder(root=tmp_path / "stays.csv")
     with pytest.raises(MissingData, match="holds no stays"):
         EHRFolder(root=tmp_path)
     stay(tmp_path / "1.parquet")

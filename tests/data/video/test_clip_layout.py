@@ -151,3 +151,5 @@ def test_where_ones_own_clips_were_looked_for(tmp_path: Path) -> None:
         MissingData, match=r"holds no clips\. Needed are folders of frames .*/\{clip\}/input and.*/\{clip\}/GT .*dataset\.root=DIR"
     ):
         VideoFolders(root=tmp_path, blurry="{clip}/input", sharp="{clip}/GT")
+    with pytest.raises(MissingData, match=r"/\{part\}/\{clip\}/sharp, where \{part\} is train or test \(dataset\.blurry"):
+        VideoFolders(root=tmp_path)

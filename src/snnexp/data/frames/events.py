@@ -211,7 +211,8 @@ def events_from_columns(columns: dict[str, np.ndarray], name: str, one_is_off: b
         if column.dtype.kind not in "iuf":
             raise UserError(f"{name}: {key} has type {column.dtype}; whole numbers are needed.")
         if column.dtype.kind == "f" and not (np.isfinite(column).all() and (column == np.floor(column)).all()):
-            raise UserError(f"{name}: {key} is not in whole numbers (times are microseconds, coordinates are pixels).")
+            seconds = " If these are seconds, save np.round(t * 1e6).astype(np.int64)." if key == "t" and np.isfinite(column).all() else ""
+            raise UserError(f"{name}: {key} is not in whole numbers (times are microseconds, coordinates are pixels).{seconds}")
         lowest, highest = column.min(), column.max()
         if max(abs(float(lowest)), abs(float(highest))) >= LATEST:
             raise UserError(f"{name}: {key} reaches from {lowest:g} to {highest:g}, which no sensor sends.")

@@ -143,7 +143,8 @@ def find_folders(root: Path) -> tuple[dict[str, Path], LeftOut]:
                 for name in within.folders:
                     left_out.add("deeper folder", "deeper folders", f"{folder.name}/{name}")
             return found, left_out
-    raise MissingData(f"ehr_folder: {root} {'holds no stays' if root.is_dir() else 'does not exist'}. {HELP}")
+    state = "holds no stays" if root.is_dir() else "is no directory" if root.exists() else "does not exist"
+    raise MissingData(f"ehr_folder: {root} {state}. {HELP}")
 
 
 def parquet_names(folder: Path) -> list[str]:

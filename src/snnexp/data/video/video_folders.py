@@ -290,9 +290,10 @@ class VideoFolders(VideoClips):
         layout = Layout(blurry, sharp, spike, parts or PARTS, homes, facts.get("test_clips") if test_clips is None else test_clips)
         clips = layout.clips(root)
         if not clips:
+            places = f", where {{part}} is {' or '.join(parts or PARTS)}" if "{part}" in blurry + sharp else ""
             needed = (
-                f"Needed are folders of frames {root}/{blurry} and, with frames of the same names, {root}/{sharp} (dataset.blurry and "
-                "dataset.sharp); or name another place with dataset.root=DIR."
+                f"Needed are folders of frames {root}/{blurry} and, with frames of the same names, {root}/{sharp}{places} (dataset.blurry "
+                "and dataset.sharp); or name another place with dataset.root=DIR."
             )
             get = facts.get("get", needed).replace("{root}", str(root)).replace("{blurry}", kind)
             raise MissingData(f"{name}: {root} holds no clips. {get}")
