@@ -30,6 +30,9 @@ NUMBERS = {
 WEIGHTS = ("zip", "before torch 1.6", "safetensors")
 """The forms of files of weights."""
 
+FORMATS = 8
+"""Formats of files that are read without --full, drawn at random."""
+
 SHOWN = 5
 """Faults of each subject that are printed."""
 
@@ -122,7 +125,7 @@ def killed_processes(number: int, full: bool, seed: int, folder: Path, only: str
 
 
 def read_files(number: int, full: bool, seed: int, folder: Path, only: str) -> Iterator[Tally]:
-    """Change files of each format, of a checkpoint and of a run, and read them."""
+    """Change files of each format, of a checkpoint and of a run, and read them; without --full, of some."""
     folder.mkdir(parents=True)
 
     def trained(name: str, root: Path) -> dict:
@@ -143,7 +146,8 @@ def read_files(number: int, full: bool, seed: int, folder: Path, only: str) -> I
     subjects["files of a run"] = graphs, readers.read_run, ["*.json*", "config.yaml"]
     for name in ("pruning (spikformer)", "stays (seqset_vae)"):
         subjects[f"records of {name}"] = partial(trained, name), readers.analyze_run, ["*.json*", "*.npz"]
-    for name in chosen(subjects, only):
+    names = chosen(subjects, only)
+    for name in names if full or only else random.Random(f"{seed} readers").sample(names, FORMATS):
         make, read, files = subjects[name]
         tally = Tally("readers", name)
         readers.attack(name, make, read, files, number, random.Random(f"{seed} {name}"), folder, tally)

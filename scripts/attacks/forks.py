@@ -1,13 +1,13 @@
 """Commands in processes forked off this one, which has imported everything: torch alone takes seconds to import."""
 
 import atexit
+import fcntl
 import importlib
 import mmap
 import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -19,6 +19,10 @@ PRELOADED = [
     "snnexp.worker", "snnexp.commands.train", "snnexp.commands.resume", "torch._dynamo", "hydra._internal.hydra", "sklearn.datasets",
     "scipy.stats", "spikingjelly.activation_based.layer",
 ]  # fmt: skip
+
+
+LONGEST_OUTPUT = 1 << 20
+"""Bytes that a command may print."""
 
 
 @dataclass
@@ -61,16 +65,20 @@ def command(
     words: Sequence[object], cwd: Path, *, kill_after: float | None = None, before: Callable[[], None] | None = None, timeout: float = 300
 ) -> Ended:
     """Run `snnexp WORDS` in a directory, `kill_after` seconds at most; `before` is called in its process first."""
-    with tempfile.TemporaryFile() as output:
-        began = time.monotonic()
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            _be([str(word) for word in words], cwd, output.fileno(), before)
-        code = wait(pid, timeout if kill_after is None else kill_after)
-        seconds = time.monotonic() - began
-        output.seek(0)
-        return Ended(-signal.SIGKILL if code is None and kill_after is not None else code, output.read().decode(errors="replace"), seconds)
+    output, said = os.pipe()  # a file could be full
+    fcntl.fcntl(said, fcntl.F_SETPIPE_SZ, LONGEST_OUTPUT)
+    os.set_blocking(output, False)
+    began = time.monotonic()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _be([str(word) for word in words], cwd, said, before)
+    os.close(said)
+    code = wait(pid, timeout if kill_after is None else kill_after)
+    seconds = time.monotonic() - began
+    with open(output, "rb", buffering=0) as reader:
+        text = (reader.read(LONGEST_OUTPUT) or b"").decode(errors="replace")
+    return Ended(-signal.SIGKILL if code is None and kill_after is not None else code, text, seconds)
 
 
 def wait(pid: int, seconds: float) -> int | None:
