@@ -44,15 +44,15 @@ ATTEMPTS = 8
 """Commands by which a run must have come to its end."""
 
 
-def contents(run: Path) -> dict[str, Any]:
-    """Return what a run has found, by file: bytes, or for checkpoints and the result everything but times and the configuration."""
+def contents(run: Path, ignoring: str = "") -> dict[str, Any]:
+    """Return what a run has found, by file but one: bytes, or of checkpoints and the result everything but times and the configuration."""
     import torch
 
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
         hidden = any(part.startswith(".") for part in path.relative_to(run).parts)
-        if not path.is_file() or hidden or path.name in OF_THE_CLOCK or name.startswith("resumes"):
+        if not path.is_file() or hidden or path.name in OF_THE_CLOCK or name.startswith("resumes") or name == ignoring:
             continue
         if path.suffix == ".pth":
             if path.stem in ("checkpoint_error", "checkpoint_interrupted"):
@@ -140,10 +140,8 @@ class System:
 
     def compare(self, name: str, ignoring: str = "") -> list[str]:
         """Return how a finished run differs from the undisturbed one."""
-        found = contents(self.run(name))
         expected = {key: value for key, value in self.expected.items() if key != ignoring}
-        found.pop(ignoring, None)
-        return list(differences(expected, found))[:5]
+        return list(differences(expected, contents(self.run(name), ignoring)))[:5]
 
 
 def phase(run: Path) -> str:
