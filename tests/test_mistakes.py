@@ -196,12 +196,13 @@ def test_a_batch_too_small_for_batch_norm_is_told_before_the_run(said, tmp_path)
         said("train", *words, word, "epochs=1", f"exp_name=run{number}")
 
 
-def test_a_full_disk_keeps_what_was_written(environment, tmp_path):
+def test_a_full_disk_keeps_what_was_written(said, environment, tmp_path):
     """A limit on the size of a file stands for the disk: metrics and status fit, a checkpoint does not."""
+    said("train", *TINY, "debug=one_step", "exp_name=before")  # the prepared data would not fit either
     command = f"ulimit -f 900; exec {sys.executable} -m snnexp.cli train {' '.join(TINY)} exp_name=run"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "cannot write" in done.stderr and "make room" in done.stderr and "snnexp resume" in done.stderr
+    assert "cannot write" in done.stderr and "raise it (ulimit -f)" in done.stderr and "snnexp resume" in done.stderr
     run = tmp_path / "outputs/run"
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     assert list((run / "checkpoints").iterdir()) == []
