@@ -29,7 +29,6 @@ FORMATS = (
     (re.compile(rb"\x00\x00\x00\x0cJXL "), "a picture of JPEG XL"),
     (re.compile(rb"8BPS"), "a picture of Photoshop"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
-    (re.compile(rb"%PDF-"), "PDF"),
     (re.compile(rb"\x89PNG|\xff\xd8\xff[\xdb\xe0-\xef]|GIF8|II[*+]\x00|MM\x00[*+]|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.S), "a picture"),
     (re.compile(rb"RIFF|.{4}ftyp|\x1a\x45\xdf\xa3", re.S), "a film"),
     (re.compile(rb"(?:version |<!DOCTYPE |<html[ >]|<svg[ >]|<\?xml )", re.I), "text"),

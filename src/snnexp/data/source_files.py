@@ -54,7 +54,7 @@ class File:
                 check_member(self.name, info.file_size, info.compress_size)
                 return self.archive.read(info)
             return read_small(self.path, LARGEST_MEMBER)
-        # zipfile raises NotImplementedError for a compression or encryption that it cannot read
+        # zipfile raises NotImplementedError for a compression that it cannot read
         except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zlib.error) as error:
             raise UserError(f"{self.location}: cannot be read ({error}). Copy or download it again.") from error
 
@@ -67,12 +67,26 @@ class File:
             return open(self.path, "rb")
         info = self.archive.getinfo(self.name)
         check_member(self.name, info.file_size, info.compress_size, LARGEST_STREAM)
-        return self.archive.open(info)
+        try:
+            return self.archive.open(info)
+        except NotImplementedError as error:  # of a compression that zipfile cannot read
+            raise zipfile.BadZipFile(str(error)) from error
 
     @property
     def location(self) -> str:
         """Its path as messages show it, with the name in the archive."""
         return readable(f"{self.path}:{self.name}" if self.archive else str(self.path))
+
+
+def check_not_encrypted(entry: zipfile.ZipInfo, archive: Path) -> None:
+    """Refuse a member of a zip archive that needs a password.
+
+    Raises: UserError.
+    """
+    if entry.flag_bits & 1:
+        raise UserError(
+            f"{readable(f'{archive}:{entry.filename}')}: encrypted. Unpack it with its password into a folder {archive.stem} beside it."
+        )
 
 
 def files_in_folder(folder: Path, endings: Sequence[str], label: int, prefix: str, left_out: LeftOut | None = None) -> list[File]:
@@ -91,7 +105,7 @@ def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], i
 
     The rest goes to `left_out`.
 
-    Raises: UserError if the archive is incomplete, or holds two files that would be one sample.
+    Raises: UserError if the archive is incomplete or encrypted, or holds two files that would be one sample.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -109,6 +123,7 @@ def files_in_zip(path: Path, endings: Sequence[str], label_of: Callable[[str], i
         elif (label := label_of(info.filename)) is None:
             left_out.add("file outside the class folders", "files outside the class folders", shown)
         else:
+            check_not_encrypted(info, path)
             files.append(File(Source(info.filename, info.file_size, info.CRC), label, path, archive))
     first_of: dict[tuple[int, str], File] = {}
     for file in files:

@@ -73,6 +73,24 @@ def test_damaged_zip(tmp_path: Path) -> None:
         CIFAR10DVS(root=tmp_path, T=2)
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        ((6, 8), 1, r"airplane\.zip:airplane/\S+: encrypted\. Unpack it with its password into a folder airplane beside it"),
+        ((8, 10), 99, r"airplane\.zip:airplane/\S+: cannot be read \(That compression method is not supported\)"),
+    ],
+)
+def test_a_zip_that_needs_a_password_or_another_program_is_told(tmp_path: Path, at: tuple[int, int], value: int, words: str) -> None:
+    layouts.cifar10_dvs_zips(tmp_path)
+    path = tmp_path / "download" / "airplane.zip"
+    content = bytearray(path.read_bytes())
+    for mark, place in zip((b"PK\x03\x04", b"PK\x01\x02"), at, strict=True):
+        content[content.index(mark) + place] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        CIFAR10DVS(root=tmp_path, T=2)
+
+
 def test_download_fetches_the_missing_zips_with_the_published_checksums(tmp_path: Path, monkeypatch) -> None:
     layouts.cifar10_dvs_zips(tmp_path / "server")
     layouts.cifar10_dvs(tmp_path / "here", per_class=1)

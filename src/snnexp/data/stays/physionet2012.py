@@ -18,6 +18,7 @@ import numpy as np
 from snnexp.data.cache import Notes, Source, file_source
 from snnexp.data.download import fetch
 from snnexp.data.listing import LeftOut, list_folder, natural_key, number
+from snnexp.data.source_files import check_not_encrypted
 from snnexp.data.splits import apportion, carve, difference_in_words, fold
 from snnexp.data.stays.medical import MedicalStays
 from snnexp.data.stays.physionet2012_rules import DESCRIBING, LOGGED, RANGES, VARIABLES
@@ -72,10 +73,7 @@ class RecordSet:
                     for name in record_names((info.filename.rpartition("/")[2] for info in infos), self.place):
                         info = members[name]
                         location = f"{self.place}:{info.filename}"
-                        if info.flag_bits & 1:
-                            raise UserError(
-                                f"{location}: encrypted. Unpack it with its password into a folder {self.place.stem} beside it."
-                            )
+                        check_not_encrypted(info, self.place)
                         yield name, check_size(location, info.file_size), archive.read(info)
             else:
                 with archives.open_tar(self.place, "r:gz") as tar:  # a stream in any order, so that all records are kept in memory
