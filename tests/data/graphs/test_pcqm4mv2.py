@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,18 @@ def test_files_that_are_not_whole_or_not_there(tmp_path: Path) -> None:
         PCQM4Mv2(root=tmp_path / "b")
     with pytest.raises(MissingData, match=r"holds no data\.csv\.gz and no split_dict\.pt\. Fetch them with: snnexp data dataset=pcqm4mv2"):
         PCQM4Mv2(root=tmp_path / "none")
+
+
+def test_a_zip_that_another_program_has_compressed(tmp_path: Path) -> None:
+    written(tmp_path / "made")
+    (tmp_path / "set").mkdir()
+    path = Path(shutil.make_archive(str(tmp_path / "set" / "pcqm4m-v2"), "zip", tmp_path / "made", "pcqm4m-v2"))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("pcqm4m-v2/raw/data.csv.gz")
+    name = member.filename.encode()
+    for place in (member.header_offset + 8, content.rindex(name) - 46 + 10):  # in the member's own header and in the directory's
+        content[place] = 99
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.csv\.gz: cannot be read \(That compression method is not supported\)\. Fetch it again\."):
+        PCQM4Mv2(root=tmp_path / "set")
