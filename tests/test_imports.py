@@ -178,6 +178,7 @@ def test_no_import_of_a_package_that_is_not_declared():
         "torch", "torchvision", "spikingjelly", "hydra", "omegaconf", "numpy", "bitsandbytes", "sklearn", "PIL", "tensorboard", "rich",
         "torch_geometric", "matplotlib", "rdkit", "safetensors", "timm", "umap", "pyarrow", "torchmetrics", "lpips",
         "yaml",  # Hydra's own
+        "triton",  # torch's own, where it is
         "wandb", "snnexp",
         "pandas",  # where it is there
     }  # fmt: skip

@@ -109,7 +109,7 @@ def test_no_compiler_and_a_failing_one_are_reported(tmp_path, monkeypatch):
 
 
 def run(x):
-    spikes, _ = multi_step_lif(x, None, TET)
+    spikes, _, _ = multi_step_lif(x, None, TET)
     return spikes, torch.autograd.grad(spikes, x, torch.ones_like(spikes))[0]
 
 

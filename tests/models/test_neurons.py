@@ -9,6 +9,7 @@ from spikingjelly.activation_based import base, functional, layer, monitor, neur
 from torch import nn
 
 from snnexp.errors import UserError
+from snnexp.models import neurons
 from snnexp.models.neurons import PRESETS, SURROGATES, LIFNode, lif_implementation, make_lif
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -388,5 +389,26 @@ def test_errors_name_value_choice_and_nearest(preset, overrides, message):
 
 def test_implementation_is_reported(implementation):
     assert lif_implementation("cpu").startswith("C kernel" if implementation == "c" else "plain torch")
-    assert lif_implementation("cuda:0") == "spikingjelly on cuda"
     assert "compiled" in lif_implementation("cpu", compiled=True)
+
+
+def test_on_cuda_what_runs_is_asked(monkeypatch):
+    monkeypatch.setattr(neurons, "why_no_triton", lambda: "")
+    assert lif_implementation("cuda:0") == "Triton kernel"
+    monkeypatch.setattr(neurons, "why_no_triton", lambda: "no C compiler")
+    asked = []
+
+    def answer(kind, device, execution):
+        asked.append((kind, str(device), execution))
+        return {"implementation": "torch", "unavailable": {}}
+
+    monkeypatch.setattr(neurons, "neuron_implementation", answer)
+    assert lif_implementation("cuda:0", compiled=True) == "spikingjelly, torch (no Triton: no C compiler)"
+    assert asked == [("lif", "cuda:0", "compile")]
+
+
+def test_triton_that_cannot_start_is_told_in_words():
+    from snnexp.models.multi_step_lif import why_no_triton
+
+    if not torch.cuda.is_available():
+        assert why_no_triton() not in ("", None) and "\n" not in why_no_triton()

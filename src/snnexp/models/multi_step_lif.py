@@ -1,18 +1,20 @@
-"""The multi-step LIF on CPU with its own backward pass: one pass over memory in each direction, in C or in plain torch.
+"""The multi-step LIF with its own backward pass: one pass over memory in each direction, in C or plain torch on CPU, in Triton on CUDA.
 
 It equals SpikingJelly's `neuron.LIFNode` in step mode "m" (fires at v >= threshold; `strict`: at v > threshold). It exists because autograd
 through SpikingJelly's loop over T moves about ten times as much memory. The derivative of the spike is the surrogate's, at h - threshold.
 """
 
 import ctypes
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnexp.models import lif_kernel
+from snnexp.models.frame_layout import frames_are_dense, laid_out_like
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,42 @@ class Dynamics:
     strict: bool = False
 
 
-def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run T steps of a LIF layer on x [T, ...] (fp32 or bf16) and return its spikes [T, ...] and last membrane [...].
+def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, count: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run T steps of a LIF layer on x [T, ...] and return its spikes [T, ...], last membrane [...] and, if wanted, number of spikes [T].
 
-    `v` [...] fp32 is the membrane before the first step; None means at rest. The spikes have the dtype and memory layout of x, the last
-    membrane is fp32. If `counts` [T] int64 is given, the number of spikes of each step is added to it.
+    x is fp32 or bf16, on CUDA fp16 too. `v` [...] fp32 is the membrane before the first step; None means at rest. The spikes have the dtype
+    and memory layout of x, the last membrane is fp32, the numbers of spikes are int64.
     """
-    return _MultiStepLIF.apply(x, v, dynamics, counts, lif_kernel.load())
+    if not frames_are_dense(x):
+        x = x.contiguous()
+    if v is not None:
+        v = laid_out_like(x[0], v)
+    if x.device.type == "cuda":
+        from snnexp.models import lif_triton  # where there is no CUDA there may be no Triton
+
+        spikes, v_last, counts = lif_triton.lif(x, v, **asdict(dynamics), count=count)
+        return spikes, v_last, counts if count else None
+    counts = torch.zeros(len(x), dtype=torch.int64) if count else None
+    return *_MultiStepLIF.apply(x, v, dynamics, counts, lif_kernel.load()), counts
+
+
+@functools.cache
+def why_no_triton() -> str:
+    """Return why Triton does not run on this machine's GPU, or "" if it does."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiles a part of Triton in C, with Python's headers
+    except ImportError:
+        return "torch was installed without Triton"
+    except Exception as error:  # whatever a compiler or a driver says
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ""
 
 
 class _MultiStepLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, v, dynamics, counts, kernel):
-        if not _frames_are_dense(x):
-            x = x.contiguous()
-        if v is not None:
-            v = _laid_out_like(x[0], v)
         if kernel is None:
             spikes, v_last = _forward_torch(x, v, dynamics, counts)
         else:
@@ -61,31 +83,12 @@ class _MultiStepLIF(torch.autograd.Function):
             return None, None, None, None, None
         x, v = ctx.saved_tensors
         if g_spikes is not None:
-            g_spikes = _laid_out_like(x, g_spikes)
+            g_spikes = laid_out_like(x, g_spikes)
         if g_v_last is not None:
-            g_v_last = _laid_out_like(x[0], g_v_last)
+            g_v_last = laid_out_like(x[0], g_v_last)
         inputs = x, v, g_spikes, g_v_last, ctx.needs_input_grad[1], ctx.dynamics
         g_x, g_v = _backward_torch(*inputs) if ctx.kernel is None else _backward_c(*inputs, ctx.kernel)
         return g_x, g_v, None, None, None
-
-
-def _frames_are_dense(x: Tensor) -> bool:
-    """Return whether the frames of x [T, ...] follow one another in memory without gaps, whatever the order of their axes."""
-    if x.shape[0] > 1 and x.stride(0) != x[0].numel():
-        return False
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(x.stride()[1:], x.shape[1:], strict=True) if n > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _laid_out_like(x: Tensor, other: Tensor) -> Tensor:
-    """Return `other` with the strides of x (those of axes of length 1 do not matter), copied only if they differ."""
-    if all(a == b for a, b, n in zip(x.stride(), other.stride(), x.shape, strict=True) if n > 1):
-        return other
-    return torch.empty_like(x, dtype=other.dtype).copy_(other)
 
 
 def _c_arguments(x: Tensor, dynamics: Dynamics) -> tuple:

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from spikingjelly.activation_based import neuron, surrogate
+from spikingjelly.activation_based.functional import neuron_implementation
 from torch import Tensor, nn
 
 from snnexp.errors import UserError, nearest
 from snnexp.models import lif_kernel
-from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
+from snnexp.models.multi_step_lif import Dynamics, multi_step_lif, why_no_triton
 
 # tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al.,
 # ICLR 2022). Their code fires at u > 1, SpikingJelly (and so this) at u >= 1. The two differ on an exact tie alone: in bf16 0.069 % of
@@ -68,11 +69,11 @@ class Above(nn.Module):
 
 
 class LIFNode(neuron.LIFNode):
-    """SpikingJelly's multi-step LIF, with the membrane in fp32 whatever the input's precision, and with a faster form on CPU.
+    """SpikingJelly's multi-step LIF, with the membrane in fp32 whatever the input's precision, and with a faster form.
 
-    Input and output [T, N, ...], spikes in the input's dtype and memory layout. On CPU in fp32 or bf16 it runs `multi_step_lif`; elsewhere,
-    under torch.compile and while tracing it takes SpikingJelly's own path. With a surrogate `Above` it fires above its threshold only; on
-    CUDA it then takes SpikingJelly's path in plain torch, because the fused kernels do not have that surrogate.
+    Input and output [T, N, ...], spikes in the input's dtype and memory layout. It runs `multi_step_lif` on CPU in fp32 and bf16, and on
+    CUDA in fp16 too, where Triton runs. Elsewhere, on CPU under torch.compile, and while tracing it takes SpikingJelly's own path. With a
+    surrogate `Above` it fires above its threshold only; SpikingJelly then takes plain torch, as its fused kernels lack that surrogate.
 
     With `count_spikes`, every forward pass adds the spikes of each step to `spike_counts` (int64 [T] on the input's device, exact; None
     before the first) and the outputs per step to `neurons`, without waiting for the device; a reset clears both.
@@ -109,8 +110,7 @@ class LIFNode(neuron.LIFNode):
         at_rest = v.shape != x_seq.shape[1:] if isinstance(v, Tensor) else v == self._resting_value()
         if not at_rest:
             (v,) = self.materialize_states((x_seq,), (v,), "m")
-        counts = torch.zeros(len(x_seq), dtype=torch.int64) if self.count_spikes else None
-        spikes, self._memories["v"] = multi_step_lif(x_seq, None if at_rest else v, self._dynamics(), counts)
+        spikes, self._memories["v"], counts = multi_step_lif(x_seq, None if at_rest else v, self._dynamics(), self.count_spikes)
         if counts is not None:
             self._add_counts(counts, spikes)
         return spikes
@@ -123,11 +123,13 @@ class LIFNode(neuron.LIFNode):
         return 0.0 if self.v_reset is None else self.v_reset
 
     def _has_fast_form(self, x_seq: Tensor) -> bool:
+        if x_seq.device.type == "cuda":
+            here = x_seq.dtype in (torch.float32, torch.bfloat16, torch.float16) and _triton_runs()
+        else:
+            here = x_seq.device.type == "cpu" and x_seq.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
         return (
-            not torch.compiler.is_compiling()
+            here
             and not torch.jit.is_tracing()
-            and x_seq.device.type == "cpu"
-            and x_seq.dtype in (torch.float32, torch.bfloat16)
             and x_seq.ndim >= 2
             and x_seq.numel() > 0
             and not self.store_v_seq
@@ -150,6 +152,11 @@ class LIFNode(neuron.LIFNode):
             alpha=float(self._surrogate().alpha),
             strict=isinstance(self.surrogate_function, Above),
         )
+
+
+@torch.compiler.assume_constant_result
+def _triton_runs() -> bool:
+    return why_no_triton() == ""
 
 
 def spikes_per_step(spikes: Tensor) -> Tensor:
@@ -201,8 +208,14 @@ def make_lif(preset: str = "tet", **overrides: Any) -> LIFNode:
 
 def lif_implementation(device: torch.device | str = "cpu", compiled: bool = False) -> str:
     """Return a description of the code that runs the LIF layers of fp32 and bf16 models on `device`, for the record of a run."""
-    if torch.device(device).type != "cpu":
-        return f"spikingjelly on {torch.device(device).type}"
+    device = torch.device(device)
+    if device.type == "cuda":
+        if not (lacking := why_no_triton()):
+            return "Triton kernel"
+        chosen = neuron_implementation("lif", device, execution="compile" if compiled else "eager")["implementation"]
+        return f"spikingjelly, {chosen} (no Triton: {lacking})"
+    if device.type != "cpu":
+        return f"spikingjelly on {device.type}"
     if compiled:
         return "spikingjelly, compiled by torch"
     return f"{'plain torch' if lif_kernel.load() is None else 'C kernel'} ({lif_kernel.reason()})"
