@@ -8,10 +8,12 @@ import random
 import resource
 import signal
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from contents import content
 from snnexp import files
@@ -267,3 +269,27 @@ def test_a_full_disk_names_the_room_that_is_needed(saved, monkeypatch):
     with pytest.raises(RunFailed, match=r"(?s)No space left on device.\n.* are free in .*, 4.0 MiB are needed.*snnexp resume") as refused:
         checkpoint.save(saved, content() | {"state_dict": {"a": shared, "b": [shared[:9], {"c": torch.ones(2**19)}]}})
     assert str(refused.value).startswith(f"cannot write {saved}: ")
+
+
+def test_tensors_of_a_device_are_saved_as_those_of_the_cpu():
+    with FakeTensorMode():  # of a device that need not be there
+        shared = torch.ones(3, device="cuda")
+        content = {"a": shared, "again": [shared, (shared, 1)], "state": OrderedDict(w=torch.zeros(2, device="cuda")), "n": 1}
+        content["state"]._metadata = {"": {"version": 2}}
+        found = checkpoint.on_cpu(content)
+        tensors = [found["a"], *found["again"][:1], found["again"][1][0], found["state"]["w"]]
+        assert {tensor.device.type for tensor in tensors} == {"cpu"} and tensors[0] is tensors[1] is tensors[2]
+        assert content["a"].device.type == "cuda" and found["n"] == 1 and found["again"][1][1] == 1
+        assert type(found["state"]) is OrderedDict and found["state"]._metadata == {"": {"version": 2}}
+    tensor = torch.ones(2)
+    assert checkpoint.on_cpu([tensor])[0] is tensor
+
+
+def test_what_a_device_says_while_a_checkpoint_is_saved_is_not_told_as_a_full_disk(tmp_path):
+    class Broken(torch.Tensor):
+        def cpu(self):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="^CUDA error: an illegal memory access was encountered$"):
+        checkpoint.save(tmp_path / "x.pth", {"w": torch.ones(2).as_subclass(Broken)})
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from torch import nn
 
 from snnexp.errors import UserError
 from snnexp.models.neurons import LIFNode
+from snnexp.models.svrt import attention_batches
 from snnexp.models.svrt.flow import GuidedSampling, SpyNet, four_nearest, resize_flow, warp
 from snnexp.models.svrt.spikes import SpikeEncoder3D
 from snnexp.models.svrt.vrt import VRT, Double, Halve, aligned_neighbours
@@ -371,3 +372,19 @@ def test_a_place_that_is_nan_is_not_sampled_and_is_told_by_the_output():
     assert out[..., 3, 3].isnan().all()
     flow[..., 3, 3] = 1e38  # outside of the picture
     assert module(x, x, flow).shape == x.shape
+
+
+def test_attention_of_more_sequences_than_a_grid_holds_is_the_same(monkeypatch):
+    q, k, v = torch.randn(3, 11, 2, 4, 8).requires_grad_()
+    mask = torch.randn(2, 4, 4)
+    whole = attention_batches.attend_in_batches(q, k, v, mask)
+    assert torch.equal(whole, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    sizes = []
+    attend = attention_batches.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention_batches.F, "scaled_dot_product_attention", lambda q, *rest, **how: sizes.append(len(q)) or attend(q, *rest, **how)
+    )
+    monkeypatch.setattr(attention_batches, "GRID_LIMIT", 4)
+    parts = attention_batches.attend_in_batches(q, k, v, mask)
+    assert sizes == [4, 4, 3] and torch.equal(parts, whole)
+    assert torch.equal(torch.autograd.grad(parts.sum(), q)[0], torch.autograd.grad(whole.sum(), q)[0])

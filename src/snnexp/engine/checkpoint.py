@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, and read without executing any pickle."""
 
+import copy
 import errno
 import os
 import pickle
@@ -27,8 +28,10 @@ REQUIRED = (
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint to a temporary file, flush it to disk and rename it: a power cut leaves the old file or the new one.
 
+    Its tensors are those of the CPU, so that a machine without the device of the run can read it.
     Raises: RunFailed if the disk refuses; the old file stays.
     """
+    content = on_cpu(content)  # before the file is opened, so that what a device says is not taken for what the disk says
     needed = size_of(content)
     try:
         with replacing(path, "wb") as file:
@@ -44,6 +47,22 @@ def save(path: Path, content: dict[str, Any]) -> None:
             f"cannot write {path}: {reason}.\n{room} Earlier checkpoints are unharmed: {remedy}, then\n"
             f"  snnexp resume {pastable(path.parent.parent)}"
         ) from error
+
+
+def on_cpu(content: Any) -> Any:
+    """Return the content of a checkpoint with its tensors on the CPU; those that are one stay one, and what lies there is not copied."""
+    moved: dict[int, torch.Tensor] = {}
+
+    def move(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            return moved.setdefault(id(part), part.cpu())
+        if isinstance(part, dict):
+            other = copy.copy(part)  # with the versions of modules that a state dict carries
+            other.update((name, move(value)) for name, value in part.items())
+            return other
+        return type(part)(map(move, part)) if type(part) in (list, tuple) else part
+
+    return move(content)
 
 
 def size_of(content: Any) -> int:

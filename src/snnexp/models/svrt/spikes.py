@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from snnexp.errors import UserError
 from snnexp.models.layers import conv_norm
 from snnexp.models.neurons import make_lif
+from snnexp.models.svrt.attention_batches import attend_in_batches
 from snnexp.models.svrt.window_attention import run_checkpointed
 from snnexp.published import Published, Table, renumber
 
@@ -190,7 +191,7 @@ class TemporalAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 4, 1, 5).flatten(0, 2)
             for part in (self.q(x), *self.kv(source).chunk(2, -1))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend_in_batches(q, k, v)
         return self.proj(out.unflatten(0, (x.shape[0], *x.shape[2:4])).permute(0, 4, 1, 2, 3, 5).flatten(4))
 
     def feed_forward(self, x: Tensor) -> Tensor:

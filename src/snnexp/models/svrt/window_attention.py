@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from snnexp.models.svrt.attention_batches import attend_in_batches
+
 Size = tuple[int, int, int]
 MASKED = -100.0
 
@@ -92,9 +94,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, size: Size, shift: Size, bias: Tenso
             separation = seam_mask(size, tuple(s if joined else 0 for s, joined in zip(shift, joins, strict=True)), q.device)
             mask = separation if bias is None else bias + separation
         shape = q[region].shape
-        out = F.scaled_dot_product_attention(
-            *(tensor[region].flatten(0, 3) for tensor in (q, k, v)), attn_mask=None if mask is None else mask.to(q.dtype)
-        )
+        windows = (tensor[region].flatten(0, 3) for tensor in (q, k, v))
+        out = attend_in_batches(*windows, None if mask is None else mask.to(q.dtype))
         return out.transpose(1, 2).reshape(*shape[:4], shape[5], -1)
 
     return attend_region(0, (slice(None),), ())
