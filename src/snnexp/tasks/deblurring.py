@@ -86,6 +86,9 @@ class Deblurring(Task):
 
     def loss(self, model: nn.Module, batch: "Clips", step: int) -> tuple[Tensor, Tensor]:
         """Return the loss, a fp32 scalar (mean over the known frames), and the restored frames [N, D, C, H, W], fp32."""
+        perceptual = self.perceptual is not None and step % self.every == 0
+        # Asked before the forward pass, because the host waits for the answer until the device has done all that it was given.
+        known = batch.known.nonzero(as_tuple=True) if perceptual else ()
         if model.training:
             restored = model(batch.blurry, batch.spikes)
         else:
@@ -95,8 +98,8 @@ class Deblurring(Task):
             # A mask, not an index: to choose frames, the host would have to ask the device how many there are.
             losses = LOSSES[self.kind](restored - batch.sharp).mean((2, 3, 4))
             loss = (losses * batch.known).sum() / batch.known.sum().clamp(min=1)
-        if self.perceptual is not None and step % self.every == 0:
-            loss = loss + self.weight * self.perceptual(restored[batch.known], batch.sharp[batch.known])
+        if perceptual:
+            loss = loss + self.weight * self.perceptual(restored[known], batch.sharp[known])
         return loss, restored
 
     @property
@@ -123,7 +126,9 @@ class Deblurring(Task):
         The scores are the index of its video, the number of its known frames, and the sum over them of each metric in `names`.
         """
         rows = []
-        for n, known in enumerate(batch.known):
+        all_frames = torch.arange(batch.known.shape[1], device=batch.known.device)
+        for n, every in enumerate(batch.known.all(1).tolist()):  # one wait for the device; to choose by truth values waits each time
+            known, count = all_frames if every else batch.known[n], batch.known[n].sum().double()
             restored, sharp, blurry = (to_eight_bit(frames[n][known]) for frames in (output, batch.sharp, batch.blurry))
             scores = {"PSNR": psnr(restored, sharp), "PSNR_Y": psnr(studio_luma(restored), studio_luma(sharp))}
             scores["SSIM"] = ssim(restored, sharp)
@@ -133,9 +138,10 @@ class Deblurring(Task):
             for name, plain in (("PSNR_TFP", batch.tfp), ("PSNR_TFI", batch.tfi), ("PSNR_TFI_middle", batch.tfi_middle)):
                 if plain is not None:
                     scores[name] = psnr(fit_gain(plain[n][known], luma(sharp)), luma(sharp))
-            rows.append(torch.stack([batch.video[n].double(), known.sum().double(), *(values.sum() for values in scores.values())]))
+            rows.append(torch.stack([batch.video[n].double(), count, *(values.sum() for values in scores.values())]))
         first = batch.known.int().argmax(1)
-        crops = [middle_crop(frames[torch.arange(len(frames)), first]) for frames in (output, batch.sharp)]
+        clips = torch.arange(len(first), device=first.device)
+        crops = [middle_crop(frames[clips, first]) for frames in (output, batch.sharp)]
         return *crops, torch.stack(rows)
 
     def joined(self, outputs: list[Tensor]) -> Tensor | list[Tensor]:

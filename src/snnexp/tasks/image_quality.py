@@ -45,7 +45,8 @@ def luma(frames: Tensor) -> Tensor:
     """Return the grey frames [..., 1, H, W] of frames in colour [..., 3, H, W]; grey frames as they are."""
     if frames.shape[-3] == 1:
         return frames
-    return (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)
+    weights = torch.cat([frames.new_full((1, 1, 1), weight) for weight in LUMA])  # made there: a copy from the host would wait
+    return (frames * weights).sum(-3, keepdim=True)
 
 
 def studio_luma(frames: Tensor) -> Tensor:

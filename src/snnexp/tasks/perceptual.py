@@ -28,15 +28,16 @@ class PerceptualLoss:
         with torch.device("meta"):
             self.net = vgg16(weights=None).features[:RELU3_3]
         self.net.load_state_dict(load_features(Path(weights).expanduser(), list(self.net.state_dict())), assign=True)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.net.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.net.eval().requires_grad_(False)
 
     def __call__(self, frames: Tensor, truth: Tensor) -> Tensor:
         """Return the distance, a fp32 scalar, of frames [F, C, H, W] (0 to 1); grey frames count as three equal channels."""
         self.net.to(frames.device)
-        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        first = self.net((frames - mean) / std)
+        first = self.net((frames - self.net.mean) / self.net.std)
         with torch.no_grad():
-            second = self.net((truth - mean) / std)
+            second = self.net((truth - self.net.mean) / self.net.std)
         return F.l1_loss(first.float(), second.float())
 
 

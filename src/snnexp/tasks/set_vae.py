@@ -209,10 +209,11 @@ class StayOutcome(SetVAELoss):
         output = model(stays)
         bound, result = self.bound(output, stays, step if torch.is_grad_enabled() else None)
         prediction = at_least_fp32(output.logits)
-        weights = torch.tensor(self.class_weights, device=prediction.device)
+        without, with_outcome = self.class_weights
+        weights = torch.full(y.shape, without, device=y.device).masked_fill(y == 1, with_outcome)  # made there, not copied
 
         def cross_entropy(logits: Tensor) -> Tensor:
-            return (F.cross_entropy(at_least_fp32(logits), y, reduction="none") * weights[y]).mean()
+            return (F.cross_entropy(at_least_fp32(logits), y, reduction="none") * weights).mean()
 
         total = sum(map(cross_entropy, output.heads if torch.is_grad_enabled() and output.heads else [prediction]))
         result.cross_entropy, result.logits, result.state = cross_entropy(prediction).detach(), prediction.detach(), output.state.detach()

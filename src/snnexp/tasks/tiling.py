@@ -24,20 +24,20 @@ def restore_in_tiles(model: nn.Module, blurry: Tensor, spikes: Tensor, tile: lis
                 first = d, h, w
                 frames, rows, columns = (slice(start, start + length) for start, length in zip(first, tile, strict=True))
                 region = slice(None), frames, slice(None), rows, columns
-                ramps = [ramp(*numbers) for numbers in zip(first, sides, tile, overlap, strict=True)]
-                tile_weight = torch.einsum("d,h,w->dhw", *ramps).unsqueeze(1).to(blurry.device)
+                ramps = [ramp(*numbers, blurry.device) for numbers in zip(first, sides, tile, overlap, strict=True)]
+                tile_weight = torch.einsum("d,h,w->dhw", *ramps).unsqueeze(1)
                 total[region] += tile_weight * at_least_fp32(model(blurry[region], spikes[region]))
                 weight[frames, :, rows, columns] += tile_weight
                 reset_membranes(model)
     return total / weight
 
 
-def ramp(first: int, side: int, tile: int, overlap: int) -> Tensor:
+def ramp(first: int, side: int, tile: int, overlap: int, device: torch.device | None = None) -> Tensor:
     """Return the weights of a tile along one side, from its start `first` on: 1, with a ramp where it overlaps a neighbour."""
     length = min(tile, side)
-    from_border = torch.arange(1, length + 1) / (overlap + 1)
-    rising = from_border if first > 0 else torch.ones(length)
-    falling = from_border.flip(0) if first + length < side else torch.ones(length)
+    from_border = torch.arange(1, length + 1, device=device) / (overlap + 1)
+    rising = from_border if first > 0 else torch.ones(length, device=device)
+    falling = from_border.flip(0) if first + length < side else torch.ones(length, device=device)
     return torch.minimum(rising, falling).clamp(max=1)
 
 

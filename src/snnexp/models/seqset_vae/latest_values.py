@@ -30,9 +30,9 @@ def latest_values(stays: "Stays", num_variables: int) -> tuple[Tensor, Tensor]:
 
     If a set has several values of a variable, their mean counts. Before the first value it is 0, the mean of a standardised variable.
     """
-    sizes = torch.repeat_interleave(*torch.tensor(stays.runs, device=stays.value.device).T)
     rows = stays.stay * stays.longest + stays.place
-    key, value = torch.repeat_interleave(rows, sizes) * num_variables + stays.variable, stays.value.float()
+    row, value = rows.repeat_interleave(stays.sizes, output_size=len(stays.value)), stays.value.float()
+    key = row * num_variables + stays.variable
     grid = value.new_zeros(len(stays.lengths) * stays.longest * num_variables)
     total, count = (grid.index_add(0, key, terms).view(-1, stays.longest, num_variables) for terms in (value, torch.ones_like(value)))
     measured = count > 0

@@ -61,8 +61,7 @@ def statistics_of(stays: "Stays", num_variables: int) -> Tensor:
     The squares let a linear layer express that both extremes are bad.
     """
     size = len(stays.lengths) * num_variables
-    sizes = torch.repeat_interleave(*torch.tensor(stays.runs, device=stays.value.device).T)
-    stay, place = (torch.repeat_interleave(of_set, sizes) for of_set in (stays.stay, stays.place))
+    stay, place = (of_set.repeat_interleave(stays.sizes, output_size=len(stays.value)) for of_set in (stays.stay, stays.place))
     key, value = stay * num_variables + stays.variable, stays.value.float()
 
     def total(terms: Tensor) -> Tensor:

@@ -105,8 +105,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     h, w = flow.shape[-2:]
     if (h, w) == size:
         return flow
-    per_axis = flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
-    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * per_axis
+    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * per_axis(flow, size[1] / w, size[0] / h)
 
 
 def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
@@ -138,7 +137,12 @@ def sampling_grid(flow: Tensor) -> Tensor:
     h, w = flow.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij")
     at = torch.stack([columns, rows]) + at_least_fp32(flow)
-    return (at * at.new_tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)]).view(2, 1, 1) - 1).movedim(1, -1)
+    return (at * per_axis(at, 2 / max(w - 1, 1), 2 / max(h - 1, 1)) - 1).movedim(1, -1)
+
+
+def per_axis(like: Tensor, x: float, y: float) -> Tensor | float:
+    """Return the factors of both axes, [2, 1, 1] of the dtype of `like` or one number for both; nothing is copied from the host."""
+    return x if x == y else torch.cat([like.new_full((1, 1, 1), factor) for factor in (x, y)])
 
 
 class GuidedSampling(nn.Module):
