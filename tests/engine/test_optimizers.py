@@ -62,3 +62,29 @@ def test_where_bitsandbytes_cannot_compute_it_says_so(monkeypatch):
     monkeypatch.setattr(optimizers._AdamW8bit, "step", fail)
     with pytest.raises(UserError, match="bitsandbytes cannot compute on cpu .no kernel image"):
         optimizers.AdamW8bit([nn.Parameter(torch.ones(3))])
+
+
+def test_it_steps_as_bitsandbytes_does_without_waiting_for_the_device(monkeypatch):
+    from bitsandbytes.optim import optimizer as of_bitsandbytes
+
+    from snnexp.engine import optimizers
+
+    waits: list[torch.Tensor] = []
+    monkeypatch.setattr(of_bitsandbytes, "sync_gpu", waits.append)
+    ends, counted = [], []
+    for kind in (optimizers.AdamW8bit, optimizers._AdamW8bit):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(size)) for size in (4096, 9000, 10, 3)]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.0}]
+        optimizer = kind(groups, lr=0.01, betas=(0.9, 0.999))
+        waits.clear()
+        for _ in range(3):
+            for weight in weights[:3]:  # the last one has no gradient
+                weight.grad = torch.randn(len(weight))
+            assert optimizer.step(lambda: torch.is_grad_enabled()) is True
+        moments = [value for weight in weights for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+        ends.append([*weights, *moments])
+        counted.append(len(waits))
+    assert counted == [0, 9]
+    assert len(ends[0]) == len(ends[1]) == 4 + 2 * 6 + 2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ends, strict=True))

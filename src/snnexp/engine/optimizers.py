@@ -1,7 +1,7 @@
 """Optimizers that torch does not have; importing this module requires bitsandbytes."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,6 +35,30 @@ class AdamW8bit(_AdamW8bit):
         for p in weights:
             p.data = p.data.contiguous()  # as bitsandbytes does in its first step, so that a resumed run starts with the same layout
         self._check_device(weights[0].device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all weights, and return the value of the closure; the host does not wait for the device.
+
+        The step of bitsandbytes waits after each weight, which only moments in paged memory need. Here the kernels are in the order of
+        torch's own, on the default stream.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self.initialized:
+            self.check_overrides()
+            self.to_gpu()
+            self.initialized = True
+        for number, group in enumerate(self.param_groups):
+            for place, weight in enumerate(group["params"]):
+                if weight.grad is None:
+                    continue
+                if not self.state[weight]:
+                    self.init_state(group, weight, number, place)
+                self.update_step(group, weight, number, place)
+        return loss
 
     @staticmethod
     def _check_device(device: torch.device) -> None:
