@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from snnexp.engine import distributed
 from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.distributed import Ranks, choose_device, process_group
 from snnexp.engine.evaluation import evaluate
+from snnexp.engine.experiment import training_form
 from snnexp.errors import UserError
 from snnexp.tasks.classification import Classification
 
@@ -49,6 +51,18 @@ class Scores(nn.Module):
         return torch.cat([x.sin(), x.cos(), x / 7], dim=-1)
 
 
+class Centred(nn.Module):
+    """Subtracts a constant, which no checkpoint holds, before a batch norm, which has running statistics."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(float(shift)), persistent=False)
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x - self.shift)
+
+
 def judge(ranks: Ranks) -> dict:
     evaluation = evaluate(Scores(), Classification(loss="ce"), Digits(), "test", batch_size=4, ranks=ranks, precision=resolve("fp32", CPU))
     return {"metrics": evaluation.metrics, "predicted": evaluation.predicted.tolist(), "true": evaluation.true.tolist()}
@@ -61,12 +75,20 @@ def on_a_rank(rank: int, port: int, answers: multiprocessing.Queue) -> None:
         norm = nn.BatchNorm1d(2)
         norm.running_mean.fill_(float(rank))
         ranks.share_buffers(norm)
+        net = training_form(Centred(rank + 3), SimpleNamespace(compile=False), ranks)
+        start = net.module.shift.item()
+        with torch.no_grad():
+            net.module.shift.fill_(5 + rank)  # a constant that is not: only so a broadcast would show
+            net.module.norm.running_mean.fill_(7 + rank)
+        net(torch.full((4, 2), 2.0))
         sums = {"n": torch.tensor(float(rank + 1)), "Loss": torch.tensor(0.1, dtype=torch.float64)}
         answer = {
             "agree": ranks.agree(rank * 15, 1 - rank, 0),
             "total": ranks.total(sums),
             "gather": ranks.gather({"rank": rank}),
             "buffer": norm.running_mean.tolist(),
+            "constant": (start, net.module.shift.item()),
+            "running": net.module.norm.running_mean.tolist(),
             "judged": judge(ranks),
             "threads": torch.get_num_threads(),
         }
@@ -97,6 +119,14 @@ def test_decisions_are_the_same_on_all_ranks(answers):
         assert answer["gather"] == [{"rank": 0}, {"rank": 1}]
         assert answer["buffer"] == [0.0, 0.0]
         assert answer["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def test_constants_are_shared_once_and_running_statistics_in_each_step(answers):
+    (first, zero), (second, one) = (answer["constant"] for answer in answers)
+    assert first == second == 3.0  # that of rank 0, where rank 1 had 4
+    assert (zero, one) == (5.0, 6.0)
+    assert answers[0]["running"] == pytest.approx([0.9 * 7 + 0.1 * (2 - 5)] * 2)
+    assert answers[1]["running"] == pytest.approx([0.9 * 7 + 0.1 * (2 - 6)] * 2)  # from the 7 of rank 0, where rank 1 had 8
 
 
 def test_metrics_over_uneven_shares_are_those_of_one_process(answers):

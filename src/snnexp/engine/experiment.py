@@ -137,8 +137,19 @@ def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Mod
         torch.compiler.config.recompile_limit = 32  # attention is compiled once for each way it is used, and for dynamic sizes
     net = torch.compile(model) if config.compile else model
     if ranks.world > 1:
+        leave_out_constants(net, ranks)
         net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
     return net
+
+
+def leave_out_constants(net: nn.Module, ranks: Ranks) -> None:
+    """Share the buffers of rank 0 once, and keep DDP from doing so in each step with those that no checkpoint holds: they are constant.
+
+    What is saved (running statistics) still is that of rank 0 in each step, because a model may read it in training.
+    """
+    ranks.share_buffers(net)
+    constants = {name for name, _ in net.named_buffers()} - net.state_dict().keys()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, constants)  # torch has no public way
 
 
 def set_determinism(wanted: bool) -> None:
