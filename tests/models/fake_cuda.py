@@ -14,11 +14,12 @@ ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzer
 
 
 class Waits(TorchDispatchMode):
-    """Notes in `found` each operation for which the host waits, and each copy between it and the device."""
+    """Notes in `found` each operation for which the host waits, and each copy between it and the device; counts all in `count`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.count = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation._schema.name.split("::")[1]
@@ -27,6 +28,7 @@ class Waits(TorchDispatchMode):
             self.found.append(name)
         result = operation(*args, **(kwargs or {}))
         devices = {part.device.type for part in tree_leaves((args, kwargs, result)) if isinstance(part, torch.Tensor) and part.dim()}
+        self.count += 1
         if len(devices) > 1:
             self.found.append(f"{name} between {' and '.join(sorted(devices))}")
         return result

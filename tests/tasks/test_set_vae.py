@@ -39,12 +39,12 @@ def model_with(mu=0.0, logvar=0.0, off=0.0, logits=None):
 
 def test_chamfer_by_hand_whatever_the_order():
     true = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]])
-    error = chamfer(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), true, [(1, 1), (2, 1)])
+    error = chamfer(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), true, SimpleNamespace(runs=[(1, 1), (2, 1)]))
     # The one event: |(1, 1)|^2 both ways, halved twice. The pair: (3, 4) is 4 + 16 = 20 from (1, 0), and (0, 0) is 1 from (1, 0).
     torch.testing.assert_close(error, torch.tensor([(2 + 2) / 4, (20 + 0 + 0 + 1) / 4]))
-    swapped = chamfer(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), true[[0, 2, 1]], [(1, 1), (2, 1)])
+    swapped = chamfer(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), true[[0, 2, 1]], SimpleNamespace(runs=[(1, 1), (2, 1)]))
     torch.testing.assert_close(error, swapped)
-    assert chamfer(true, true, [(3, 1)]).item() == pytest.approx(0, abs=1e-5)
+    assert chamfer(true, true, SimpleNamespace(runs=[(3, 1)])).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_loss_is_reconstruction_and_beta_times_the_raw_kl():

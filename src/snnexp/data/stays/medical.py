@@ -32,7 +32,8 @@ class Stays:
     Sets are ordered by their size, so that those of one size are a plain view [k, n] of the events, and within a size by stay and place.
     Shapes: variable int64 [E], its number; value float32 [E], standardised; minute float32 [M] since admission; stay int64 [M],
     0..N-1; place int64 [M] of the set in its stay, by time from 0; lengths int64 [N] sets of each stay. `runs`: (size n, count k) of
-    each size; `longest`: the largest of the lengths; sizes int64 [M], the same as `runs` for the device: it follows if it is not given.
+    each size; `longest`: the largest of the lengths; sizes int64 [M], the same as `runs` for the device: it follows if it is not given,
+    and so does `largest`, the last n.
     """
 
     variable: Tensor
@@ -44,10 +45,13 @@ class Stays:
     runs: list[tuple[int, int]]
     longest: int
     sizes: Tensor | None = None
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         if self.sizes is None:
             self.sizes = torch.tensor([n for n, k in self.runs for _ in range(k)], dtype=torch.int64, device=self.value.device)
+        if self.largest is None:
+            self.largest = self.runs[-1][0] if self.runs else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Stays:
         """Return the batch on `device`."""

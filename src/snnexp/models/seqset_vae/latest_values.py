@@ -23,7 +23,6 @@ class LatestValues(nn.Module):
         return self.value(self.dropout(latest)) + self.measured(self.dropout(measured))
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def latest_values(stays: "Stays", num_variables: int) -> tuple[Tensor, Tensor]:
     """Return for each set the last value of each variable up to and with that set, and 1 where the set itself has one; fp32 [M, V] each.

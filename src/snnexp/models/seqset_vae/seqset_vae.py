@@ -93,7 +93,7 @@ class SeqSetVAE(nn.Module, Model):
         output = self.set_vae(stays)
         states = self.states(output.mu.mean(0), stays)  # [M, W]
         if self.decoder is not None:
-            output.decoded.append(self.decoder(states.unsqueeze(1), stays))
+            output.decoded.append(self.decoder(states.unsqueeze(1), output.sets))
         with torch.autocast(states.device.type, enabled=False):
             states = at_least_fp32(states)
             total = states.new_zeros(len(stays.lengths), states.shape[1]).index_add(0, stays.stay, states)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
-from snnexp.models.seqset_vae.attention import AttentionBlock, InducedAttention, Sets, repeat_for_members, share_first_rows
+from snnexp.models.seqset_vae.attention import AnySets, AttentionBlock, InducedAttention, repeat_for_members, share_first_rows
+from snnexp.models.seqset_vae.padding import Padded, padded_if_better
 from snnexp.published import Published
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class SetVAEOutput:
 
     `mu`, `logvar` and `z` [L, M, D] are the posterior of each of the L levels and a draw from it (in evaluation its mean). `decoded` holds
     one or two reconstructions [E, W], in which a set has the same rows as its events; `target` [E, W] is what they should be. A model with
-    a head gives `logits` [N, 2] and `state` [N, W] of the stays, and in `heads` the logits [N, 2] of each head that learns.
+    a head gives `logits` [N, 2] and `state` [N, W] of the stays, and in `heads` the logits [N, 2] of each head that learns. `sets`: how the
+    model took the sets, None if as they are.
     """
 
     mu: Tensor
@@ -39,6 +41,7 @@ class SetVAEOutput:
     logits: Tensor | None = None
     state: Tensor | None = None
     heads: list[Tensor] = field(default_factory=list)
+    sets: AnySets | None = None
 
 
 class SetVAE(nn.Module, Model):
@@ -123,17 +126,18 @@ class SetVAE(nn.Module, Model):
 
     def forward(self, stays: "Stays") -> SetVAEOutput:
         """Encode each set, draw its latents (in evaluation: take their means) and decode them."""
-        mu, logvar, z = self.encode(stays)
-        decoded = self.decoder(z.transpose(0, 1), stays)
-        return SetVAEOutput(mu, logvar, z, [decoded], self.target(stays))
+        sets = padded_if_better(stays, stays.value)
+        mu, logvar, z = self.encode(stays, sets)
+        decoded = self.decoder(z.transpose(0, 1), sets)
+        return SetVAEOutput(mu, logvar, z, [decoded], self.target(stays), sets=sets)
 
-    def encode(self, stays: "Stays") -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, stays: "Stays", sets: AnySets | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and log variance of the posterior, and a draw from it, fp32 (fp64 in an fp64 model) [L, M, D]."""
-        x = self.enter(self.events(stays))
+        x, sets = self.enter(self.events(stays)), sets or padded_if_better(stays, stays.value)
         pooled = []
         for layer in self.encoder:
-            x = layer(x, stays)
-            pooled.append(mean_of_sets(x, stays))
+            x = layer(x, sets)
+            pooled.append(mean_of_sets(x, sets))
         with torch.autocast(x.device.type, enabled=False):
             mu, logvar = self.to_posterior(at_least_fp32(torch.stack(pooled))).chunk(2, dim=-1)
             logvar = logvar.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
@@ -172,7 +176,7 @@ class SetDecoder(nn.Module):
         self.out = nn.Linear(width, width)
         self.points = fixed_points(64, width)  # not a buffer: it grows with the largest set, and ranks exchange their buffers
 
-    def forward(self, latents: Tensor, sets: Sets) -> Tensor:
+    def forward(self, latents: Tensor, sets: AnySets) -> Tensor:
         """Return the decoded events; within a set their order is not that of the events."""
         self.provide_points(sets)
         if self.form == "tanh":
@@ -182,7 +186,7 @@ class SetDecoder(nn.Module):
             x = mix(expand(self.points, exchange(x, sets), sets, share=share_first_rows))
         return self.out(x)
 
-    def decode_as_published(self, x: Tensor, sets: Sets) -> Tensor:
+    def decode_as_published(self, x: Tensor, sets: AnySets) -> Tensor:
         """Return the decoded events from one latent [M, 1, W] for each set."""
         points, before = share_first_rows(self.points, sets), repeat_for_members(x, sets)
         for exchange, expand, (linear, norm, activate) in reversed(list(zip(self.exchange, self.expand, self.mix, strict=True))):
@@ -190,18 +194,18 @@ class SetDecoder(nn.Module):
             x = before = before + points + expand(points, context, sets)
         return self.out(x).tanh()
 
-    @torch.compiler.disable
-    def provide_points(self, sets: Sets) -> None:
+    def provide_points(self, sets: AnySets) -> None:
         """Make points for the largest of the sets if there are too few, with the device and dtype of the weights."""
-        largest = sets.runs[-1][0]
+        largest = sets.largest
         if largest > len(self.points):
             self.points = fixed_points(2 * largest, self.points.shape[1])
         self.points = self.points.to(self.out.weight)
 
 
-@torch.compiler.disable
-def mean_of_sets(x: Tensor, sets: Sets) -> Tensor:
+def mean_of_sets(x: Tensor, sets: AnySets) -> Tensor:
     """Return the mean over the members of each set, [M, W], from x [E, W]."""
+    if isinstance(sets, Padded):
+        return sets.mean(x)
     parts = x.split([n * k for n, k in sets.runs])
     return torch.cat([part.reshape(k, n, -1).mean(1) for part, (n, k) in zip(parts, sets.runs, strict=True)])
 

@@ -51,7 +51,6 @@ class StatisticsHeads(nn.Module):
         self.square.lerp_(statistics.square().mean(0), 1 / self.batches)
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def statistics_of(stays: "Stays", num_variables: int) -> Tensor:
     """Return ten statistics of each variable in each stay, fp32 [N, V, 10].
