@@ -140,9 +140,11 @@ class SetVAE(nn.Module, Model):
             pooled.append(mean_of_sets(x, sets))
         with torch.autocast(x.device.type, enabled=False):
             mu, logvar = self.to_posterior(at_least_fp32(torch.stack(pooled))).chunk(2, dim=-1)
+            mu = mu.clone() if torch.compiler.is_compiling() else mu  # PyTorch 2.14 fails where a graph returns views of one tensor
             logvar = logvar.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
-        self.posterior = mu.detach(), logvar.detach()
+        kept = (mu.clone(), logvar.clone()) if torch.compiler.is_compiling() else (mu, logvar)
+        self.posterior = kept[0].detach(), kept[1].detach()
         return mu, logvar, z
 
     def events(self, stays: "Stays") -> Tensor:
