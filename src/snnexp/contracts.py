@@ -194,6 +194,8 @@ class Model:
     """The `KINDS` of data that the model accepts; empty: those that provide the arguments of its constructor."""
     deterministic_on_cuda: bool = True
     """False if a gradient has no deterministic form on CUDA: deterministic=true is then refused."""
+    shapes_vary: bool = False
+    """True if nearly every batch has shapes of its own (graphs, stays): compile=true then compiles for dynamic sizes."""
     model_type: str | None = None
     """The name of the model in the LIF statistics; None: the name of its class."""
     channel_groups: Callable[[], list[Any]] | None = None

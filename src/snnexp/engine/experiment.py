@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from snnexp import targets
 from snnexp.config import TrainConfig
-from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker
+from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker, optional_member
 from snnexp.data.first_batch import attempt
 from snnexp.data.sampler import TrainBatches
 from snnexp.engine.arithmetic.auto import Choice
@@ -135,7 +135,10 @@ def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Mod
     """Return the model as the training step calls it: compiled if configured, wrapped in DDP if there are other ranks."""
     if config.compile:
         torch.compiler.config.recompile_limit = 32  # attention is compiled once for each way it is used, and for dynamic sizes
-    net = torch.compile(model) if config.compile else model
+        # Left to itself, torch would compile for dynamic sizes, for good, from the first smaller batch on.
+        net = torch.compile(model, dynamic=None if optional_member(model, "shapes_vary") else False)
+    else:
+        net = model
     if ranks.world > 1:
         leave_out_constants(net, ranks)
         net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)

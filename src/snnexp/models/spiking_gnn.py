@@ -61,6 +61,7 @@ class SpikingGNN(nn.Module, Model):
     """
 
     published = (Published("SGT", sgt_names, form=published_form("spikingjelly") | {"spiking": True}),)
+    shapes_vary = True
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ class SeqSetVAE(nn.Module, Model):
     Raises: UserError for values that do not fit.
     """
 
+    shapes_vary = True
+
     def __init__(
         self,
         *,

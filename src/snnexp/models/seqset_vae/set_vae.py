@@ -60,6 +60,7 @@ class SetVAE(nn.Module, Model):
     Raises: UserError for values that do not fit.
     """
 
+    shapes_vary = True
     published = (
         Published(
             "SetVAE of SeqSetVAE",

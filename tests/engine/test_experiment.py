@@ -1,0 +1,43 @@
+"""The form of a model that the training step calls."""
+
+from types import SimpleNamespace
+
+import torch
+from spikingjelly.activation_based import functional
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from snnexp.engine.distributed import Ranks
+from snnexp.engine.experiment import training_form
+from snnexp.models.vggsnn import VGGSNN
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_a_model_of_fixed_shape_is_compiled_once_for_full_and_once_for_smaller_batches(monkeypatch):
+    torch.compiler.reset()
+    counter, compile = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile(model, backend=counter, fullgraph=True, **options))
+    model = VGGSNN(in_channels=2, num_classes=3, size=16, T=2, width=0.125)
+    net = training_form(model, SimpleNamespace(compile=True), ALONE)
+    graphs = []
+    for samples in (4, 4, 3, 4, 3):
+        net(torch.rand(2, samples, 2, 16, 16)).sum().backward()
+        functional.reset_net(model)
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 1, 2, 2, 2]
+    assert not any(isinstance(size, torch.SymInt) for graph in counter.graphs for node in graph.graph.nodes for size in shape_of(node))
+
+
+def shape_of(node):
+    value = node.meta.get("example_value")
+    return value.shape if isinstance(value, torch.Tensor) else ()
+
+
+def test_a_model_of_varying_shapes_is_compiled_for_dynamic_sizes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    for vary in (False, True):
+        model = torch.nn.Linear(1, 1)
+        model.shapes_vary = vary
+        training_form(model, SimpleNamespace(compile=True), ALONE)
+    assert asked == [{"dynamic": False}, {"dynamic": None}]
