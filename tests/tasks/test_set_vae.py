@@ -47,6 +47,12 @@ def test_chamfer_by_hand_whatever_the_order():
     assert chamfer(true, true, SimpleNamespace(runs=[(3, 1)])).item() == pytest.approx(0, abs=1e-5)
 
 
+def test_an_output_of_a_users_own_need_not_say_how_it_took_the_sets():
+    task, batch, given = SetVAELoss(), (STAYS, torch.tensor([0, 1])), model_with(0.3, off=0.1)
+    own = SimpleNamespace(**{name: value for name, value in vars(given.output).items() if name != "sets"})
+    assert torch.equal(task.loss(lambda stays: own, batch, 0)[0], task.loss(given, batch, 0)[0])
+
+
 def test_the_loss_is_reconstruction_and_beta_times_the_raw_kl():
     task = SetVAELoss(beta=0.2, beta_schedule="linear", beta_steps=100)
     batch = (STAYS, torch.tensor([0, 1]))

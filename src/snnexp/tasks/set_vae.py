@@ -99,7 +99,7 @@ class SetVAELoss(Task):
     def bound(self, output: Any, stays: "Stays", step: int | None) -> tuple[Tensor, BatchResult]:
         """Return the negative evidence lower bound at a step (None: at the end of the schedule), and the results of the batch."""
         with torch.autocast(output.mu.device.type, enabled=False):
-            decoded, sets = map(at_least_fp32, output.decoded), output.sets or stays
+            decoded, sets = map(at_least_fp32, output.decoded), getattr(output, "sets", None) or stays  # a user's output may lack it
             errors = torch.stack([chamfer(events, output.target, sets) for events in decoded]).mean(0)
             mu, logvar = output.mu, output.logvar
             kl = 0.5 * (logvar.exp() + mu.square() - 1 - logvar)  # [L, M, D]
