@@ -263,12 +263,12 @@ def lif(
     block = forward_block(x.dtype)
     blocks = triton.cdiv(M, block)
     spikes, v_last = torch.empty_like(x), torch.empty_like(x[0], dtype=torch.float32)
-    counts = torch.empty((blocks, T) if count else (0, 0), dtype=torch.int32, device=x.device)
+    counts = torch.empty((blocks, T) if count else 0, dtype=torch.int32, device=x.device)
     numbers, settings = _constants(T, tau, decay_input, v_threshold, v_reset, strict)
     wrap_triton(forward_kernel)[(blocks,)](
         x, x if v is None else v, spikes, v_last, counts, M, *numbers, AT_REST=v is None, COUNT=count, BLOCK=block, **settings
     )
-    return spikes, v_last, counts.sum(0)
+    return spikes, v_last, counts.sum(0) if count else counts
 
 
 @triton_op("snnexp::lif_backward", mutates_args=())
