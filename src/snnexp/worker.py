@@ -18,7 +18,7 @@ from snnexp.engine.distributed import process_group
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import LOST_PROCESS
 from snnexp.engine.measures.shapes import show_shapes
-from snnexp.engine.signals import StopFlag, Stopped, follow_parent
+from snnexp.engine.signals import StopFlag, Stopped, follow_parent, hear_no_more, interrupt_held_back
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.errors.remedies import first_words, remedy
@@ -54,17 +54,12 @@ def work(run: RunDir) -> None:
         if main:
             run.update_status(state="finished", epoch=read_json(run.result)["epochs"], exit_code=0)
     except Stopped as stopped:
-        name = signal.Signals(stopped.signum).name
         saved = " after saving" if run.checkpoint("interrupted").exists() else ""  # nothing is saved before the first step
-        terminal.say(f"Stopped by {name}{saved}. Go on with: snnexp resume {pastable(os.path.relpath(run.root))}")
-        if main:
-            run.update_status(state="interrupted", exit_code=128 + stopped.signum)
+        record_stop(run, stopped.signum, saved, terminal, main)
         raise
     except KeyboardInterrupt:
         signum = stop.signum or signal.SIGINT
-        terminal.say(f"Stopped by {signal.Signals(signum).name}. Go on with: snnexp resume {pastable(os.path.relpath(run.root))}")
-        if main:
-            run.update_status(state="interrupted", exit_code=128 + signum)
+        record_stop(run, signum, "", terminal, main)
         if signum != signal.SIGINT:
             raise Stopped(signum) from None
         raise
@@ -94,6 +89,14 @@ def closed_at_end(experiment: Experiment) -> Iterator[None]:
             experiment.close()
         raise
     experiment.close()
+
+
+def record_stop(run: RunDir, signum: int, saved: str, terminal: Terminal, main: bool) -> None:
+    """Say which signal stopped a run, and record it in status.json, before another Ctrl-C can take effect."""
+    with interrupt_held_back():
+        terminal.say(f"Stopped by {signal.Signals(signum).name}{saved}. Go on with: snnexp resume {pastable(os.path.relpath(run.root))}")
+        if main:
+            run.update_status(state="interrupted", exit_code=128 + signum)
 
 
 def record_failure(run: RunDir, message: str, code: int) -> None:
@@ -149,20 +152,29 @@ def main() -> None:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
     follow_parent()
-    code = 0
-    try:
-        work(find_run(sys.argv[1])[0])
-    except Stopped as stopped:
-        code = 128 + stopped.signum
-    except KeyboardInterrupt:
-        code = 130
-    except (UserError, RunFailed) as error:
-        if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
-            say(f"snnexp: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
+    code = 130
+    with suppress(KeyboardInterrupt):  # also one that comes while the first is being told
+        code = exit_code_of(sys.argv[1])
+    hear_no_more()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # everything is written; a normal exit under DDP may deadlock between the interpreter and gloo's threads
+
+
+def exit_code_of(run_dir: str) -> int:
+    """Train a run in this process and return the exit code; its error is printed here, unless the command that began this process does so.
+
+    Raises: KeyboardInterrupt.
+    """
+    try:
+        work(find_run(run_dir)[0])
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except (UserError, RunFailed) as error:
+        if "LOCAL_WORLD_SIZE" not in os.environ or "SNNEXP_LAUNCHED" not in os.environ:
+            say(f"snnexp: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
 
 
 if __name__ == "__main__":

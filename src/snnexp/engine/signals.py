@@ -88,6 +88,15 @@ def unhandled() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def hear_no_more() -> None:
+    """Let stop signals change nothing any more in this process, which is about to end.
+
+    By a handler, since Python complains of a signal that was under way when it began to be ignored.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, lambda signum, frame: None)
+
+
 def follow_parent() -> None:
     """Ask the Linux kernel for a SIGINT when the parent dies, so that no worker outlives it.
 
