@@ -47,6 +47,7 @@ def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, termina
         functional.invalidate_reset_cache(model)
 
     precision = resolve(choice.precision, ranks.device)
+    precision.set_kernels()
     average = MovingAverage(model, config.ema) if config.ema is not None else None
     probe = ValidationProbe(model, task, data, config.batch_size, ranks.device, precision, average) if data.splits["val"] else None
     trackers = make_trackers(settings, model, task, run, ranks, probe)  # before torch.compile, which would miss later hooks

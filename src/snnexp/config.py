@@ -115,7 +115,7 @@ AT_LEAST = {
 }  # fmt: skip
 ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every", "memory_limit", "tune_budget_minutes")
 ONE_OF = {
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16", "fp32_on_cpu"),
     "channels_last": ("auto", True, False),
     "split": ("train", "val", "test", "all"),
 }

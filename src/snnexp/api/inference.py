@@ -15,7 +15,7 @@ from snnexp.contracts import DataSet, optional_member
 from snnexp.engine import trained
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.evaluation import evaluate, forward
-from snnexp.engine.experiment import restore_determinism, set_determinism
+from snnexp.engine.experiment import restore_kernels, set_determinism
 from snnexp.engine.fitting.structure import build_fitting
 from snnexp.errors import RunFailed, UserError
 from snnexp.rundir import RunDir
@@ -41,7 +41,7 @@ class Prediction:
 class Loaded:
     """A model with the weights and the structure of a run's checkpoint, on a device, and its task.
 
-    A CPU does not support fp16: there a run in fp16 is evaluated in fp32, the precision of its weights. `data_dir` is a directory with
+    A CPU has neither fp16 nor tf32: there such a run is evaluated in fp32, the precision of its weights. `data_dir` is a directory with
     other data of the same kind, as in `snnexp evaluate RUN data_dir=OTHER`.
     Raises: UserError.
     """
@@ -59,7 +59,7 @@ class Loaded:
         self.path = trained.checkpoint_path(run, str(name))
         self.saved = trained.load(self.path, before)
         self.ranks = Ranks(0, 1, choose_device(device))
-        if self.settings["precision"] == "fp16" and self.ranks.device.type == "cpu":
+        if self.settings["precision"] in ("fp16", "tf32") and self.ranks.device.type == "cpu":
             self.settings["precision"] = "fp32"
         self.task = parts.make_task(self.settings)
         self._data: tuple[Any, bool] | None = None
@@ -89,8 +89,9 @@ class Loaded:
         """Return the prediction for a split as `snnexp evaluate` computes it, without the model's outputs unless `outputs`."""
         collected: list[Any] = []
         trained.samples_in(data, split)
-        with restore_determinism():
+        with restore_kernels():
             set_determinism(self.settings["deterministic"])
+            self.precision.set_kernels()
             evaluation = evaluate(
                 self.model,
                 self.task,
@@ -114,8 +115,9 @@ class Loaded:
         was_training = self.model.training
         self.model.eval()
         try:
-            with restore_determinism():
+            with restore_kernels():
                 set_determinism(self.settings["deterministic"])
+                self.precision.set_kernels()
                 batch = prepare(on_device(inputs, self.ranks.device))
                 refuse_not_finite(batch)
                 _, output = forward(self.model, self.task, batch, self.precision)

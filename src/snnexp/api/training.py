@@ -18,8 +18,8 @@ def train(settings: Sequence[str] = ()) -> Run:
     """Compose, train and test as `snnexp train SETTINGS` does, from=RUN included; return the run, on the device that trained it.
 
     devices=1 trains in this process, more devices in one worker process each. Hydra's state, signal handlers, random generators,
-    environment variables and torch's deterministic mode are restored afterwards. An interrupt saves, then raises KeyboardInterrupt; another
-    stop signal saves, then ends the program.
+    environment variables and torch's choices of kernels (deterministic ones, TF32) are restored afterwards. An interrupt saves, then raises
+    KeyboardInterrupt; another stop signal saves, then ends the program.
     Raises: UserError, RunFailed; for an error in the settings before anything is written.
     """
     words = check_settings(settings)
@@ -73,14 +73,14 @@ def restored_process() -> Iterator[None]:
     import numpy as np
     import torch
 
-    from snnexp.engine.experiment import restore_determinism
+    from snnexp.engine.experiment import restore_kernels
 
     argv, environment = sys.argv, dict(os.environ)
     generators = random.getstate(), np.random.get_state()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # asking for the devices would initialise CUDA
     try:
-        with torch.random.fork_rng(devices=devices), restore_determinism():
+        with torch.random.fork_rng(devices=devices), restore_kernels():
             yield
     finally:
         sys.argv = argv

@@ -125,6 +125,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
         terminal.say("These are the very samples of the run, and its split.")
     model = build_fitting(lambda: parts.make_model(settings, data, task), saved, path).to(ranks.device)
     precision = trained.take_over(model, settings, saved, path, ranks.device)
+    precision.set_kernels()
 
     split, samples = settings["split"], trained.samples_in(data, settings["split"])
     seen_before = data.seen_before(saved["data"], split)

@@ -18,7 +18,7 @@ from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker, o
 from snnexp.data.first_batch import attempt
 from snnexp.data.sampler import TrainBatches
 from snnexp.engine.arithmetic.auto import Choice
-from snnexp.engine.arithmetic.precision import Precision
+from snnexp.engine.arithmetic.precision import Precision, restore_tf32
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
@@ -164,12 +164,13 @@ def set_determinism(wanted: bool) -> None:
 
 
 @contextmanager
-def restore_determinism() -> Iterator[None]:
-    """Restore the choice of kernels at the end of the context."""
+def restore_kernels() -> Iterator[None]:
+    """Restore at the end of the context which kernels are chosen: deterministic ones only, and for fp32 on CUDA those of TF32."""
     before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     try:
-        yield
+        with restore_tf32():
+            yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

@@ -42,7 +42,8 @@ def announce(experiment: Experiment, state: State) -> None:
         f"{experiment.precision.name}{layout} on {ranks.world} x {device}; LIF: {experiment.neuron_implementation}"
     )
     if experiment.choice.how:
-        experiment.terminal.say(f"{' and '.join(f'{key}=auto' for key in experiment.choice.auto_keys)}: {experiment.choice.how}.")
+        left_open = " and ".join(f"{key}={experiment.settings[key]}" for key in experiment.choice.auto_keys)
+        experiment.terminal.say(f"{left_open}: {experiment.choice.how}.")
     if state.step:
         experiment.terminal.say(f"Goes on after epoch {state.epoch}, batch {state.batch}, step {state.step}.")
 

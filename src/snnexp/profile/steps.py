@@ -125,7 +125,9 @@ def summary(seconds: list[float], samples: list[int]) -> dict[str, Any]:
 def facts(experiment: Experiment) -> dict[str, Any]:
     """Return what was measured, with which settings and on which hardware."""
     device = experiment.ranks.device
-    kinds = ["fp32", *(["bf16"] if computes_bf16(device) else []), *(["fp16"] if device.type == "cuda" else [])]
+    kinds = ["fp32", *(["bf16"] if computes_bf16(device) else [])]
+    if device.type == "cuda":
+        kinds += [*(["tf32"] if torch.cuda.is_tf32_supported() else []), "fp16"]
     return {
         "model": experiment.settings["choices"]["model"],
         "dataset": experiment.settings["choices"]["dataset"],
@@ -294,7 +296,7 @@ def layer_speeds(experiment: Experiment) -> dict[str, Any] | None:
 
 def matmul_peak(device: torch.device, precision: str, seconds: float = PEAK_SECONDS) -> dict[str, Any]:
     """Measure the best rate of a square matrix product, of a size that takes at least 20 ms where memory allows."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     size, best, times = 512, math.inf, []
     end = time.perf_counter() + seconds
     with contextlib.ExitStack() as stack:

@@ -6,7 +6,7 @@ import torch
 from snnexp.engine.arithmetic import precision
 from snnexp.errors import UserError
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,40 @@ def test_which_processors_have_bf16(capabilities, native, monkeypatch):
     assert precision.resolve("bf16", CPU).name == "bf16"  # asked for, it is taken anywhere
 
 
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(UserError, match="precision=fp16 needs a CUDA device.*bf16, fp32 or auto"):
-        precision.resolve("fp16", CPU)
+@pytest.mark.parametrize("name", ["fp16", "tf32"])
+def test_what_a_cpu_does_not_have_is_refused(name):
+    with pytest.raises(UserError, match=f"precision={name} needs a CUDA device.*bf16, fp32 or auto"):
+        precision.resolve(name, CPU)
+
+
+def test_tf32_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
+    with pytest.raises(UserError, match="precision=tf32: Tesla V100 has no TF32.*fp32, fp16 or auto"):
+        precision.resolve("tf32", CUDA)
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    assert precision.resolve("tf32", CUDA).name == "tf32"
+
+
+def test_fp32_is_exact_on_cuda_unless_tf32_is_asked_for():
+    before = precision.tf32_allowed()
+    assert before == (False, True), "torch takes TF32 for convolutions by itself"
+    with precision.restore_tf32():
+        for name in precision.NAMES:
+            precision.Precision(name, "cuda").set_kernels()
+            assert precision.tf32_allowed() == (name == "tf32",) * 2
+            # What torch.compile asks, which fails after some of torch's switches.
+            assert torch.get_float32_matmul_precision() == ("high" if name == "tf32" else "highest")
+            assert torch.backends.cudnn.allow_tf32 is (name == "tf32")
+    assert precision.tf32_allowed() == before
+    precision.Precision("fp32", "cpu").set_kernels()
+    assert precision.tf32_allowed() == before
+
+
+def test_tf32_is_no_autocast():
+    with precision.Precision("tf32", "cpu").autocast():
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == torch.float32
+    assert not precision.Precision("tf32", "cuda").scaler().is_enabled()
 
 
 def test_autocast_computes_in_bf16_and_keeps_fp32_weights():

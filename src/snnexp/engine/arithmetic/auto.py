@@ -15,6 +15,8 @@ from snnexp.rundir import read_json
 
 AUTO_KEYS = ("precision", "channels_last")
 """The keys that may be auto."""
+OPEN = ("auto", "fp32_on_cpu")
+"""The values that leave a key open: auto, and auto except for fp32 on a CPU, for models of narrow layers, whose speed is not measured."""
 GAIN = 1.1
 """bf16 and channels_last are taken only where they are at least this many times as fast: fp32 rounds less, and measurements are noisy."""
 SHARE = 0.1
@@ -23,7 +25,7 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision (fp32, bf16, fp16), the layout of four-dimensional weights, and how those that were auto were chosen."""
+    """The precision, the layout of four-dimensional weights, and how those that were auto were chosen."""
 
     precision: str
     channels_last: bool
@@ -45,26 +47,35 @@ class Choice:
 
 
 def choose(settings: dict[str, Any], model: nn.Module, device: torch.device, earlier: Iterable[dict[str, Any]] = ()) -> Choice:
-    """Return the choice for a model on a device; a key that is auto is taken from the first of the `earlier` choices that has it.
+    """Return the choice for a model on a device; a key that is open is taken from the first of the `earlier` choices that has it.
 
     If none has it, the CPU is measured; on CUDA the rule is bf16, if the hardware has it, and channels_last.
     """
     wanted = {key: settings[key] for key in AUTO_KEYS}
-    auto_keys = tuple(key for key in AUTO_KEYS if wanted[key] == "auto")
+    auto_keys = tuple(key for key in AUTO_KEYS if wanted[key] in OPEN)
     earlier = iter(earlier)
-    while "auto" in wanted.values() and (before := next(earlier, None)) is not None:
-        wanted |= {key: value for key, value in before.items() if wanted[key] == "auto"}
-    if "auto" not in wanted.values():
+    while is_open(wanted) and (before := next(earlier, None)) is not None:
+        wanted |= {key: value for key, value in before.items() if wanted[key] in OPEN}
+    if not is_open(wanted):
         return Choice(**wanted, auto_keys=auto_keys, how="as chosen before" if auto_keys else "")
     if device.type == "cuda":
         rule = {"precision": "bf16" if computes_bf16(device) else "fp32", "channels_last": True}
-        configured = {key: value for key, value in wanted.items() if value != "auto"}
+        configured = {key: value for key, value in wanted.items() if value not in OPEN}
         return Choice(**rule | configured, auto_keys=auto_keys, how="by rule on CUDA, not measured")
+    if wanted["precision"] == "fp32_on_cpu":
+        wanted["precision"] = "fp32"
+        if not is_open(wanted):
+            return Choice(**wanted, auto_keys=auto_keys)
     shares = weight_shares(model)
     decisive = [kind for kind in shares if kind == "convolution" or wanted["precision"] == "auto"]  # only convolutions have a layout
     measured = tuple(load_or_measure(kind) for kind in decisive)
     fast = fastest(wanted["precision"], wanted["channels_last"], shares, measured)
     return Choice(*fast, auto_keys, describe_speeds(measured), measured)
+
+
+def is_open(settings: dict[str, Any]) -> bool:
+    """Return True if the settings leave the precision or the layout open."""
+    return any(settings[key] in OPEN for key in AUTO_KEYS)
 
 
 def weight_shares(model: nn.Module) -> dict[str, float]:
@@ -130,4 +141,4 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def choice_in_checkpoint(saved: dict[str, Any]) -> dict[str, Any]:
     """Return what the run that wrote a checkpoint had chosen for the keys that were auto."""
-    return {key: saved["circumstances"][key] for key in AUTO_KEYS if saved["args"][key] == "auto"}
+    return {key: saved["circumstances"][key] for key in AUTO_KEYS if saved["args"][key] in OPEN}

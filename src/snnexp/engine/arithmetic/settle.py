@@ -7,18 +7,18 @@ from torch import nn
 
 from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic import auto
-from snnexp.engine.arithmetic.auto import AUTO_KEYS, Choice
+from snnexp.engine.arithmetic.auto import Choice
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.pruning.start import source_of
 from snnexp.rundir import RunDir, read_record, write_json
 
 
 def settle(run: RunDir, settings: dict[str, Any], model: nn.Module, ranks: Ranks) -> Choice:
-    """Return the choice of a run, the same on every rank and after every restart; where the configuration says auto, record it.
+    """Return the choice of a run, the same on every rank and after every restart; what the configuration leaves open is recorded.
 
     Raises: UserError if the record is damaged; RunFailed if the disk refuses.
     """
-    if "auto" not in [settings[key] for key in AUTO_KEYS]:
+    if not auto.is_open(settings):
         return auto.choose(settings, model, ranks.device)
     choice = None
     if ranks.main:

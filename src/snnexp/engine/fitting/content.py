@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snnexp import config, targets
+from snnexp.engine.arithmetic.precision import NAMES
 from snnexp.engine.state import State
 from snnexp.errors import RunFailed, UserError
 from snnexp.untrusted.text import shown
@@ -254,7 +255,7 @@ def check_pruned(value: Any) -> None:
 def check_circumstances(value: Any) -> None:
     """Raises: Misfit unless this says in what the run computed."""
     keys_of(value, ("precision",))
-    if value["precision"] not in ("fp32", "bf16", "fp16") or not isinstance(value.get("channels_last", True), bool):
+    if value["precision"] not in NAMES or not isinstance(value.get("channels_last", True), bool):
         raise Misfit(f"precision is {brief(value['precision'])}, channels_last {brief(value.get('channels_last'))}")
 
 
