@@ -12,6 +12,7 @@ from snnexp.contracts import DataSet, Schedule, Task, optional_member
 from snnexp.data.first_batch import check_attributes, check_first_batches
 from snnexp.data.looking import NotPrepared, only_looking
 from snnexp.engine import checkpoint
+from snnexp.engine.arithmetic.compiled import check_compile
 from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.distributed import Ranks, choose_device
 from snnexp.engine.experiment import make_optimizer, make_trackers
@@ -39,6 +40,7 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
     if settings["devices"] > 1 and ":" in settings["device"]:
         raise UserError(f"device={settings['device']} names one device, but devices={settings['devices']}; use device=cuda.")
     check_precision(settings["precision"], device)
+    check_compile(settings, device)
     if settings["sync_bn"] and device.type != "cuda":
         raise UserError("sync_bn=true needs CUDA devices: torch's SyncBatchNorm has no CPU form. Use sync_bn=false.")
     if settings["init_from"] is not None and not begun:

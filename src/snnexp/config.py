@@ -40,7 +40,7 @@ class TrainConfig:
     deterministic: bool
     precision: str
     channels_last: bool | str
-    compile: bool
+    compile: bool | str
     accumulate: int
     clip_grad: float | None
     ema: float | None
@@ -117,6 +117,7 @@ ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every", "memory_limit", "t
 ONE_OF = {
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16", "fp32_on_cpu"),
     "channels_last": ("auto", True, False),
+    "compile": (False, True, "reduce-overhead"),
     "split": ("train", "val", "test", "all"),
 }
 

@@ -53,7 +53,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 return found
             facts = {
                 "model": "vggsnn", "dataset": "digits_dvs", "precision": "fp32", "precisions": ["fp32", "bf16"],
-                "channels_last": True, "device": "cpu",
+                "channels_last": True, "device": "cpu", "compiles": [False, True],
                 "cores": 2, "torch": "2", "training_samples": 64, "device_bytes": None, "peak_bytes": 2**30, "steps": 3,
                 "step_ms": {"median": 1e3 * settings["batch_size"] / found}, "samples_per_s": {"median": found},
             }  # fmt: skip

@@ -13,31 +13,24 @@ from snnexp.models.vggsnn import VGGSNN
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def test_a_model_of_fixed_shape_is_compiled_once_for_full_and_once_for_smaller_batches(monkeypatch):
+def test_a_model_of_fixed_shape_has_programs_for_full_and_for_smaller_batches_in_training_and_in_evaluation(monkeypatch):
     torch.compiler.reset()
     counter, compile = CompileCounterWithBackend("eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: compile(model, backend=counter, fullgraph=True, **options))
     model = VGGSNN(in_channels=2, num_classes=3, size=16, T=2, width=0.125)
     net = training_form(model, SimpleNamespace(compile=True), ALONE)
     graphs = []
-    for samples in (4, 4, 3, 4, 3):
-        net(torch.rand(2, samples, 2, 16, 16)).sum().backward()
-        functional.reset_net(model)
-        graphs.append(counter.frame_count)
-    assert graphs == [1, 1, 2, 2, 2]
+    for training in (True, False):
+        net.train(training)
+        for samples in (4, 4, 3, 4, 3):
+            with torch.set_grad_enabled(training):
+                net(torch.rand(2, samples, 2, 16, 16))
+            functional.reset_net(model)
+            graphs.append(counter.frame_count)
+    assert graphs == [1, 1, 2, 2, 2, 3, 3, 4, 4, 4]
     assert not any(isinstance(size, torch.SymInt) for graph in counter.graphs for node in graph.graph.nodes for size in shape_of(node))
 
 
 def shape_of(node):
     value = node.meta.get("example_value")
     return value.shape if isinstance(value, torch.Tensor) else ()
-
-
-def test_a_model_of_varying_shapes_is_compiled_for_dynamic_sizes(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
-    for vary in (False, True):
-        model = torch.nn.Linear(1, 1)
-        model.shapes_vary = vary
-        training_form(model, SimpleNamespace(compile=True), ALONE)
-    assert asked == [{"dynamic": False}, {"dynamic": None}]

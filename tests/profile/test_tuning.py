@@ -208,6 +208,13 @@ def test_a_baseline_that_does_not_run_in_the_end_changes_nothing():
     assert ladder.broken == {"which": "baseline", "setting": {}, "state": "failed", "reason": "no"}
 
 
+def test_each_value_of_compile_is_tried_but_the_one_in_force():
+    space = Space([], samples=4, compiles=(False, True, "reduce-overhead"))
+    ladder = climb(Machine(lambda s: {False: 100, True: 90, "reduce-overhead": 300}[s["compile"]]), space, BASE | {"compile": True})
+    assert [row.changed for row in ladder.rows][:3] == [{}, {"compile": False}, {"compile": "reduce-overhead"}]
+    assert ladder.changes() == {"compile": "reduce-overhead"}
+
+
 def test_a_ctrl_c_leaves_the_rows():
     machine = Machine(lambda s: 100)
 

@@ -95,6 +95,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     """
     from snnexp import parts
     from snnexp.engine import allocator, experiment, trained
+    from snnexp.engine.arithmetic.compiled import check_compile, compiled
     from snnexp.engine.arithmetic.precision import check_precision
     from snnexp.engine.distributed import Ranks, choose_device
     from snnexp.engine.evaluation import evaluate
@@ -114,6 +115,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     experiment.set_determinism(settings["deterministic"])
     ranks = Ranks(0, 1, choose_device(settings["device"]))
     check_precision(settings["precision"], ranks.device)
+    check_compile(settings, ranks.device)
 
     check_data_dir(settings, before, "give dataset.root=ELSEWHERE.")
     task = parts.make_task(settings)
@@ -142,7 +144,7 @@ def job(cfg: DictConfig, run: RunDir, checkpoint: Path | None) -> Path:
     with removed_on_error(folder):
         with terminal.bar(split, samples) as bar:
             evaluation = evaluate(
-                model,
+                compiled(model, settings["compile"]),
                 task,
                 data,
                 split,

@@ -177,6 +177,7 @@ class Tuning:
         return Space(
             precisions=[name for name in facts["precisions"] if name != facts["precision"]],
             layouts=[not facts["channels_last"]],
+            compiles=tuple(facts["compiles"]),
             checkpoints=[f"model.{key}" for key in self.checkpoints],
             eight_bit=self.settings["optimizer"]["_target_"] in ("torch.optim.Adam", "torch.optim.AdamW"),
             workers=[count for count in WORKERS if count <= facts["cores"]],

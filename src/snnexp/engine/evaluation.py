@@ -108,7 +108,7 @@ def evaluate_split(experiment: Experiment, split: str, stop: StopFlag, title: st
         # Running statistics differ from rank to rank; those of rank 0 are saved, so they are the ones to evaluate.
         experiment.ranks.share_buffers(experiment.model)
         return evaluate(
-            experiment.model,
+            experiment.evaluated_net,
             experiment.task,
             experiment.data,
             split,

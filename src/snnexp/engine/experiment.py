@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from snnexp import targets
 from snnexp.config import TrainConfig
-from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker, optional_member
+from snnexp.contracts import DataSet, Logger, Pruner, Schedule, Task, Tracker
 from snnexp.data.first_batch import attempt
 from snnexp.data.sampler import TrainBatches
 from snnexp.engine.arithmetic.auto import Choice
+from snnexp.engine.arithmetic.compiled import compiled
 from snnexp.engine.arithmetic.precision import Precision, restore_tf32
 from snnexp.engine.decay import parameter_groups
 from snnexp.engine.distributed import Ranks
@@ -79,6 +80,11 @@ class Experiment:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @property
+    def evaluated_net(self) -> nn.Module:
+        """The model as evaluation calls it: compiled if configured."""
+        return self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
+
+    @property
     def neuron_implementation(self) -> str:
         """The implementation of the LIF neurons on this device; "none" for a model without spiking neurons."""
         if not any(isinstance(module, neuron.BaseNode) for module in self.model.modules()):
@@ -133,12 +139,7 @@ class Experiment:
 
 def training_form(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     """Return the model as the training step calls it: compiled if configured, wrapped in DDP if there are other ranks."""
-    if config.compile:
-        torch.compiler.config.recompile_limit = 32  # attention is compiled once for each way it is used, and for dynamic sizes
-        # Left to itself, torch would compile for dynamic sizes, for good, from the first smaller batch on.
-        net = torch.compile(model, dynamic=None if optional_member(model, "shapes_vary") else False)
-    else:
-        net = model
+    net = compiled(model, config.compile)
     if ranks.world > 1:
         leave_out_constants(net, ranks)
         net = DistributedDataParallel(net, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)

@@ -17,9 +17,10 @@ from spikingjelly.activation_based import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from snnexp.contracts import Tracker
+from snnexp.contracts import Tracker, optional_member
 from snnexp.engine import loop
 from snnexp.engine.arithmetic import auto, layer_speed
+from snnexp.engine.arithmetic.compiled import CUDA_GRAPHS
 from snnexp.engine.arithmetic.precision import computes_bf16
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import to_device
@@ -128,6 +129,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     kinds = ["fp32", *(["bf16"] if computes_bf16(device) else [])]
     if device.type == "cuda":
         kinds += [*(["tf32"] if torch.cuda.is_tf32_supported() else []), "fp16"]
+    graphs = device.type == "cuda" and not optional_member(experiment.model, "shapes_vary")
     return {
         "model": experiment.settings["choices"]["model"],
         "dataset": experiment.settings["choices"]["dataset"],
@@ -140,6 +142,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
         "channels_last": experiment.choice.channels_last,
         "neuron": experiment.neuron_implementation,
         "compile": experiment.config.compile,
+        "compiles": [False, True, *([CUDA_GRAPHS] if graphs else [])],
         "workers": experiment.config.workers,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "device_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,

@@ -57,6 +57,7 @@ class Space:
     workers: list[int] = field(default_factory=list)
     samples: int = 2**31  # of the training split: the largest batch
     layouts: list[bool] = field(default_factory=list)  # values of channels_last
+    compiles: tuple[bool | str, ...] = (False, True)
 
 
 OUT_OF_TIME = "what is left of tune_budget_minutes is kept for the last comparison"
@@ -158,7 +159,8 @@ class Ladder:
             yield {"precision": name}
         for value in space.layouts:
             yield {"channels_last": value}
-        yield {"compile": not self.setting["compile"]}
+        for how in [how for how in space.compiles if how != self.setting["compile"]]:
+            yield {"compile": how}
         for key in space.checkpoints:  # checkpointing costs time, so it is tried without
             if self.setting[key]:
                 yield {key: False}
