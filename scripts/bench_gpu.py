@@ -110,7 +110,9 @@ def resume(arguments: argparse.Namespace) -> None:
         for epochs in (2, 1):
             run = trained([*fixed, f"epochs={epochs}"], arguments, folder)
             if epochs == 1:
-                subprocess.run([sys.executable, "-m", "snnexp", "resume", run.path, "epochs=2"], check=True, stdout=subprocess.DEVNULL)
+                command = [sys.executable, "-m", "snnexp", "resume", run.path, "epochs=2"]
+                threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on a CPU other sums follow from another number
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | threads)
             saved = torch.load(run.path / "checkpoints/checkpoint_latest.pth", weights_only=True)
             weights.append(saved["state_dict"])
     differing = [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])]
@@ -329,7 +331,7 @@ def step_of(x: Experiment) -> Callable[[], None]:
     def step() -> None:
         loop.set_rate(x, state)
         loss, _ = loop.forward_backward(x, state, range(1), repeat(batch))
-        loop.to_host(loss, loop.clip_gradient(x))
+        torch.stack([loss, loop.clip_gradient(x)]).tolist()
         loop.update(x)
 
     return step

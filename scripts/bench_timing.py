@@ -83,7 +83,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
                     loop.set_rate(experiment, state)
                     loss, _ = loop.forward_backward(experiment, state, range(1), iter([batch]))
                     with timed("optimizer"):
-                        loop.to_host(loss, loop.clip_gradient(experiment))
+                        torch.stack([loss, loop.clip_gradient(experiment)]).tolist()
                     with timed("optimizer"):
                         loop.update(experiment)
                 if cuda:

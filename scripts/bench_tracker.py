@@ -106,7 +106,7 @@ def steps(case: str, arguments: argparse.Namespace) -> None:
             began = time.perf_counter()
             loop.set_rate(experiment, state)
             loss, _ = loop.forward_backward(experiment, state, range(1), iter([batch]))
-            loop.to_host(loss, loop.clip_gradient(experiment))
+            torch.stack([loss, loop.clip_gradient(experiment)]).tolist()
             loop.update(experiment)
             if cuda:
                 torch.cuda.synchronize(device)

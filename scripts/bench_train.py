@@ -178,7 +178,7 @@ def ours(arguments: argparse.Namespace) -> None:
     def step() -> dict[str, float]:
         loop.set_rate(experiment, state)
         loss, _ = loop.forward_backward(experiment, state, range(1), stream)
-        loss, _ = loop.to_host(loss, loop.clip_gradient(experiment))
+        loss, _ = torch.stack([loss, loop.clip_gradient(experiment)]).tolist()
         loop.update(experiment)
         return {"loss": loss, "wait": waited[0]}
 

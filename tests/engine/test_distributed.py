@@ -1,8 +1,10 @@
 """What ranks agree on, in real processes that talk by gloo; whole runs are in test_ddp.py."""
 
+import math
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +19,9 @@ from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.distributed import Ranks, choose_device, process_group
 from snnexp.engine.evaluation import evaluate
 from snnexp.engine.experiment import training_form
-from snnexp.errors import UserError
+from snnexp.engine.pipeline.outcome import Outcome, leaving_out
+from snnexp.engine.state import State
+from snnexp.errors import RunFailed, UserError
 from snnexp.tasks.classification import Classification
 
 CPU = torch.device("cpu")
@@ -68,12 +72,32 @@ def judge(ranks: Ranks) -> dict:
     return {"metrics": evaluation.metrics, "predicted": evaluation.predicted.tolist(), "true": evaluation.true.tolist()}
 
 
+def bad_step(ranks: Ranks) -> tuple[list[float], list[int], str]:
+    """The weights before and after a step whose loss is NaN on rank 1 alone, what is decided after one that is good, and the message."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer, config = torch.optim.Adam([weight], fused=True), SimpleNamespace(lr=0.1)
+    experiment = SimpleNamespace(ranks=ranks, optimizer=optimizer, config=config, run=SimpleNamespace(root=Path("run")))
+    weights, decisions, message = [], [], ""
+    for loss in (1.0, math.nan if ranks.rank else 2.0):
+        weight.grad = torch.ones(1)
+        outcome = Outcome(experiment, State(), torch.tensor(loss), torch.tensor(1.0), signum=15 * ranks.rank, is_save_due=not ranks.rank)
+        with leaving_out(optimizer, outcome.not_finite):
+            optimizer.step()
+        weights.append(weight.item())
+        try:
+            decisions = [*outcome.check()]
+        except RunFailed as failure:
+            message = str(failure)
+    return weights, decisions, message
+
+
 def on_a_rank(rank: int, port: int, answers: multiprocessing.Queue) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with process_group("cpu") as ranks:
         norm = nn.BatchNorm1d(2)
         norm.running_mean.fill_(float(rank))
+        norm.register_buffer("constant", torch.tensor(float(rank)), persistent=False)
         ranks.share_buffers(norm)
         net = training_form(Centred(rank + 3), SimpleNamespace(compile=False), ranks)
         start = net.module.shift.item()
@@ -87,6 +111,8 @@ def on_a_rank(rank: int, port: int, answers: multiprocessing.Queue) -> None:
             "total": ranks.total(sums),
             "gather": ranks.gather({"rank": rank}),
             "buffer": norm.running_mean.tolist(),
+            "untouched": norm.constant.item(),
+            "bad step": bad_step(ranks),
             "constant": (start, net.module.shift.item()),
             "running": net.module.norm.running_mean.tolist(),
             "judged": judge(ranks),
@@ -119,6 +145,13 @@ def test_decisions_are_the_same_on_all_ranks(answers):
         assert answer["gather"] == [{"rank": 0}, {"rank": 1}]
         assert answer["buffer"] == [0.0, 0.0]
         assert answer["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [answer["untouched"] for answer in answers] == [0.0, 1.0]  # what no checkpoint holds is not sent before each validation
+
+
+def test_a_step_that_is_bad_on_one_rank_is_left_out_on_all(answers):
+    for answer, words in zip(answers, ("of another process is not finite at step 1", "the loss is nan at step 1"), strict=True):
+        (before, after), decisions, message = answer["bad step"]
+        assert before == after == pytest.approx(1 - 1e-3) and decisions == [15, True] and words in message
 
 
 def test_constants_are_shared_once_and_running_statistics_in_each_step(answers):

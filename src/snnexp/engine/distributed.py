@@ -36,6 +36,12 @@ class Ranks:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(values.tolist())
 
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest of each value over all ranks, on the device, for which the host does not wait; may change `values`."""
+        if self.world > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return the sums over all ranks as numbers, with one transfer from the device."""
         if not sums:
@@ -60,11 +66,13 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank the buffers (running statistics) of rank 0."""
+    def share_buffers(self, model: nn.Module, constants: bool = False) -> None:
+        """Give every rank the buffers (running statistics) of rank 0; with `constants`, also those that no checkpoint holds."""
         if self.world > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            saved = model.state_dict().keys()
+            for name, buffer in model.named_buffers():
+                if constants or name in saved:
+                    dist.broadcast(buffer, 0)
 
     def barrier(self) -> None:
         """Wait for the other ranks."""

@@ -19,15 +19,22 @@ class MovingAverage:
         self.entries = model.state_dict(keep_vars=True)  # the tensors of the model itself, which change in place
         self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in self.entries.items()}
         self.floating = [name for name, value in self.entries.items() if value.is_floating_point()]
+        self._held: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def hold_buffers(self) -> None:
+        """Keep the buffers (running statistics) as they are now for the next `update`, because a forward pass before it changes them."""
+        self._held = {name: value.clone() for name, value in self.entries.items() if not isinstance(value, nn.Parameter)}
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the average with the weights after an optimizer step."""
-        means, values = [self.weights[name] for name in self.floating], [self.entries[name] for name in self.floating]
+        entries, self._held = self.entries | self._held, {}
+        means, values = [self.weights[name] for name in self.floating], [entries[name] for name in self.floating]
         get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates)))(means, values, None)
         self.updates += 1
         for name in self.entries.keys() - set(self.floating):
-            self.weights[name].copy_(self.entries[name])
+            self.weights[name].copy_(entries[name])
 
     @contextmanager
     def swap_into(self, model: nn.Module) -> Iterator[None]:

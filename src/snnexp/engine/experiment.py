@@ -151,7 +151,7 @@ def leave_out_constants(net: nn.Module, ranks: Ranks) -> None:
 
     What is saved (running statistics) still is that of rank 0 in each step, because a model may read it in training.
     """
-    ranks.share_buffers(net)
+    ranks.share_buffers(net, constants=True)
     constants = {name for name, _ in net.named_buffers()} - net.state_dict().keys()
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, constants)  # torch has no public way
 

@@ -5,7 +5,7 @@ One call trains a run from its newest checkpoint, or from the beginning, up to t
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,13 @@ from snnexp.engine import observers, results
 from snnexp.engine.evaluation import Evaluation, evaluate_split
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import to_device
+from snnexp.engine.pipeline.outcome import LastStep, Outcome, can_wait, leaving_out
 from snnexp.engine.progress import Stopwatch
 from snnexp.engine.pruning import stages
 from snnexp.engine.restart import discard, link, restore, save, save_error
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State, add_counts
 from snnexp.engine.terminal import Bar
-from snnexp.errors import RunFailed
 from snnexp.rundir import epoch_name
 from snnexp.trackers.timing.tracker import timed
 
@@ -64,6 +64,7 @@ def is_trained(experiment: Experiment, state: State) -> bool:
 def train_epoch(experiment: Experiment, state: State, stop: StopFlag) -> None:
     """Train the current epoch to its end, or to the next validation within it, one optimizer step after another.
 
+    Where the host reads what a step has come to one step late, it stops and saves one step late too.
     Raises: Stopped after the step in which a stop signal reached any rank; RunFailed if the loss is not finite.
     """
     if is_validation_due(experiment, state):  # the run was stopped just before this validation
@@ -73,33 +74,38 @@ def train_epoch(experiment: Experiment, state: State, stop: StopFlag) -> None:
     batches = iter(experiment.train_loader)
     watch = Stopwatch(experiment, state)
     title = f"epoch {state.epoch + 1}/{experiment.config.epochs}"
-    with experiment.terminal.bar(title, len(experiment.train_batches), state.batch) as bar, tracker_contexts(experiment, bar):
+    with (
+        experiment.terminal.bar(title, len(experiment.train_batches), state.batch) as bar,
+        tracker_contexts(experiment, bar),
+        LastStep(experiment) as last,
+    ):
         for group in batch_groups(state.batch, len(experiment.train_batches), experiment.config.accumulate):
             with timed("step"):
                 set_rate(experiment, state)
                 loss, counts = forward_backward(experiment, state, group, batches)
-                with timed("optimizer"):
-                    loss, norm = to_host(loss, clip_gradient(experiment))
                 is_save_due = experiment.config.save_minutes is not None and watch.since_save() > 60 * experiment.config.save_minutes
-                not_finite = not (math.isfinite(loss) and math.isfinite(norm))
-                signum, not_finite, is_save_due = experiment.ranks.agree(stop.signum, not_finite, is_save_due)
-                if not_finite:
-                    raise RunFailed(results.not_finite_message(experiment, state, loss, norm))
                 with timed("optimizer"):
-                    update(experiment)
+                    outcome = Outcome(experiment, state, loss, clip_gradient(experiment), stop.signum, is_save_due)
+                    is_checked_late = last.is_awaited() and can_wait(experiment)
+                    signum, is_save_due = last.settle()
+                    if not is_checked_late:
+                        signum, is_save_due = outcome.check()
+                    with leaving_out(experiment.optimizer, outcome.not_finite) if is_checked_late else nullcontext():
+                        update(experiment)
+                    last.take(outcome)
 
                 state.step += 1
                 state.batch = group[-1] + 1
                 state.samples += sum(experiment.train_batches.size(index) for index in group)
-                state.last_loss = loss
                 add_counts(state.counts, counts)
                 with timed("logging"):
                     watch.step()
-                    bar.advance(len(group), f"loss {loss:.3f}  {watch.rate():.0f} samples/s")
+                    bar.advance(len(group), f"loss {state.last_loss:.3f}  {watch.rate():.0f} samples/s")
                     report_step(experiment, state)
             if signum:
                 raise Stopped(signum)
             if is_save_due:
+                last.settle()
                 save(experiment, state, "latest")
                 watch.exclude_save()
             if is_validation_due(experiment, state):
@@ -170,21 +176,11 @@ def clip_gradient(experiment: Experiment) -> Tensor:
     return torch.zeros_like(norm) if experiment.scaler.is_enabled() else norm
 
 
-def to_host(*scalars: Tensor) -> list[float]:
-    """Return scalars of a device as numbers; a step waits for the device only here.
-
-    A spiking neuron turns NaN into no spike, so a finite loss does not prove finite weights: the gradient norm is checked too.
-    """
-    return torch.stack([scalar.float() for scalar in scalars]).tolist()
-
-
 def update(experiment: Experiment) -> None:
     """Take one optimizer step on the accumulated gradients."""
     experiment.scaler.step(experiment.optimizer)
     experiment.scaler.update()
     experiment.optimizer.zero_grad(set_to_none=True)
-    if experiment.ema is not None:
-        experiment.ema.update()
 
 
 def validate(experiment: Experiment, state: State, stop: StopFlag) -> dict[str, float] | None:

@@ -28,6 +28,8 @@ def one_step(x):
     loss.backward()
     functional.reset_net(x.model)
     loop.update(x)
+    if x.ema is not None:
+        x.ema.update()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
