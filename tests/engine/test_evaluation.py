@@ -8,9 +8,11 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 
+from snnexp.engine import evaluation
 from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.evaluation import evaluate
+from snnexp.engine.pipeline.host_copy import HostCopy
 from snnexp.engine.signals import StopFlag, Stopped
 
 CPU = torch.device("cpu")
@@ -23,7 +25,7 @@ def test_it_equals_a_plain_loop_with_a_smaller_last_batch(batch_size, make):
     x = make()
     x.model.train()
     seen = []
-    evaluation = evaluate(x.model, x.task, x.data, "val", batch_size=batch_size, ranks=ALONE, precision=FP32, on_batch=seen.append)
+    judged = evaluate(x.model, x.task, x.data, "val", batch_size=batch_size, ranks=ALONE, precision=FP32, on_batch=seen.append)
 
     view = x.data.view("val")
     losses, guesses = [], []
@@ -36,10 +38,19 @@ def test_it_equals_a_plain_loop_with_a_smaller_last_batch(batch_size, make):
             losses.append(loss.item())
             guesses.append(output.mean(0).argmax().item())
     count = x.data.splits["val"]
-    assert evaluation.predicted.tolist() == guesses and np.array_equal(evaluation.true, view.labels) and len(guesses) == count
-    assert evaluation.metrics["Loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert evaluation.metrics["Acc1"] == 100 * np.mean(evaluation.predicted == evaluation.true)
+    assert judged.predicted.tolist() == guesses and np.array_equal(judged.true, view.labels) and len(guesses) == count
+    assert judged.metrics["Loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert judged.metrics["Acc1"] == 100 * np.mean(judged.predicted == judged.true)
     assert sum(seen) == count and seen == [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
+
+
+def test_the_host_reads_a_batch_when_the_device_has_the_work_of_the_next(make, monkeypatch):
+    x, happened = make(), []
+    for owner, name in ((evaluation, "forward"), (HostCopy, "read")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, real=real, name=name: (happened.append(name), real(*args))[1])
+    evaluate(x.model, x.task, x.data, "val", batch_size=8, ranks=ALONE, precision=FP32, limit=24)
+    assert happened == ["forward", "forward", "read", "forward", "read", "read"]
 
 
 def test_the_mode_is_put_back_and_the_weights_and_statistics_stay(make):

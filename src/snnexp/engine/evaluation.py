@@ -14,6 +14,7 @@ from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.distributed import Ranks
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import budget, end_processes, loader, to_device
+from snnexp.engine.pipeline.host_copy import HostCopy
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import add_counts
 
@@ -59,6 +60,7 @@ def evaluate(
     model.eval()
     sums: dict[str, torch.Tensor] = {}
     predictions: list[list[np.ndarray]] = []
+    on_its_way: HostCopy | None = None  # the predictions of the last batch, read when the device has the work of the next
     try:
         batches = iter(source)
         for _ in range(rounds):
@@ -80,12 +82,16 @@ def evaluate(
                     collect(batch, output)
             finally:
                 functional.reset_net(model)
-            predictions.append([column.cpu().numpy() for column in columns])
+            arrived, on_its_way = on_its_way, HostCopy(columns)
+            if arrived is not None:
+                predictions.append(arrived.read())
             if on_batch is not None:
                 on_batch(len(columns[1]))
     finally:
         model.train(was_training)
         end_processes(source)
+    if on_its_way is not None:
+        predictions.append(on_its_way.read())
     predictions = [columns for part in ranks.gather(predictions) for columns in part]
     names = ranks.gather(sorted(sums))
     for name in max(names, key=len):  # a rank without samples still takes part in the sum

@@ -9,6 +9,7 @@ from torch import nn
 
 from snnexp.contracts import DataSet, is_variational
 from snnexp.engine.distributed import Ranks
+from snnexp.engine.pipeline.host_copy import HostCopy
 from snnexp.files import explaining, replacing
 
 SETS = 20_000
@@ -30,6 +31,7 @@ class Latents:
             self.random = np.random.default_rng([0, ranks.rank])
         self.stays = 0
         self.columns: dict[str, list[np.ndarray]] = {}
+        self._last: tuple[list[str], HostCopy] | None = None  # the names and values of the last batch
 
     def __call__(self, batch: Any, output: Any) -> None:
         """Collect the latents of a batch that has just been evaluated."""
@@ -37,29 +39,38 @@ class Latents:
             return
         stays, y = batch
         chosen = np.flatnonzero(self.random.random(len(output.error)) < self.share)
-        rows = torch.from_numpy(chosen).to(output.error.device)
+        rows = torch.from_numpy(chosen).to(output.error.device, non_blocking=True)
         mu, logvar = self.model.posterior
         sizes = np.repeat(*np.array(stays.runs, dtype=np.int32).T)
         new = {
-            "mu": mu[:, rows].cpu().numpy().swapaxes(0, 1),
-            "logvar": logvar[:, rows].cpu().numpy().swapaxes(0, 1),
-            "stay": stays.stay[rows].cpu().numpy().astype(np.int32) + self.stays,
-            "minute": stays.minute[rows].cpu().numpy(),
-            "size": sizes[chosen],
-            "error": output.error[rows].cpu().numpy(),
-            "y": y.cpu().numpy(),
+            "mu": mu[:, rows].swapaxes(0, 1),
+            "logvar": logvar[:, rows].swapaxes(0, 1),
+            "stay": stays.stay[rows].int() + self.stays,
+            "minute": stays.minute[rows],
+            "error": output.error[rows],
+            "y": y,
         }
         if output.logits is not None:
-            new |= {"score": output.logits.softmax(1)[:, 1].cpu().numpy(), "state": output.state.cpu().numpy()}
-        for name, values in new.items():
-            self.columns.setdefault(name, []).append(values)
+            new |= {"score": output.logits.softmax(1)[:, 1], "state": output.state}
+        self._read_last()
+        self._last = list(new), HostCopy(list(new.values()))
+        self.columns.setdefault("size", []).append(sizes[chosen])
         self.stays += len(y)
+
+    def _read_last(self) -> None:
+        """Take the columns of the last batch, which have arrived while the device was busy with the next."""
+        if self._last is not None:
+            names, copy = self._last
+            for name, values in zip(names, copy.read(), strict=True):
+                self.columns.setdefault(name, []).append(values)
+            self._last = None
 
     def write(self, path: Path, epoch: float) -> Path | None:
         """Write the .npz file on the main rank, with mu and logvar [L, M, D] and the `epoch` of the weights; every rank must call this.
 
         Return its path, or None if there is nothing to write. Raises: RunFailed if the disk refuses.
         """
+        self._read_last()
         local = {name: np.concatenate(arrays) for name, arrays in self.columns.items()} | {"stays": self.stays}
         parts = [part for part in self.ranks.gather(local) if part["stays"]] if self.wanted else []
         if not parts or not self.ranks.main:
