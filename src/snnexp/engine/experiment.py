@@ -25,6 +25,7 @@ from snnexp.engine.distributed import Ranks
 from snnexp.engine.ema import MovingAverage
 from snnexp.engine.loader import end_processes
 from snnexp.engine.observers import failure_in_words, name_of
+from snnexp.engine.pipeline.data_wait import DataWait
 from snnexp.engine.probe import ValidationProbe
 from snnexp.engine.state import State
 from snnexp.engine.terminal import Terminal
@@ -63,6 +64,7 @@ class Experiment:
     ratio: float = 0.0  # the ratio to which the model is pruned
     sizes: dict[str, int] = field(default_factory=dict)  # the channels of each group of the dense model, if the run prunes
     loggers: list[Logger] = field(default_factory=list)
+    data_wait: DataWait = field(default_factory=DataWait)
 
     @property
     def monitor(self) -> str:

@@ -71,7 +71,7 @@ def train_epoch(experiment: Experiment, state: State, stop: StopFlag) -> None:
         return
     experiment.net.train()
     experiment.train_batches.seek(state.epoch, state.batch)
-    batches = iter(experiment.train_loader)
+    batches = experiment.data_wait.timing(iter(experiment.train_loader))
     watch = Stopwatch(experiment, state)
     title = f"epoch {state.epoch + 1}/{experiment.config.epochs}"
     with (
@@ -99,7 +99,7 @@ def train_epoch(experiment: Experiment, state: State, stop: StopFlag) -> None:
                 state.samples += sum(experiment.train_batches.size(index) for index in group)
                 add_counts(state.counts, counts)
                 with timed("logging"):
-                    watch.step()
+                    results.say_if_data_are_late(experiment, experiment.data_wait.close_step(watch.step(), last.waited))
                     bar.advance(len(group), f"loss {state.last_loss:.3f}  {watch.rate():.0f} samples/s")
                     report_step(experiment, state)
             if signum:

@@ -24,13 +24,14 @@ class Stopwatch:
         self.started = self.last_step = self.last_save = time.monotonic()
         self.last_line, self.paused, self.samples_before = self.started, 0.0, state.samples
 
-    def step(self) -> None:
-        """Count the time up to now as training; called at the end of each step."""
+    def step(self) -> float:
+        """Count the time up to now as training, and return that of the step; called at the end of each step."""
         moment = time.monotonic()
-        self.state.train_seconds += moment - self.last_step
-        self.last_step = moment
+        seconds, self.last_step = moment - self.last_step, moment
+        self.state.train_seconds += seconds
         if moment - self.last_line > EVERY_S:
             self.write(moment)
+        return seconds
 
     def rate(self) -> float:
         """Return the samples per second in this epoch so far."""

@@ -20,6 +20,7 @@ from snnexp.engine.evaluation import Evaluation
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.measures.activity import Activity, measure_activity, sample_count
 from snnexp.engine.measures.latents import Latents
+from snnexp.engine.pipeline.data_wait import data_wait_message
 from snnexp.engine.signals import StopFlag, Stopped
 from snnexp.engine.state import State
 from snnexp.files import explaining, pastable, replacing
@@ -100,6 +101,12 @@ def log_step(experiment: Experiment, state: State, values: dict[str, float], tra
         experiment.log("step_scalars()", lambda logger: logger.step_scalars(values, state.step))
     for line in observers.news_of(tracker):
         experiment.terminal.say(line)
+
+
+def say_if_data_are_late(experiment: Experiment, figures: tuple[float, float, int] | None) -> None:
+    """Print that the loader is the bottleneck, and the remedy, if there are figures that say so."""
+    if figures is not None:
+        experiment.terminal.say(data_wait_message(*figures, experiment.config.workers, pastable(experiment.run.root)))
 
 
 def not_finite_message(experiment: Experiment, state: State, loss: float, norm: float) -> str:

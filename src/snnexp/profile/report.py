@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from snnexp.engine.pipeline.data_wait import BOTTLENECK
+
 GIB = 2**30
 KINDS = {
     "parameters": "parameters",
@@ -11,8 +13,6 @@ KINDS = {
     "activations": "activations",
 }
 TREE_HEADING = "where the time goes"
-LOADER_BOTTLENECK = 0.1
-"""Share of a step spent waiting for data from which on the loader counts as a bottleneck."""
 
 
 def format_bytes(count: float | None) -> str:
@@ -71,7 +71,7 @@ def tree(profile: dict[str, Any]) -> str:
 def loader(rows: list[dict[str, Any]], workers: int) -> str:
     """Return the line on whether the loader is the bottleneck."""
     waits = next((row["share"] for row in rows if row["name"] == "data"), 0.0)
-    if waits < LOADER_BOTTLENECK:
+    if waits < BOTTLENECK:
         return f"The loader is no bottleneck: {waits:.1%} of a step is spent waiting for data."
     hint = "raise workers or prefetch" if workers else "workers=1 or more would fetch beside the step"
     return f"The loader is a bottleneck: {waits:.1%} of a step is spent waiting for data; {hint}."

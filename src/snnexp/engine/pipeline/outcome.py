@@ -4,6 +4,7 @@ A step whose loss or gradient is not finite must not change the weights. To find
 step, and the device for the host's next commands. The fused optimizers of torch instead read on the device whether to change anything.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -62,6 +63,7 @@ class LastStep:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._outcome: Outcome | None = None
+        self.waited = 0.0  # seconds that the host waited for the device to settle the last one
 
     def __enter__(self) -> "LastStep":
         return self
@@ -88,7 +90,9 @@ class LastStep:
         outcome, self._outcome = self._outcome, None
         if outcome is None:
             return 0, False
+        began = time.monotonic()
         decisions = outcome.check()
+        self.waited = time.monotonic() - began
         if self.experiment.ema is not None:
             self.experiment.ema.update()
         return decisions
