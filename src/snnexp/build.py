@@ -7,7 +7,7 @@ from torch import nn
 
 from snnexp import config as configuration
 from snnexp import provenance
-from snnexp.contracts import Schedule
+from snnexp.contracts import Schedule, optional_member
 from snnexp.data.sampler import TrainBatches, pool
 from snnexp.engine.arithmetic.precision import resolve
 from snnexp.engine.arithmetic.settle import settle
@@ -63,6 +63,8 @@ def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, termina
             f"{len(indices)} training samples in batches of {config.batch_size} do not give each of the {ranks.world} processes one; "
             "use fewer devices."
         )
+    at_loading = optional_member(model, "at_loading")
+    pinned = ranks.device.type == "cuda"
     return Experiment(
         run=run,
         settings=settings,
@@ -80,7 +82,7 @@ def make_experiment(run: RunDir, settings: dict[str, Any], ranks: Ranks, termina
         scaler=precision.scaler(),
         ema=average,
         train_batches=batches,
-        train_loader=loader(data.view("train", augment=True), batches, config.workers, ranks.device.type == "cuda", config.prefetch),
+        train_loader=loader(data.view("train", augment=True), batches, config.workers, pinned, config.prefetch, at_loading),
         trackers=trackers,
         metrics=MetricsLog(run.metrics_log) if ranks.main else None,
         pruner=pruner,

@@ -196,6 +196,8 @@ class Model:
     """False if a gradient has no deterministic form on CUDA: deterministic=true is then refused."""
     shapes_vary: bool = False
     """True if nearly every batch has shapes of its own (graphs, stays): compile=true then compiles for dynamic sizes."""
+    at_loading: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
+    """What the loader does to each batch on the host, in its processes if it has any; it must be picklable. None: nothing."""
     model_type: str | None = None
     """The name of the model in the LIF statistics; None: the name of its class."""
     channel_groups: Callable[[], list[Any]] | None = None

@@ -1,5 +1,6 @@
-"""This machine: its processor, and the cache folder for what was compiled or measured on it."""
+"""This machine: its processor, its cores, whether Triton runs, and the cache folder for what was compiled or measured on it."""
 
+import functools
 import os
 import platform
 import stat
@@ -14,6 +15,25 @@ def processor() -> str:
         return platform.processor()
     fields = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(fields)}))
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def why_no_triton() -> str:
+    """Return why Triton does not run on this machine's GPU, or "" if it does."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiles a part of Triton in C, with Python's headers
+    except ImportError:
+        return "torch was installed without Triton"
+    except Exception as error:  # whatever a compiler or a driver says
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ""
 
 
 def cache_folder() -> Path:

@@ -136,7 +136,8 @@ def test_it_equals_the_loop_over_the_steps_forward_and_backward(graphs, conv_typ
     wanted.square().sum().backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(ours[name], parameter.grad, rtol=1e-4, atol=1e-5), name
-        assert "att" in name or parameter.grad.abs().sum() > 0, name  # alike nodes attend to each other alike
+        attends = "att" in name or (conv_type == "gatv2" and "lin_r" in name)  # alike nodes attend to each other alike
+        assert attends or parameter.grad.abs().sum() > 0, name
 
 
 def test_readout_is_sum_mean_and_max():

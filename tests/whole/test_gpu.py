@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import TINY, assert_same, last_path, load
+from snnexp.machine import why_no_triton
 from snnexp.models.lif_kernel import SURROGATES
-from snnexp.models.multi_step_lif import Dynamics, multi_step_lif, why_no_triton
+from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 

@@ -8,7 +8,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from snnexp.contracts import DataSet, Task
+from snnexp.contracts import DataSet, Task, optional_member
 from snnexp.data.sampler import EvaluationBatches, pool
 from snnexp.engine.arithmetic.precision import Precision
 from snnexp.engine.distributed import Ranks
@@ -55,7 +55,8 @@ def evaluate(
     indices, limits = pool(len(view), limit), budget(data, split)
     shares = [EvaluationBatches(indices, batch_size, rank, ranks.world, **limits) for rank in range(ranks.world)]
     rounds = max(map(len, shares))
-    source = loader(view, shares[ranks.rank], workers, ranks.device.type == "cuda")
+    at_loading = optional_member(model, "at_loading")
+    source = loader(view, shares[ranks.rank], workers, ranks.device.type == "cuda", at_loading=at_loading)
     was_training = model.training
     model.eval()
     sums: dict[str, torch.Tensor] = {}

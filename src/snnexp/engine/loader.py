@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,12 +29,22 @@ class Loader(DataLoader):
             return super().__iter__()
 
 
-def loader(view: View, batches: TrainBatches | EvaluationBatches, workers: int, pin_memory: bool, prefetch: int = 2) -> DataLoader:
-    """Return a loader that does not use the global random state and whose worker processes ignore stop signals."""
+def loader(
+    view: View,
+    batches: TrainBatches | EvaluationBatches,
+    workers: int,
+    pin_memory: bool,
+    prefetch: int = 2,
+    at_loading: Callable[[Any], Any] | None = None,
+) -> DataLoader:
+    """Return a loader that does not use the global random state and whose worker processes ignore stop signals.
+
+    `at_loading` is what a model wants to be done to each batch on the host.
+    """
     return Loader(
         view,
         batch_sampler=batches,
-        collate_fn=_unchanged,
+        collate_fn=at_loading or _unchanged,
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,

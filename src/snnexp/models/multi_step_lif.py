@@ -5,7 +5,6 @@ through SpikingJelly's loop over T moves about ten times as much memory. The der
 """
 
 import ctypes
-import functools
 import math
 from dataclasses import asdict, dataclass
 
@@ -48,20 +47,6 @@ def multi_step_lif(x: Tensor, v: Tensor | None, dynamics: Dynamics, count: bool 
         return spikes, v_last, counts if count else None
     counts = torch.zeros(len(x), dtype=torch.int64) if count else None
     return *_MultiStepLIF.apply(x, v, dynamics, counts, lif_kernel.load()), counts
-
-
-@functools.cache
-def why_no_triton() -> str:
-    """Return why Triton does not run on this machine's GPU, or "" if it does."""
-    try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()  # compiles a part of Triton in C, with Python's headers
-    except ImportError:
-        return "torch was installed without Triton"
-    except Exception as error:  # whatever a compiler or a driver says
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ""
 
 
 class _MultiStepLIF(torch.autograd.Function):

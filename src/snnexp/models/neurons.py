@@ -9,8 +9,9 @@ from spikingjelly.activation_based.functional import neuron_implementation
 from torch import Tensor, nn
 
 from snnexp.errors import UserError, nearest
+from snnexp.machine import why_no_triton
 from snnexp.models import lif_kernel
-from snnexp.models.multi_step_lif import Dynamics, multi_step_lif, why_no_triton
+from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 
 # tet: u <- 0.5 u + x, hard reset to 0, triangle max(0, 1 - |u - 1|), the gradient flows through the reset (Deng et al.,
 # ICLR 2022). Their code fires at u > 1, SpikingJelly (and so this) at u >= 1. The two differ on an exact tie alone: in bf16 0.069 % of

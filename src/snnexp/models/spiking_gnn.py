@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, GraphConv, SAGEConv
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import coalesce, degree, segment
+from torch_geometric.utils import segment
 
 from snnexp.contracts import Model
 from snnexp.errors import UserError, nearest
 from snnexp.fp32 import at_least_fp32
+from snnexp.models.adjacency import Adjacency, adder, adjacency_of
 from snnexp.models.channels import ChannelGroup, Place, channel_group
 from snnexp.models.neurons import make_lif, published_form
 from snnexp.published import Published, Table, renumber
@@ -94,6 +94,7 @@ class SpikingGNN(nn.Module, Model):
         self.model_type = NAMES[conv_type]
         self.T = T if spiking else 1
         self.num_features, self.conv_type = num_features, conv_type
+        self.at_loading = adder(conv_type)
 
         def new_activation(**overrides: Any) -> nn.Module:
             return make_lif(neuron, **((lif or {}) | overrides)) if spiking else nn.ReLU()
@@ -114,9 +115,8 @@ class SpikingGNN(nn.Module, Model):
         if graphs.x.shape[1] != self.num_features:
             raise UserError(f"spiking_gnn was made for {self.num_features} features of a node and got {graphs.x.shape[1]}.")
         x = self.features(graphs)
-        edges = weighted_edges(graphs.edge_index, len(x), self.conv_type, at_least_fp32(x).dtype)
-        single, repeated = (repeat_graphs(*edges, len(x), n, self.conv_type) for n in (1, self.T))
-        h = self.gnn_model(x, self.T, single, repeated)
+        adjacency = adjacency_of(graphs, self.conv_type, at_least_fp32(x).dtype)
+        h = self.gnn_model(x, self.T, adjacency.repeat(1, len(x)), adjacency.repeat(self.T, len(x)))
         return self.output_mlp(readout(h, graphs.ptr, self.T))
 
     def channel_groups(self) -> list[ChannelGroup]:
@@ -200,7 +200,7 @@ class ConvLayers(nn.Module):
             if i < num_layers:
                 self.add_module(f"lif{i}", new_activation())
 
-    def forward(self, x: Tensor, T: int, single: Tensor, repeated: Tensor) -> Tensor:
+    def forward(self, x: Tensor, T: int, single: Any, repeated: Any) -> Tensor:
         """Return the features of all nodes; `single` is the adjacency of the batch, `repeated` that of its T copies."""
         h = self.norm1(self.conv1(x, single)).expand(T, -1, -1)
         for i in range(2, self.num_layers + 1):
@@ -227,7 +227,7 @@ class GINLayers(nn.Module):
             self.add_module(f"lif{2 * i}", new_activation())
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, T: int, single: Tensor, repeated: Tensor) -> Tensor:
+    def forward(self, x: Tensor, T: int, single: Any, repeated: Any) -> Tensor:
         """Return the features of all nodes; `single` is the adjacency of the batch, `repeated` that of its T copies."""
         for i in range(1, self.num_layers):
             h = getattr(self, f"norm{2 * i - 1}")(getattr(self, f"conv{i}")(x, single if i == 1 else repeated))
@@ -238,29 +238,32 @@ class GINLayers(nn.Module):
         return self.output(h)
 
 
-class SparseSum:
-    """A mix-in: a convolution aggregates by one product with a sparse adjacency, in fp32 or fp64, the only types that a CPU has for it."""
-
-    def message_and_aggregate(self, adjacency: Tensor, x: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else x[0]
-        with torch.autocast(x.device.type, enabled=False):
-            return adjacency @ at_least_fp32(x)
-
-
-class SparseGCN(SparseSum, GCNConv):
+class SparseGCN(GCNConv):
     """GCN (Kipf and Welling, ICLR 2017)."""
 
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        return adjacency.sum_of_neighbours(self.lin(x)) + self.bias
 
-class SparseSAGE(SparseSum, SAGEConv):
+
+class SparseSAGE(SAGEConv):
     """GraphSAGE (Hamilton et al., NeurIPS 2017)."""
 
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        return self.lin_l(adjacency.sum_of_neighbours(x)) + self.lin_r(x)
 
-class SparseGraphConv(SparseSum, GraphConv):
+
+class SparseGraphConv(GraphConv):
     """The k-GNN of Morris et al. (AAAI 2019), k = 1."""
 
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        return self.lin_rel(adjacency.sum_of_neighbours(x)) + self.lin_root(x)
 
-class SparseGIN(SparseSum, GINConv):
+
+class SparseGIN(GINConv):
     """GIN (Xu et al., ICLR 2019)."""
+
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        return self.nn(adjacency.sum_of_neighbours(x) + (1 + self.eps) * x)
 
 
 def convolution(conv_type: str, channels: int, width: int, heads: int = 1) -> nn.Module:
@@ -273,36 +276,11 @@ def convolution(conv_type: str, channels: int, width: int, heads: int = 1) -> nn
         case "graphconv":
             return SparseGraphConv(channels, width)
         case "gat":
-            return GATConv(channels, width, heads=heads)
+            return GATConv(channels, width, heads=heads, add_self_loops=False)
         case "gatv2":
-            return GATv2Conv(channels, width, heads=heads)
+            return GATv2Conv(channels, width, heads=heads, add_self_loops=False)
         case _:
             return SparseGIN(nn.Linear(channels, width))
-
-
-def weighted_edges(edge_index: Tensor, V: int, conv_type: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return the edges [2, E], sorted by their targets, and their weights [E]: GCN's symmetric norm with self-loops, SAGE's mean, or 1.
-
-    For attention, which weighs the edges itself, they stay as they are.
-    """
-    weight = torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
-    if conv_type in ATTENTION:
-        return edge_index, weight
-    if conv_type == "gcn":
-        edge_index, weight = gcn_norm(edge_index, weight, V)
-    elif conv_type == "sage":
-        weight = 1 / degree(edge_index[1], V, dtype)[edge_index[1]]
-    return coalesce(edge_index, weight, V, sort_by_row=False)
-
-
-def repeat_graphs(edge_index: Tensor, weight: Tensor, V: int, n: int, conv_type: str) -> Tensor:
-    """Return the adjacency of n copies of the graphs, one for each step: sparse [n V, n V]; for attention its edges [2, n E]."""
-    edges = edge_index.repeat(1, n) + torch.arange(n, device=weight.device).repeat_interleave(len(weight)) * V
-    if conv_type in ATTENTION:
-        return edges
-    rows = torch.zeros(n * V + 1, dtype=torch.int64, device=weight.device)
-    rows[1:] = degree(edges[1], n * V, dtype=torch.int64).cumsum(0)
-    return torch.sparse_csr_tensor(rows, edges[0], weight.repeat(n), (n * V, n * V), check_invariants=False)
 
 
 def readout(h: Tensor, ptr: Tensor, T: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from snnexp import targets
 from snnexp.contracts import Model, optional_member
 from snnexp.errors import UserError
-from snnexp.models.multi_step_lif import why_no_triton
+from snnexp.machine import why_no_triton
 
 CUDA_GRAPHS = "reduce-overhead"
 
