@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import snnexp
+from snnexp import machine
 from snnexp.files import replacing
 from snnexp.rundir import now, read_record, write_json
 
@@ -304,7 +305,7 @@ def cpu() -> dict[str, Any]:
         model = next((value for key, value in pairs if key == "model name"), model)
         sockets = len({value for key, value in pairs if key == "physical id"})
         physical = next((int(value) * max(sockets, 1) for key, value in pairs if key == "cpu cores"), None)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = machine.cores()
     return {"model": model, "cores": physical, "threads": os.cpu_count(), "usable_threads": usable}
 
 

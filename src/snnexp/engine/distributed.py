@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from snnexp import machine
 from snnexp.engine.signals import Stopped, unhandled
 from snnexp.errors import UserError
 
@@ -111,7 +112,7 @@ def process_group(requested_device: str) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) // local_world))
+        torch.set_num_threads(max(1, machine.cores() // local_world))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with unhandled():  # a process that waits here for one that has ended has nothing to save
         dist.init_process_group(backend, timeout=timedelta(minutes=30))

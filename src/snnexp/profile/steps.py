@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 import statistics
 import time
@@ -17,6 +16,7 @@ from spikingjelly.activation_based import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from snnexp import machine
 from snnexp.contracts import Tracker, optional_member
 from snnexp.engine import loop
 from snnexp.engine.arithmetic import auto, layer_speed
@@ -146,7 +146,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
         "workers": experiment.config.workers,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "device_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.cores(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from snnexp import machine
 from snnexp.data.graphs.graphs import GraphChunk
 from snnexp.data.source_files import map_ahead
 from snnexp.errors import UserError
@@ -55,7 +56,7 @@ def read_chunks(rows: Iterable[Row], location: str, divided: bool) -> Iterator[G
     work = partial(make_chunk, location=location, divided=divided)
     batches = in_batches(iter(rows), CHUNK)
     first = list(islice(batches, FEW_CHUNKS))
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = machine.cores()
     if len(first) < FEW_CHUNKS or processes == 1:
         yield from map(work, chain(first, batches))
         return

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from snnexp import machine
+
 BOTTLENECK = 0.1
 """Share of the time spent waiting for data from which on the loader counts as a bottleneck."""
 WARMUP = 20
@@ -52,7 +54,7 @@ class DataWait:
 
 def data_wait_message(step: float, missed: float, steps: int, workers: int, run: str) -> str:
     """Return in words that of `step` seconds `missed` went by without data, and what to do with a run that has so many `workers`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     free = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1  # for the loader of each process
     share = f"{missed:.3g} of {step:.3g} s a step ({missed / step:.0%}, over {steps} steps)"
     text = f"The loader is a bottleneck: {share} went by without data."
