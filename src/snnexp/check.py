@@ -1,5 +1,6 @@
 """Tries every part of a run, so that faulty input is refused before the run exists."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from snnexp.engine import checkpoint
 from snnexp.engine.arithmetic.compiled import check_compile
 from snnexp.engine.arithmetic.precision import check_precision
 from snnexp.engine.distributed import Ranks, choose_device
-from snnexp.engine.experiment import make_optimizer, make_trackers
+from snnexp.engine.experiment import CUBLAS_WORKSPACE, FIXED_WORKSPACES, make_optimizer, make_trackers
 from snnexp.engine.fitting.content import part
 from snnexp.engine.fitting.moments import check_moments
 from snnexp.engine.fitting.samples import check_digest, check_split
@@ -52,11 +53,8 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         check_digest(settings, data.samples_digest, None)
     with without_memory():
         model = make_model(settings, data, task)
-    if settings["deterministic"] and device.type == "cuda" and not optional_member(model, "deterministic_on_cuda"):
-        raise UserError(
-            f"deterministic=true: model={settings['choices']['model']} samples along a flow, and the gradient of that has no deterministic "
-            "form on CUDA. Use device=cpu, or do without."
-        )
+    if settings["deterministic"] and device.type == "cuda":
+        check_determinism(settings, model)
     if settings["devices"] > 1 and data.frames == 1:
         raise UserError("dataset.frames=1: one frame has no flow, whose weights several processes would wait for. Use 2, or devices=1.")
     make_trackers(settings, model, task, RunDir(Path()), Ranks(0, 1, device))
@@ -68,6 +66,21 @@ def check(settings: dict[str, Any], trust: list[str] | None = None, begun: bool 
         check_smallest_batch(settings, data, batch)
     if settings["init_from"] is not None and not begun:
         transfer.fit(model, settings["init_from"], data, settings["init_partial"], only_evaluated=only_evaluates(settings))
+
+
+def check_determinism(settings: dict[str, Any], model: nn.Module) -> None:
+    """Raises: UserError if a model cannot compute the same twice on CUDA: not at all, or not in this environment."""
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    if workspace not in (None, *FIXED_WORKSPACES):
+        raise UserError(
+            f"deterministic=true: the environment sets {CUBLAS_WORKSPACE}={workspace}, with which cuBLAS may add in an order of its own. "
+            f"Unset it, or set {' or '.join(FIXED_WORKSPACES)}."
+        )
+    if trains(settings) and not optional_member(model, "deterministic_on_cuda"):
+        raise UserError(
+            f"deterministic=true: the gradient of model={settings['choices']['model']} has no deterministic form on CUDA. "
+            "Use deterministic=false or device=cpu; docs/training.md says which models are deterministic."
+        )
 
 
 def try_parts(settings: dict[str, Any], device: torch.device) -> tuple[Task, Schedule]:

@@ -1,16 +1,30 @@
-"""The form of a model that the training step calls."""
+"""The form of a model that the training step calls, and the kernels that it may take."""
 
+import os
 from types import SimpleNamespace
 
+import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from snnexp.engine.distributed import Ranks
-from snnexp.engine.experiment import training_form
+from snnexp.engine.experiment import restore_kernels, set_determinism, training_form
 from snnexp.models.vggsnn import VGGSNN
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_deterministic_kernels_only(given, used, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given or "")
+    if given is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with restore_kernels():
+        for wanted in (True, False):
+            set_determinism(wanted)
+            assert torch.are_deterministic_algorithms_enabled() == wanted != torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == used
 
 
 def test_a_model_of_fixed_shape_has_programs_for_full_and_for_smaller_batches_in_training_and_in_evaluation(monkeypatch):

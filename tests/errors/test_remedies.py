@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from snnexp.engine.experiment import restore_kernels
 from snnexp.errors import RunFailed, UserError
 from snnexp.errors.remedies import first_words, remedy
 
@@ -12,6 +13,15 @@ def raised(call) -> Exception:
     with pytest.raises((RuntimeError, ValueError, IndexError)) as found:
         call()
     return found.value
+
+
+def deterministic(call):
+    def strict():
+        with restore_kernels():
+            torch.use_deterministic_algorithms(True)
+            call()
+
+    return strict
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,7 @@ def raised(call) -> Exception:
         (lambda: nn.Conv2d(4, 4, 3)(torch.ones(1, 2, 9, 9)), "model.*"),
         (lambda: nn.functional.cross_entropy(torch.ones(2, 3), torch.tensor([0, 7])), "num_classes"),
         (lambda: torch.ones(3).reshape(2), None),
+        (deterministic(lambda: torch.ones(3).put_(torch.tensor([0, 0]), torch.ones(2))), "deterministic=false"),
     ],
 )
 def test_what_torch_says_of_a_configuration_is_told_with_a_remedy(call, words):
@@ -49,6 +60,16 @@ def test_what_torch_says_of_a_configuration_is_told_with_a_remedy(call, words):
 def test_what_a_larger_machine_would_not_say_is_a_run_that_failed(error, words):
     advice, kind = remedy(error)
     assert words in advice and kind is RunFailed
+
+
+def test_a_gpu_used_before_a_deterministic_run_is_told_of():
+    said = (
+        "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+        "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses CuBLAS and you have CUDA "
+        ">= 10.2. To enable deterministic behavior in this case, you must set an environment variable"
+    )
+    advice, kind = remedy(RuntimeError(said))
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python starts" in advice and kind is UserError
 
 
 def test_the_traceback_of_a_loader_process_is_left_out():

@@ -34,6 +34,18 @@ class Waits(TorchDispatchMode):
         return result
 
 
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation._schema.name.split("::")[1])
+        return operation(*args, **(kwargs or {}))
+
+
 @contextmanager
 def waits() -> Iterator[list[str]]:
     """Yield the list of what the host waits for in the context, in which tensors of the device "cuda" are fake."""

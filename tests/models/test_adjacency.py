@@ -4,11 +4,13 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_geometric.data import Data
 
 from conftest import GRAPHS
-from models.fake_cuda import Waits
-from snnexp.models.adjacency import WEIGHTS, add_adjacency, adjacency_of, make_adjacency
+from models.fake_cuda import Operations, Waits
+from snnexp.engine.experiment import restore_kernels
+from snnexp.models.adjacency import WEIGHTS, add_adjacency, adjacency_of, make_adjacency, multiply, multiply_in_order
 from snnexp.models.spiking_gnn import SpikingGNN
 
 EDGES = torch.tensor([[0, 1, 1, 3, 3, 0], [1, 0, 2, 3, 2, 1]])
@@ -37,6 +39,24 @@ def test_the_product_and_its_gradient_are_those_of_a_dense_matrix(conv_type, n):
     compiled = torch.compile(adjacency.sum_of_neighbours, backend="aot_eager", fullgraph=True)(x)
     torch.testing.assert_close(compiled, product)
     torch.testing.assert_close(torch.autograd.grad(compiled, x, gradient)[0], matrix.T @ gradient)
+
+
+@pytest.mark.parametrize("edges", [EDGES, EDGES[:, :0]], ids=["some", "none"])
+@pytest.mark.parametrize("conv_type", ["gcn", "sage", "gin"])
+def test_the_product_in_a_fixed_order_is_the_same(conv_type, edges):
+    x = torch.randn(5, 4, dtype=torch.float64)
+    matrices = make_adjacency(edges, 5, conv_type, torch.float64)
+    for matrix in (matrices[:3], matrices[3:]):
+        torch.testing.assert_close(multiply_in_order(*matrix, x), multiply(*matrix, x))
+
+
+def test_a_deterministic_product_on_cuda_does_without_cusparse():
+    with restore_kernels(), FakeTensorMode(), Operations() as mode:
+        torch.use_deterministic_algorithms(True)
+        bounds, columns = torch.empty(6, dtype=torch.int64, device="cuda"), torch.empty(9, dtype=torch.int64, device="cuda")
+        product = multiply(bounds, columns, columns.float(), torch.empty(5, 4, device="cuda"))
+        assert product.device.type == "cuda" and product.shape == (5, 4)
+    assert "segment_reduce" in mode.names and not any("sparse" in name for name in mode.names)
 
 
 def test_attention_has_one_loop_for_each_node():

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from conftest import TINY, assert_same, last_path, load
+from conftest import GRAPHS, STAYS, TINY, assert_same, last_path, load
 from snnexp.machine import why_no_triton
 from snnexp.models.lif_kernel import SURROGATES
 from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
@@ -14,6 +14,7 @@ from snnexp.models.multi_step_lif import Dynamics, multi_step_lif
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
 ON_CUDA = [word for word in TINY if not word.startswith(("device", "epochs", "precision"))] + ["device=cuda", "scheduler=none"]
+FREE_WIDTH = [word for word in ON_CUDA if not word.startswith("model.width")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,16 +41,37 @@ def test_the_kernel_on_the_device_equals_the_form_of_the_cpu(dtype, form):
         torch.testing.assert_close(g_there, g, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_a_resumed_run_is_the_same_bit_for_bit(precision, snnexp, tmp_path):
-    settings = [*ON_CUDA, f"precision={precision}", "deterministic=true"]
+def resumed_as_if_never_stopped(settings, snnexp, tmp_path) -> dict:
+    """Compare a run of two epochs with one that was resumed after the first, bit for bit, and return the circumstances of the first."""
+    settings = [*settings, "deterministic=true"]
     whole = last_path(snnexp("train", *settings, "epochs=2", "exp_name=whole", cwd=tmp_path, fresh=True))
     resumed = last_path(snnexp("train", *settings, "epochs=1", "exp_name=resumed", cwd=tmp_path, fresh=True))
     snnexp("resume", resumed, "epochs=2", cwd=tmp_path, fresh=True)
     one, other = (load(tmp_path / run / "checkpoints/checkpoint_latest.pth") for run in (whole, resumed))
     for part in ("step", "state_dict", "optimizer", "ranks"):
         assert_same(one[part], other[part], part)
-    assert one["circumstances"]["neuron"] == "Triton kernel" and one["circumstances"]["precision"] == precision
+    return one["circumstances"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_resumed_run_is_the_same_bit_for_bit(precision, snnexp, tmp_path):
+    circumstances = resumed_as_if_never_stopped([*ON_CUDA, f"precision={precision}"], snnexp, tmp_path)
+    assert circumstances["neuron"] == "Triton kernel" and circumstances["precision"] == precision
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=resnet19", *ON_CUDA],
+        ["model=spikformer", "model.depth=1", "model.dim=48", *FREE_WIDTH],
+        GRAPHS,
+        [*GRAPHS, "model.conv_type=sage"],
+        [*GRAPHS, "model.conv_type=gat"],
+        STAYS,
+    ],
+)
+def test_so_is_that_of_every_model_that_says_so(words, snnexp, tmp_path):
+    resumed_as_if_never_stopped([*words, "device=cuda", "scheduler=none"], snnexp, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["true", "reduce-overhead"])

@@ -35,6 +35,10 @@ from snnexp.models.neurons import lif_implementation
 from snnexp.parts import instantiate
 from snnexp.rundir import RunDir
 
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+FIXED_WORKSPACES = (":4096:8", ":16:8")
+"""The environment variable that gives cuBLAS its memory, and the values with which its sums have one order."""
+
 
 @dataclass
 class Experiment:
@@ -161,7 +165,7 @@ def leave_out_constants(net: nn.Module, ranks: Ranks) -> None:
 def set_determinism(wanted: bool) -> None:
     """Choose deterministic kernels only, or any; to be called before CUDA starts, because it reads the workspace setting then."""
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(CUBLAS_WORKSPACE, FIXED_WORKSPACES[0])
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
 

@@ -19,7 +19,13 @@ CONFIGURATION = {
         "a label lies outside the classes of the network: leave model.num_classes null, or make it at least the number of classes."
     ),
     r"does not support (dense|sparse) gradients": "this optimizer is for other layers: choose optimizer=adam, or another.",
-    r"does not have a deterministic implementation": "deterministic=true has no kernel for a layer of this model: use deterministic=false.",
+    r"does not have a deterministic implementation": (
+        "deterministic=true has no kernel for a layer of this model: use deterministic=false, or device=cpu where that has one."
+    ),
+    r"not deterministic because it uses CuBLAS": (
+        "deterministic=true has to be known to cuBLAS before a process first uses it: set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the "
+        "environment before Python starts, or use deterministic=false."
+    ),
     r"not implemented for '(Half|BFloat16)'|expected .* dtype .*(Half|BFloat16)": (
         "a layer cannot compute in this precision: use precision=fp32."
     ),

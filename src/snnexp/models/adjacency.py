@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import coalesce, degree
+from torch_geometric.utils import coalesce, degree, segment
 
 from snnexp.fp32 import at_least_fp32
 
@@ -112,9 +112,19 @@ def adjacency_of(graphs: Data, conv_type: str, dtype: torch.dtype) -> Adjacency 
 
 def multiply(bounds: Tensor, columns: Tensor, weights: Tensor, x: Tensor) -> Tensor:
     """Return the product of a sparse matrix with x [V, F]."""
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return multiply_in_order(bounds, columns, weights, x)
     matrix = torch.sparse_csr_tensor(bounds, columns, weights, (len(bounds) - 1, len(x)), check_invariants=False)
     with torch.autocast(x.device.type, enabled=False):
         return matrix @ x
+
+
+def multiply_in_order(bounds: Tensor, columns: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+    """Return the same product with the sum of each row in the order of its entries, at the cost of memory for [E, F].
+
+    The algorithm that torch takes of cuSPARSE promises no order, and torch's deterministic mode does not know of it.
+    """
+    return segment(x.index_select(0, columns) * weights[:, None], bounds, "sum")
 
 
 class Product(torch.autograd.Function):

@@ -6,6 +6,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 from torch_geometric.data import Data
 
+from snnexp.engine.experiment import restore_kernels
 from snnexp.engine.measures.energy import CONVENTION, EnergyMeter, energy_uj, holds_spikes
 from snnexp.models.neurons import make_lif
 from snnexp.models.spiking_gnn import SpikingGNN
@@ -261,6 +262,17 @@ def test_nothing_is_left_behind_on_the_model():
     assert not any(module._forward_hooks for module in model.modules())
     x = torch.rand(2, 3, 4)
     assert torch.equal(model(x), (functional.reset_net(model), model(x))[1])
+
+
+def test_it_counts_the_products_of_sparse_matrices_and_not_the_sums_that_stand_for_them():
+    modes = []
+    net = nn.Linear(2, 2)
+    net.register_forward_hook(lambda *_: modes.append(torch.are_deterministic_algorithms_enabled()))
+    with restore_kernels():
+        torch.use_deterministic_algorithms(True)
+        counted(net, torch.ones(1, 2))
+        modes.append(torch.are_deterministic_algorithms_enabled())
+    assert modes == [False, True]
 
 
 def test_an_operation_that_hides_its_arithmetic_is_named():

@@ -198,12 +198,15 @@ class EnergyMeter:
         handles = [module.register_forward_hook(self._has_fired) for module in self.neurons]
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention would hide its matrix products
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)  # a sum in a fixed order would hide the product with a sparse matrix
         mode = DispatchCounterMode([self.operations, *self.reference.values()])
         try:
             with sdpa_kernel(SDPBackend.MATH), mode:
                 yield
             self.not_counted |= {name for name in mode.get_unsupported(self.operations) if any(word in name for word in HIDDEN)}
         finally:
+            torch.use_deterministic_algorithms(deterministic)
             torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
