@@ -133,6 +133,18 @@ def test_relative_places_count_through_the_table_and_do_not_depend_on_the_size()
     assert torch.equal(attention.relative_bias((2, 3, 3))[0], table[full])
 
 
+def test_the_gradient_of_the_biases_is_the_same_each_time_with_several_threads():
+    attention = WindowAttention(12, 6, (6, 8, 8), mutual=False)
+    gradient, before = torch.randn(6, 384, 384), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        bias, table = attention.relative_bias(attention.window), attention.relative_position_bias_table
+        first, *others = (torch.autograd.grad(bias, table, gradient, retain_graph=True)[0] for _ in range(8))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_positions_are_sines_of_rows_then_columns():
     positions = sine_positions(4, 4, 8)
     angle = 2 / (4 + 1e-6) * 2 * math.pi

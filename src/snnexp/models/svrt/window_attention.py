@@ -74,7 +74,8 @@ class WindowAttention(nn.Module):
             d, h, w = (slice(side) for side in size)
             places = self.places.view(*self.window, *self.window)[d, h, w, d, h, w].reshape(-1)
         length = math.prod(size)
-        return self.relative_position_bias_table[places].view(length, length, -1).permute(2, 0, 1)
+        # Not table[places]: the threads of a CPU would add its gradient in another order each time.
+        return self.relative_position_bias_table.index_select(0, places).view(length, length, -1).permute(2, 0, 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, size: Size, shift: Size, bias: Tensor | None = None) -> Tensor:
