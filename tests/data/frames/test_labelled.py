@@ -200,11 +200,12 @@ def test_a_mixed_batch_has_partners_and_a_share(tmp_path: Path) -> None:
     data_set = photographs(tmp_path, rand_augment=None, erasing=0.0)
     view, keys = data_set.view("train", augment=True), [(1, i) for i in (4, 9, 2, 31)]
     x, y, other, share = view.__getitems__(keys)
-    assert x.dtype == torch.float32 and y.tolist() == [0, 1, 0, 1] and other.tolist() == [1, 0, 1, 0] and 0.5 <= share < 1
-    plain = photographs(tmp_path, rand_augment=None, erasing=0.0, mixup=0.0).view("train", augment=True).__getitems__(keys)[0].float()
-    assert torch.allclose(x, share * plain + (1 - share) * plain.flip(0))
+    assert x.dtype == torch.uint8 and y.tolist() == [0, 1, 0, 1] and other.tolist() == [1, 0, 1, 0] and 0.5 <= share < 1
+    plain = photographs(tmp_path, rand_augment=None, erasing=0.0, mixup=0.0).view("train", augment=True).__getitems__(keys)[0]
+    assert torch.equal(x, plain), "mixed on the device"
     normal, *labels = data_set.prepare((x, y, other, share))
-    assert torch.allclose(normal, (x - data_set.mean.view(3, 1, 1)) / data_set.std.view(3, 1, 1), atol=1e-5)
+    mixed = share * plain.float() + (1 - share) * plain.flip(0).float()
+    assert torch.allclose(normal, (mixed - data_set.mean.view(3, 1, 1)) / data_set.std.view(3, 1, 1), atol=1e-5)
     assert [id(part) for part in labels] == [id(y), id(other), id(share)]
     assert len(view.__getitems__([(2, i) for i in (4, 9)])) == 2  # mixup ends after two epochs
 
@@ -228,12 +229,13 @@ def test_the_recipe_is_for_training_only_and_the_same_in_any_process(tmp_path: P
         )
     view, keys = data_set.view("train", augment=True), [[(epoch, 3 * n + i) for i in range(8)] for epoch in range(3) for n in range(4)]
     here = [view.__getitems__(batch) for batch in keys]
-    assert [len(batch) for batch in here] == [4] * 8 + [2] * 4
+    assert [len(batch) for batch in here] == [5] * 8 + [3] * 4 and {batch[0].dtype for batch in here} == {torch.uint8}
+    assert [len(data_set.prepare(batch)) for batch in here] == [4] * 8 + [2] * 4
     there = DataLoader(view, batch_sampler=keys[::-1], collate_fn=lambda batch: batch, num_workers=2)
     for one, other in zip(here, reversed(list(there)), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    copy = pickle.loads(pickle.dumps(view))
-    assert all(torch.equal(a, b) for a, b in zip(copy.__getitems__(keys[5]), here[5], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(data_set.prepare(one), data_set.prepare(other), strict=True))
+    copy = data_set.prepare(pickle.loads(pickle.dumps(view)).__getitems__(keys[5]))
+    assert all(torch.equal(a, b) for a, b in zip(copy, data_set.prepare(here[5]), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -271,5 +273,7 @@ def test_clips_are_warped_and_mixed_without_rounding(tmp_path: Path) -> None:
     data_set = [data(tmp_path, clips, augmentation=FrameAugmentation(warp=True, mixup=mixup)) for mixup in (0.0, 0.5)]
     (warped, _), (x, y, other, share) = (each.view("train", augment=True).__getitems__(keys) for each in data_set)
     assert warped.dtype == torch.uint8 and not torch.equal(warped, data_set[0].view("train").__getitems__(keys)[0])
-    assert torch.allclose(x, share * warped.float() + (1 - share) * warped.flip(1).float()) and torch.equal(other, y.flip(0))
-    assert (x != x.round()).any()
+    assert torch.equal(x, warped) and torch.equal(other, y.flip(0))
+    mixed = data_set[1].prepare((x, y, other, share))[0] * data_set[1].std.view(2, 1, 1)
+    assert torch.allclose(mixed, share * warped.float() + (1 - share) * warped.flip(1).float(), atol=1e-5)
+    assert (mixed - mixed.round()).abs().max() > 0.01

@@ -24,7 +24,8 @@ class FrameAugmentation:
     Taylor 2017). `rand_augment`: a policy of timm's RandAugment (still images); `rand_augment_ops`: the names of its operations, all
     equally likely (None: timm's 15). `warp`: one of six moves of a clip (event frames; `rand_augment.warp`). `mixup`: the alpha of
     Beta(alpha, alpha) by which the samples of a batch are mixed, each batch with probability `mixup_prob`, in the first `mixup_epochs`
-    epochs (None: in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean.
+    epochs (None: in all); 0 means none. `erasing`: the probability that a rectangle is set to the mean. The last two are carried out on the
+    device of the batch.
 
     Raises: UserError for numbers out of range.
     """

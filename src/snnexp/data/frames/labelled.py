@@ -17,7 +17,8 @@ from snnexp.contracts import DataSet
 from snnexp.data import mapped_files
 from snnexp.data.cache import Entry
 from snnexp.data.frames.augment import FrameAugmentation, write_augmented
-from snnexp.data.frames.rand_augment import apply_rand_augment, erase, make_rand_augment, mixup, mixup_share, warp
+from snnexp.data.frames.rand_augment import apply_rand_augment, make_rand_augment, warp
+from snnexp.data.frames.regularise import Rectangles, draw_rectangles, draw_share, erase, mix
 from snnexp.data.listing import readable
 from snnexp.data.saved_state import floats
 from snnexp.data.splits import SPLITS, rows_of
@@ -27,7 +28,7 @@ from snnexp.errors import UserError
 class FrameView(contracts.View):
     """One split of a data set in whole batches, event frames [T, N, C, H, W] or still images [N, C, H, W].
 
-    `fill` [C], in units of the stored integers, is the value of an erased rectangle, and of pixels that move in with RandAugment.
+    `fill` [C], in units of the stored integers, is the value of pixels that move in with RandAugment.
     """
 
     def __init__(self, entry: Entry, rows: np.ndarray, augmentation: FrameAugmentation | None, seed: int, fill: np.ndarray) -> None:
@@ -49,8 +50,8 @@ class FrameView(contracts.View):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
         """Return the batch of `keys`, (epoch, index) pairs: x uint8 or uint16 and y int64 [N]; the epoch affects the augmentation only.
 
-        After mixup or erasing x is float32. A mixed batch has two more tensors: the label of the sample mixed into each one, int64 [N],
-        and the share of each one's own values, a float32 scalar of at least 0.5.
+        A batch to be mixed has two more tensors: the label of the sample that `prepare` mixes into each one, int64 [N], and the share of
+        each one's own values, a float32 scalar of at least 0.5. A batch to be erased ends with its `Rectangles`.
         """
         epochs, indices = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         rows = self.rows[indices]
@@ -67,21 +68,19 @@ class FrameView(contracts.View):
     def regularise(
         self, x: np.ndarray, labels: np.ndarray, augmentation: FrameAugmentation, epochs: np.ndarray, indices: np.ndarray
     ) -> tuple[torch.Tensor, ...]:
-        """Return the batch after RandAugment or warps, mixup and erasing, in timm's order, as far as they are configured."""
-        mixed_labels: tuple[torch.Tensor, ...] = ()
+        """Return the batch after RandAugment or warps, with what mixup and erasing need, as far as they are configured."""
+        batch: tuple[Any, ...] = torch.from_numpy(x), torch.from_numpy(labels)
         if self.rand_augment is not None:
             apply_rand_augment(x, self.rand_augment, self.seed, epochs, indices)
         if augmentation.warp:
             warp(x, self.seed, epochs, indices)
         mixing = augmentation.mixup > 0 and (augmentation.mixup_epochs is None or epochs[0] < augmentation.mixup_epochs)
-        share = mixup_share(augmentation.mixup, augmentation.mixup_prob, self.seed, epochs[0], indices[0]) if mixing else 1.0
+        share = draw_share(augmentation.mixup, augmentation.mixup_prob, self.seed, epochs[0], indices[0]) if mixing else 1.0
         if share < 1:
-            x = mixup(x.astype(np.float32), share)
-            mixed_labels = torch.from_numpy(labels[::-1].copy()), torch.tensor(share, dtype=torch.float32)
+            batch += torch.from_numpy(labels[::-1].copy()), torch.tensor(share, dtype=torch.float32)
         if augmentation.erasing:
-            x = x.astype(np.float32, copy=False)
-            erase(x, augmentation.erasing, self.fill, self.seed, epochs, indices)
-        return torch.from_numpy(x), torch.from_numpy(labels), *mixed_labels
+            batch += (draw_rectangles(*x.shape[-2:], augmentation.erasing, self.seed, epochs, indices),)
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map would copy all its bytes; a spawned worker maps the file again instead.
@@ -94,21 +93,32 @@ class FrameView(contracts.View):
 
 
 class Normalisation:
-    """Normalises x of a batch, as float32 on its device: (x - mean) / std per channel if `centred`, otherwise x / std."""
+    """Mixes, erases and normalises x of a batch, as float32 on its device: (x - mean) / std per channel if `centred`, otherwise x / std.
+
+    An erased rectangle is 0 once normalised.
+    """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor, centred: bool) -> None:
         # (x - mean) / std as x * scale + offset, one pass over the batch, or two.
         self.scale, self.offset = (1 / std).view(-1, 1, 1), (-mean / std).view(-1, 1, 1)
+        self.fill = (mean if centred else torch.zeros_like(mean)).view(-1, 1, 1)
         self.centred = centred
-        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._on_device: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
-    def __call__(self, batch: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, batch: torch.Tensor | tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
         """Return the normalised batch; x alone gets labels of 0."""
-        x, *labels = (batch, zero_labels(batch)) if isinstance(batch, torch.Tensor) else batch
+        x, *others = (batch, zero_labels(batch)) if isinstance(batch, torch.Tensor) else batch
+        rectangles = [each for each in others if isinstance(each, Rectangles)]
+        labels = [each for each in others if not isinstance(each, Rectangles)]
         if x.device not in self._on_device:
-            self._on_device[x.device] = self.scale.to(x.device), self.offset.to(x.device)
-        scale, offset = self._on_device[x.device]
-        x = x.to(torch.float32, copy=True).mul_(scale)
+            self._on_device[x.device] = tuple(each.to(x.device) for each in (self.scale, self.offset, self.fill))
+        scale, offset, fill = self._on_device[x.device]
+        x = x.to(torch.float32, copy=True)
+        if len(labels) == 3:
+            x = mix(x, labels[2])
+        for each in rectangles:
+            x = erase(x, each, fill)
+        x.mul_(scale)
         return (x.add_(offset) if self.centred else x), *labels
 
 
@@ -189,7 +199,7 @@ class LabelledSamples(DataSet):
         return FrameView(self.entry, rows, self.augmentation if augment else None, self.seed, fill)
 
     def prepare(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Return the batch with x normalised, as float32 on its device."""
+        """Return the batch with x mixed, erased and normalised, as float32 on its device."""
         return self.normalise_batch(batch)
 
     @staticmethod

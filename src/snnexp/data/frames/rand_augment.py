@@ -1,4 +1,4 @@
-"""Augmentation after the moves of augment.py: RandAugment and erasing by timm, mixup, warps of clips."""
+"""Augmentation after the moves of augment.py: RandAugment by timm, warps of clips."""
 
 from __future__ import annotations
 
@@ -67,42 +67,6 @@ def apply_rand_augment(x: np.ndarray, transform: Any, seed: int, epochs: np.ndar
             picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
             changed = np.asarray(transform(picture))
             image[...] = changed if len(image) == 1 else changed.transpose(2, 0, 1)
-
-
-def erase(x: np.ndarray, probability: float, fill: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
-    """Set a rectangle of each sample, with `probability`, to `fill` [C] in place: x [N, C, H, W], or [T, N, C, H, W] through all T.
-
-    Rectangles are timm's RandomErasing (Zhong et al., AAAI 2020): 2 % to a third of the area, aspect 0.3 to 3.3.
-    """
-    import torch
-    from timm.data.random_erasing import RandomErasing
-
-    erasing = RandomErasing(probability, mode="const", device="cpu")
-    u = uniform_draws(seed, epochs, indices, 7)[:, 6]
-    with preserve_generators():
-        for n in range(len(u)):
-            seed_generators(u[n])
-            hole = erasing(torch.ones(1, *x.shape[-2:]))[0].numpy() == 0
-            (x[:, n] if x.ndim == 5 else x[n])[..., hole] = fill[:, None]
-
-
-def mixup_share(alpha: float, probability: float, seed: int, epoch: int, index: int) -> float:
-    """Return the share of each sample's own values in the mixed batch that begins with (epoch, index).
-
-    With `probability` it is s or 1 - s, the larger one, with s of Beta(alpha, alpha); otherwise it is 1. A batch is mixed with itself in
-    reverse order, so s and 1 - s give the same samples in another order; with the larger one accuracy is counted by a sample's own label.
-    """
-    u = uniform_draws(seed, np.array([epoch]), np.array([index]), 9)[0]
-    if u[7] >= probability:
-        return 1.0
-    part = np.random.Generator(np.random.Philox(int(u[8] * 2**53))).beta(alpha, alpha)
-    return float(max(part, 1 - part))
-
-
-def mixup(x: np.ndarray, share: float) -> np.ndarray:
-    """Return the batch mixed with itself in reverse order (Zhang et al., ICLR 2018): x float32 [N, C, H, W] or [T, N, C, H, W]."""
-    share = np.float32(share)
-    return share * x + (1 - share) * np.flip(x, axis=1 if x.ndim == 5 else 0)
 
 
 def warp(x: np.ndarray, seed: int, epochs: np.ndarray, indices: np.ndarray) -> None:
