@@ -77,18 +77,19 @@ class LIFNode(neuron.LIFNode):
     surrogate `Above` it fires above its threshold only; SpikingJelly then takes plain torch, as its fused kernels lack that surrogate.
 
     With `count_spikes`, every forward pass adds the spikes of each step to `spike_counts` (int64 [T] on the input's device, exact; None
-    before the first) and the outputs per step to `neurons`, without waiting for the device; a reset clears both.
+    before the first) and the outputs per step to `neurons`, without waiting for the device; a reset clears both. `resets` counts these.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.count_spikes = False
         self.spike_counts: Tensor | None = None
-        self.neurons = 0
+        self.neurons = self.resets = 0
 
     def reset(self) -> None:
         super().reset()
         self.spike_counts, self.neurons = None, 0
+        self.resets += 1
 
     def materialize_states(self, inputs: tuple, states: tuple, step_mode: str) -> tuple:
         # SpikingJelly makes v in x.dtype. In bf16 a slow leak would stop short of its limit, and CUDA would lose the fused kernel.

@@ -103,7 +103,7 @@ class LIFTracker(Tracker):
         self._epoch_counts: np.ndarray | None = None  # spikes and outputs [L, T + 1] of the epoch's training forwards
         self._epoch_rates: dict[str, list[float]] = {}  # of the last closed epoch
         self._written_files: dict[Path, None] = {}  # written, in order
-        self._last_counts: Tensor | None = None  # the first layer's counts, as last seen
+        self._last: tuple[Tensor | None, int] = None, 0  # the first layer's counts, as last seen, and its resets until then
 
     def observe(self, split: str = "train") -> None:
         """Take the counts of the latest forward pass, without waiting for the device.
@@ -114,9 +114,10 @@ class LIFTracker(Tracker):
         if history is None or not self._nodes:
             return
         counts = [node.spike_counts for node in self._nodes]
-        if counts[0] is not None and counts[0] is self._last_counts:
+        last = counts[0], self._nodes[0].resets  # a CUDA graph returns the same tensor each time
+        if counts[0] is not None and last[0] is self._last[0] and last[1] == self._last[1]:
             raise UserError("LIFTracker.observe() was called twice after one forward pass; call it once after each.")
-        self._last_counts = counts[0]
+        self._last = last
         present = [count for count in counts if count is not None]
         for count in present:
             self.steps = self.steps or len(count)
