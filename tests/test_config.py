@@ -57,7 +57,7 @@ def test_what_suits_a_data_set_is_beaten_by_an_experiment_and_that_by_the_comman
         ("save_minutes=0", "save_minutes=0"),
         ("clip_grad=-1", "clip_grad=-1"),
         ("ema=1", "ema=1.0: the decay must lie between 0 and 1"),
-        ("precision=bf61", "precision=bf61: not one of auto, fp32, tf32, bf16, fp16, fp32_on_cpu. Did you mean 'bf16'"),
+        ("precision=bf61", "precision=bf61: not one of auto, fp32, tf32, bf16, fp16, fp32_or_tf32. Did you mean 'bf16'"),
         ("device=gpu", "device=gpu: not one of auto, cpu, cuda, cuda:N"),
         ("device=cuda:x", "device=cuda:x"),
         ("batch_size=3 devices=4", "batch_size=3: must be at least devices=4"),

@@ -115,7 +115,7 @@ AT_LEAST = {
 }  # fmt: skip
 ABOVE_ZERO = ("lr", "clip_grad", "save_minutes", "val_every", "memory_limit", "tune_budget_minutes")
 ONE_OF = {
-    "precision": ("auto", "fp32", "tf32", "bf16", "fp16", "fp32_on_cpu"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16", "fp32_or_tf32"),
     "channels_last": ("auto", True, False),
     "compile": (False, True, "reduce-overhead"),
     "split": ("train", "val", "test", "all"),

@@ -158,7 +158,7 @@ def _run(path: Path, name: str, config: dict[str, Any], status: dict[str, Any], 
 def resolved_auto(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the values that the keys which a run left open took on its machine, for runs with other values are not equal."""
     recorded = _read_object(path / "arithmetic.json") if _exists(path / "arithmetic.json") else {}
-    return {key: recorded[key] for key in ("precision", "channels_last") if config.get(key) in ("auto", "fp32_on_cpu") and key in recorded}
+    return {key: recorded[key] for key in ("precision", "channels_last") if config.get(key) in ("auto", "fp32_or_tf32") and key in recorded}
 
 
 def _state(path: Path, status: dict[str, Any]) -> str:

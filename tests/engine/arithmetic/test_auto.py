@@ -132,8 +132,8 @@ def test_on_cuda_a_rule_decides(native, machine, monkeypatch):
     assert (choice.precision, choice.channels_last) == ("fp16", True)
 
 
-def test_fp32_on_cpu_is_auto_elsewhere(machine, monkeypatch):
-    model, settings = nn.Conv2d(4, 4, 3), {"precision": "fp32_on_cpu", "channels_last": False}
+def test_fp32_or_tf32_by_device(machine, monkeypatch):
+    model, settings = nn.Conv2d(4, 4, 3), {"precision": "fp32_or_tf32", "channels_last": False}
     machine([])  # asking would be a KeyError
     choice = choose(settings, model, CPU)
     assert (choice.precision, choice.channels_last, choice.auto_keys) == ("fp32", False, ("precision",))
@@ -143,17 +143,20 @@ def test_fp32_on_cpu_is_auto_elsewhere(machine, monkeypatch):
     assert (choice.precision, choice.channels_last) == ("fp32", True)
     monkeypatch.setattr(auto, "computes_bf16", lambda device: True)
     choice = choose(settings, model, CUDA)
-    assert (choice.precision, choice.channels_last, choice.auto_keys) == ("bf16", False, ("precision",))
+    assert (choice.precision, choice.channels_last, choice.auto_keys) == ("tf32", False, ("precision",))
+    assert choose(settings, model, CPU, [{"precision": "tf32"}]).precision == "fp32", "it began on a GPU"
+    monkeypatch.setattr(auto, "computes_bf16", lambda device: False)
+    assert choose(settings, model, CUDA).precision == "fp32"
 
 
 @pytest.mark.parametrize("model", ["seqset_vae", "set_vae", "svrt_small"])
-def test_models_of_narrow_layers_have_fp32_on_a_cpu_alone(model):
-    assert composed(f"model={model}", "device=cpu")["precision"] == "fp32_on_cpu"
+def test_models_of_narrow_layers_never_take_bf16_by_themselves(model):
+    assert composed(f"model={model}", "device=cpu")["precision"] == "fp32_or_tf32"
 
 
-def test_fp32_on_cpu_is_recorded_and_kept(make, machine):
+def test_fp32_or_tf32_is_recorded_and_kept(make, machine):
     machine([])
-    x = make("precision=fp32_on_cpu", "channels_last=false")
+    x = make("precision=fp32_or_tf32", "channels_last=false")
     assert auto.read_record(x.run.arithmetic) == {"precision": "fp32"} and x.precision.name == "fp32"
 
 

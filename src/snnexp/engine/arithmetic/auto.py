@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from snnexp.engine.arithmetic.layer_speed import KINDS, Speeds, load_or_measure
-from snnexp.engine.arithmetic.precision import computes_bf16
+from snnexp.engine.arithmetic.precision import NAMES, computes_bf16
 from snnexp.errors import UserError
 from snnexp.rundir import read_json
 
 AUTO_KEYS = ("precision", "channels_last")
 """The keys that may be auto."""
-OPEN = ("auto", "fp32_on_cpu")
-"""The values that leave a key open: auto, and auto except for fp32 on a CPU, for models of narrow layers, whose speed is not measured."""
+OPEN = ("auto", "fp32_or_tf32")
+"""The values that leave a key open: auto, and fp32 on a CPU but tf32 on a GPU that has it."""
 GAIN = 1.1
 """bf16 and channels_last are taken only where they are at least this many times as fast: fp32 rounds less, and measurements are noisy."""
 SHARE = 0.1
@@ -49,20 +49,23 @@ class Choice:
 def choose(settings: dict[str, Any], model: nn.Module, device: torch.device, earlier: Iterable[dict[str, Any]] = ()) -> Choice:
     """Return the choice for a model on a device; a key that is open is taken from the first of the `earlier` choices that has it.
 
-    If none has it, the CPU is measured; on CUDA the rule is bf16, if the hardware has it, and channels_last.
+    If none has it, the CPU is measured; on CUDA the rule is bf16 (or tf32), if the hardware has it, and channels_last.
     """
     wanted = {key: settings[key] for key in AUTO_KEYS}
     auto_keys = tuple(key for key in AUTO_KEYS if wanted[key] in OPEN)
     earlier = iter(earlier)
     while is_open(wanted) and (before := next(earlier, None)) is not None:
         wanted |= {key: value for key, value in before.items() if wanted[key] in OPEN}
+    if "precision" in auto_keys and wanted["precision"] == "tf32" and device.type == "cpu":
+        wanted["precision"] = "fp32"  # a run that began on a GPU
     if not is_open(wanted):
         return Choice(**wanted, auto_keys=auto_keys, how="as chosen before" if auto_keys else "")
     if device.type == "cuda":
-        rule = {"precision": "bf16" if computes_bf16(device) else "fp32", "channels_last": True}
+        reduced = "tf32" if wanted["precision"] == "fp32_or_tf32" else "bf16"  # GPUs have both or neither
+        rule = {"precision": reduced if computes_bf16(device) else "fp32", "channels_last": True}
         configured = {key: value for key, value in wanted.items() if value not in OPEN}
         return Choice(**rule | configured, auto_keys=auto_keys, how="by rule on CUDA, not measured")
-    if wanted["precision"] == "fp32_on_cpu":
+    if wanted["precision"] == "fp32_or_tf32":
         wanted["precision"] = "fp32"
         if not is_open(wanted):
             return Choice(**wanted, auto_keys=auto_keys)
@@ -134,7 +137,7 @@ def read_record(path: Path) -> dict[str, Any]:
     content = read_json(path)
     content = content if isinstance(content, dict) else {}
     choice = {key: content[key] for key in AUTO_KEYS if key in content}
-    if not choice or choice.get("precision", "fp32") not in ("fp32", "bf16") or not isinstance(choice.get("channels_last", True), bool):
+    if not choice or choice.get("precision", "fp32") not in NAMES or not isinstance(choice.get("channels_last", True), bool):
         raise UserError(f"{path} does not say what the run computes in. Remove it: the run's checkpoint says so too, if it has one.")
     return choice
 
