@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import TINY
 from snnexp import worker
+from snnexp.engine import checkpoint
 from snnexp.errors import UserError
 from snnexp.rundir import RunDir, read_json
+from snnexp.tasks.classification import Classification
+
+OF_A_DEVICE = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.00 GiB"),
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported elsewhere."),
+    torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported elsewhere."),
+]
 
 
 class TooNarrow(torch.nn.Module):
@@ -73,3 +82,22 @@ def test_a_stop_is_recorded_whole_before_a_further_interrupt(tmp_path):
         worker.record_stop(run, signal.SIGTERM, "", terminal, main=True)
     assert terminal.said.startswith("Stopped by SIGTERM. Go on with: snnexp resume ")
     assert read_json(run.status)["state"] == "interrupted" and read_json(run.status)["exit_code"] == 143
+
+
+@pytest.mark.parametrize("error", OF_A_DEVICE, ids=["memory", "illegal access", "lost"])
+@pytest.mark.parametrize("moment", ["in a step", "while saving"])
+def test_what_a_device_says_keeps_its_words_and_is_not_told_as_a_full_disk(said, tmp_path, monkeypatch, error, moment):
+    def fail(*_):
+        raise error
+
+    if moment == "in a step":
+        monkeypatch.setattr(Classification, "counts", fail)
+    monkeypatch.setattr(checkpoint, "on_cpu", fail)  # whatever the device holds cannot be had any more
+    output = said("train", *TINY, "epochs=1", "limit_train=16", "exp_name=run", code=1)
+    words = str(error).splitlines()[0]
+    assert f"snnexp: {type(error).__name__}: {words}" in output and "whole trace is in outputs/run/logs/train.log" in output
+    assert ("batch_size" if "memory." in words else "snnexp resume") in output
+    assert "checkpoint_error.pth, for inspection, was not written either: " + words in output
+    assert "No space left" not in output and "are free in" not in output and "cannot write" not in output
+    status = read_json(tmp_path / "outputs/run/status.json")
+    assert status["state"] == "failed" and words in status["error"] and status["exit_code"] == 1

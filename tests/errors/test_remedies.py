@@ -50,6 +50,10 @@ def test_what_torch_says_of_a_configuration_is_told_with_a_remedy(call, words):
     [
         (MemoryError(), "batch_size"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "batch_size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "batch_size"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"), "snnexp resume"),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "CUDA_LAUNCH_BLOCKING=1"),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "another device"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"), "batch_size"),
         (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "workers"),
         (OSError(24, "Too many open files"), "ulimit"),
@@ -70,6 +74,11 @@ def test_a_gpu_used_before_a_deterministic_run_is_told_of():
     )
     advice, kind = remedy(RuntimeError(said))
     assert "CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python starts" in advice and kind is UserError
+
+
+def test_an_index_out_of_range_on_a_device_is_a_mistake_in_the_settings():
+    advice, kind = remedy(torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be"))
+    assert "device=cpu" in advice and kind is UserError
 
 
 def test_the_traceback_of_a_loader_process_is_left_out():

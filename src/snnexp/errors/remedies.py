@@ -18,6 +18,9 @@ CONFIGURATION = {
     r"Target -?\d+ is out of bounds|Class values must be": (
         "a label lies outside the classes of the network: leave model.num_classes null, or make it at least the number of classes."
     ),
+    r"device-side assert": (
+        "an index was out of range on the device, most often a label outside the classes of the network: with device=cpu torch says which."
+    ),
     r"does not support (dense|sparse) gradients": "this optimizer is for other layers: choose optimizer=adam, or another.",
     r"does not have a deterministic implementation": (
         "deterministic=true has no kernel for a layer of this model: use deterministic=false, or device=cpu where that has one."
@@ -39,8 +42,12 @@ MACHINE = {
     r"DataLoader worker \(pid": (
         "A process that loads batches has ended before its time, probably for want of memory: free some, or use fewer workers."
     ),
-    r"DefaultCPUAllocator|can't allocate memory|not enough memory|out of memory|MemoryError": (
+    r"DefaultCPUAllocator|can't allocate memory|not enough memory|out of memory|MemoryError|ALLOC_FAILED": (
         "Lower batch_size (and raise accumulate to keep the recipe), or compute in bf16."
+    ),
+    r"CUDA error: .*(illegal|misaligned|launch failure|launch timed out|ECC|hardware|device lost|busy or unavailable)": (
+        "The device has failed, and this process cannot use it any more. The checkpoints are whole: go on with snnexp resume, on another "
+        "device if it comes again; with CUDA_LAUNCH_BLOCKING=1 the trace shows the layer."
     ),
     r"unable to open shared memory|insufficient shared memory|unable to mmap .* /torch_|unable to write to file </torch_": (
         "the loader processes need more shared memory: use fewer workers (workers=0 needs none), or a larger /dev/shm."
