@@ -54,11 +54,11 @@ def waits() -> Iterator[list[str]]:
 
 
 def put_on_fake_cuda(model: nn.Module) -> nn.Module:
-    """Put a model made on the CPU on the device, within `waits`."""
+    """Put a model made on the CPU on the device, within `waits` or another context of fake tensors."""
     for module in model.modules():
-        for name, value in module._buffers.items():
-            module._buffers[name] = torch.empty_like(value, device="cuda")
-        for name, value in module._parameters.items():
-            if value is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(value, device="cuda"))
+        for held in (module._buffers, module._parameters):
+            for name, value in held.items():
+                if value is not None:
+                    there = torch.empty_like(value, device="cuda")
+                    held[name] = nn.Parameter(there, value.requires_grad) if isinstance(value, nn.Parameter) else there
     return model
