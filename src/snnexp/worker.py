@@ -18,7 +18,7 @@ from snnexp.engine.distributed import process_group
 from snnexp.engine.experiment import Experiment
 from snnexp.engine.loader import LOST_PROCESS
 from snnexp.engine.measures.shapes import show_shapes
-from snnexp.engine.signals import StopFlag, Stopped, follow_parent, hear_no_more, interrupt_held_back
+from snnexp.engine.signals import StopFlag, Stopped, follow_parent, hear_no_more, interrupt_held_back, keep_finalizers_quiet
 from snnexp.engine.terminal import Terminal
 from snnexp.errors import RunFailed, UserError
 from snnexp.errors.remedies import first_words, remedy
@@ -130,10 +130,15 @@ def describe(error: Exception, run: RunDir) -> str:
 
 
 def lost_process(error: BaseException | None) -> str:
-    """Return torch's message about a loader process that was killed, which can arrive in the middle of anything; "" if none was."""
+    """Return the message about a loader process that was killed; "" if none was.
+
+    It is torch's, which can arrive in the middle of anything, or that of the connection over which the process was sending a batch.
+    """
     while error is not None:
-        if str(error).startswith(LOST_PROCESS):
-            return str(error).strip().splitlines()[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        cut_off = isinstance(error, ConnectionError | EOFError) and any(Path(frame.filename).name == "dataloader.py" for frame in frames)
+        if cut_off or str(error).startswith(LOST_PROCESS):
+            return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         error = error.__cause__ or error.__context__
     return ""
 
@@ -152,6 +157,7 @@ def main() -> None:
         print("usage: torchrun ... -m snnexp.worker RUN_DIR", file=sys.stderr)
         sys.exit(2)
     follow_parent()
+    keep_finalizers_quiet()
     code = 130
     with suppress(KeyboardInterrupt):  # also one that comes while the first is being told
         code = exit_code_of(sys.argv[1])

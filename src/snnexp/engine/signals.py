@@ -1,6 +1,7 @@
 """Stop signals: the handler only sets a flag, which the loop reads at the end of each step."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ def hear_no_more() -> None:
     """
     for signum in STOP_SIGNALS:
         signal.signal(signum, lambda signum, frame: None)
+
+
+def keep_finalizers_quiet() -> None:
+    """Print nothing about a Ctrl-C that comes while Python frees an object, where it changes nothing."""
+    tell = sys.unraisablehook
+    sys.unraisablehook = lambda ignored: None if issubclass(ignored.exc_type, KeyboardInterrupt) else tell(ignored)
 
 
 def follow_parent() -> None:
