@@ -15,6 +15,18 @@ from snnexp.models.vggsnn import VGGSNN
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(("world", "moved"), [(2, True), (3, False)])
+def test_with_three_processes_a_gradient_keeps_its_place_after_the_first_step(world, moved, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        config = SimpleNamespace(compile=False, deterministic=False)
+        net = training_form(torch.nn.Linear(2, 2), config, Ranks(0, world, torch.device("cpu")))
+        net(torch.ones(1, 2)).sum().backward()
+        assert net.reducer._rebuild_buckets() is moved
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize(("given", "used"), [(None, ":4096:8"), (":16:8", ":16:8")])
 def test_deterministic_kernels_only(given, used, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given or "")

@@ -195,3 +195,14 @@ def test_two_processes_prune_alike_while_they_train_and_afterwards(whole, snnexp
     again = load(tmp_path / "outputs/again/checkpoints/checkpoint_final.pth")
     assert len(again["ranks"]) == 2
     assert all(set(units) < set(kept[name]) and len(units) == len(kept[name]) // 2 for name, units in again["pruned"]["kept"].items())
+
+
+@pytest.mark.slow
+def test_three_processes_go_on_exactly(snnexp, tmp_path):
+    words = [*TINY, "devices=3", "batch_size=18", "limit_train=72", "scheduler=none"]
+    snnexp("train", *words, "epochs=2", "exp_name=whole", cwd=tmp_path)
+    snnexp("train", *words, "epochs=1", "exp_name=run", cwd=tmp_path)
+    snnexp("resume", "outputs/run", "epochs=2", cwd=tmp_path)
+    one, other = (load(tmp_path / f"outputs/{name}/checkpoints/checkpoint_latest.pth") for name in ("whole", "run"))
+    for part in ("step", "state_dict", "optimizer", "ranks"):
+        assert_same(one[part], other[part], part)
