@@ -49,6 +49,18 @@ def test_a_killed_loader_is_told_as_such_also_where_its_error_came_while_a_file_
     assert worker.lost_process(UserError("checkpoint_best.pth is not a whole checkpoint")) == ""
 
 
+def test_a_loader_that_was_killed_while_it_sent_a_batch_is_told_as_such(tmp_path):
+    def cut_off():
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError) as found:
+        exec(compile("cut_off()", "torch/utils/data/dataloader.py", "exec"), {"cut_off": cut_off})
+    assert worker.describe(found.value, RunDir(tmp_path)).startswith("a process that loads batches has ended before its time")
+    with pytest.raises(ConnectionResetError) as found:
+        cut_off()
+    assert worker.lost_process(found.value) == "", "one that came elsewhere"
+
+
 def test_an_interrupt_while_another_one_is_told_ends_the_process_without_a_trace():
     script = """
 import os, signal, sys

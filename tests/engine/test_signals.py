@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from snnexp.engine.signals import STOP_SIGNALS, StopFlag, interrupt_held_back, unhandled
+from snnexp.engine.signals import STOP_SIGNALS, StopFlag, interrupt_held_back, keep_finalizers_quiet, unhandled
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -27,6 +28,23 @@ def test_ctrl_c_after_a_stop_signal_interrupts_at_once():
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGTERM
     signal.signal(signal.SIGINT, before)
+
+
+class Freed:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_an_interrupt_in_a_finalizer_prints_nothing(monkeypatch, capsys):
+    monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
+    keep_finalizers_quiet()
+    Freed(KeyboardInterrupt())
+    assert capsys.readouterr().err == ""
+    Freed(ValueError("another error"))
+    assert "another error" in capsys.readouterr().err
 
 
 def test_handlers_are_put_back():
