@@ -86,7 +86,7 @@ class Loaded:
         return self._data
 
     def evaluate(self, data: Any, split: str, outputs: bool) -> Prediction:
-        """Return the prediction for a split as `snnexp evaluate` computes it, without the model's outputs unless `outputs`."""
+        """Return the prediction for a split as `snnexp evaluate` does, but not compiled, without the model's outputs unless `outputs`."""
         collected: list[Any] = []
         trained.samples_in(data, split)
         with restore_kernels():

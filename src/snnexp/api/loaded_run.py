@@ -125,9 +125,10 @@ class Run:
     def predict(self, inputs: Any, *, outputs: bool = True) -> Prediction:
         """Return the prediction for a split given by name (train, val, test, all), or for a batch as a view of the data set returns it.
 
-        On the same device the numbers are those of `snnexp evaluate`, bit for bit; if the run's `limit_val` is set, it limits a split here
-        too. A batch may omit the truth: only x for frames, graphs or stays, (blurry, spikes) for clips. `outputs=False` omits the model's
-        outputs, which may take gigabytes for a whole split of video. Raises: MissingData, UserError.
+        On the same device the numbers are those of `snnexp evaluate`, bit for bit, or but for rounding if the run was compiled; the run's
+        `limit_val`, if set, limits a split here too. A batch may omit the truth: only x for frames, graphs or stays, (blurry, spikes) for
+        clips. `outputs=False` omits the model's outputs, which may take gigabytes for a whole split of video.
+        Raises: MissingData, UserError.
         """
         if isinstance(inputs, str):
             return self.loaded.evaluate(self.data, inputs, outputs)

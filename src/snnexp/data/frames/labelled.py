@@ -95,7 +95,7 @@ class FrameView(contracts.View):
 class Normalisation:
     """Mixes, erases and normalises x of a batch, as float32 on its device: (x - mean) / std per channel if `centred`, otherwise x / std.
 
-    An erased rectangle is 0 once normalised.
+    An erased rectangle is 0 once normalised, but for rounding.
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor, centred: bool) -> None:
